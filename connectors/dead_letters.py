@@ -141,8 +141,8 @@ class FileDeadLetterSource(Source):
         frame, broken = Ndjson(ORIGIN_PATHS).decode(letters, DEAD_LETTER_SCHEMA)
         if broken:
             raise UserError(
-                f"{letters.partition} holds lines that are no dead letters: expected what headrace "
-                "wrote there; mend it, or move it away."
+                f"{letters.partition} holds lines that are no dead letters: expected only lines "
+                "that headrace wrote; fix it, or move it away."
             )
         begins = _matching_prefixes(frame["of"], self._parts)
         ends = np.flatnonzero(np.append(begins[1:] != begins[:-1], True)) + 1

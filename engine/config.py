@@ -281,7 +281,7 @@ class DeadLetterSettings(Settings):
         kind: ``files`` (a folder of NDJSON parts) or ``kafka`` (a topic).
         path: of files; ``<folder>/dead_letters`` unless given.
         limit [share]: share (0-1) of rejected rows within `window` above which the run stops.
-        window [rows]: rows over which the share is taken; nothing is judged before so many were
+        window [rows]: rows over which the share is taken; the limit applies once so many were
             seen.
         expected: reasons the limit does not count (``duplicate``, ``missing_label``,
             ``tombstone``: expected in the data).
@@ -372,12 +372,12 @@ class ModelSettings(Settings):
 
 
 class ExportSettings(Settings):
-    """``[export]``: at the end of a training run, write the model, compress it and prove it.
+    """``[export]``: at the end of a training run, write the model, compress it and test it.
 
     Attributes:
         path: the model file; ``<folder>/model.onnx`` unless given.
         holdout [share]: share of the rows (0-1), chosen by a hash of their content, that is
-            predicted and never learned, to calibrate and judge with.
+            predicted and never learned, to calibrate and evaluate with.
         holdout_rows [rows]: newest held-out rows that are kept.
         compress: settings of the gate; false writes float32 only.
     """

@@ -28,7 +28,7 @@ def projected(
 
     Args:
         stages: those of [scrub], whose settings have defaults that name columns.
-        more: columns that are read besides, as a model file does.
+        more: further columns that are read, for instance by a model file.
     """
     tables = _tables(pipeline)
     if _takes_all(pipeline, tables):

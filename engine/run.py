@@ -44,7 +44,7 @@ from engine.types import (
 
 
 class Run:
-    """A pipeline, whose parts are built on first use; what nobody uses is never opened.
+    """A pipeline, whose parts are built on first use; an unused part is never opened.
 
     Args:
         pipeline: a file as read, or its path.

@@ -1,7 +1,7 @@
 """Which formats there are, and what a source must know of each.
 
 A format is its own file and a line in `FORMATS`: files and topics both read this table. What makes
-it is imported when it is named, so that nobody pays for a format that is not used.
+it is imported when it is named, so that an unused format costs nothing.
 """
 
 from __future__ import annotations

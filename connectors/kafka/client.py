@@ -62,9 +62,9 @@ class KafkaSettings(types.Settings):
             ``HEADRACE_SINK__PASSWORD``) or a file than in the pipeline file. Never shown.
         password_file: holds the password in its first line, in place of `password`; read at each
             start.
-        timeout: how long to wait for a broker's answer at the start; unless given, 30 s where
-            nobody is there, and 120 s where one is that hangs. A broker that answers, but never
-            will let this client in, is not waited for.
+        timeout: how long to wait for a broker's answer at the start; unless given, 30 s if no
+            broker is reachable, and 120 s if one is but hangs. A broker that permanently refuses
+            this client ends the wait at once.
     """
 
     bootstrap_servers: Free[str] = Field(
@@ -254,7 +254,7 @@ class KafkaSettings(types.Settings):
             path = getattr(self, key)
             if path is not None and Path(path).stat().st_mode & stat.S_IROTH:
                 log.warning(
-                    "everybody on this machine can read a secret: chmod 600 it",
+                    "all users of this machine can read a secret: chmod 600 it",
                     extra={"key": key, "file": path},
                 )
 
@@ -285,7 +285,8 @@ def is_answering(consumer: KafkaConsumer, *, again: bool = False) -> bool:
     hanging process keeps its connections and accepts new ones.
 
     Args:
-        again: after a silence; that something was asked of nobody is then not enough.
+        again: whether the broker was silent before; a request without a receiver then proves
+            nothing.
     """
     known = connections(consumer)
     if any(time.monotonic() - at <= SILENT_SECONDS for at in known.last_read):

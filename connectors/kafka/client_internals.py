@@ -5,7 +5,7 @@ the place of the class that does so for what is read (one attribute of the consu
 another, of its connections, puts what comes where it belongs at once) and gives a `Chunk` of
 several record batches instead. `enqueue` gives the producer's accumulator a batch that was written
 from columns, as if it had collected the records itself. The rest looks at connections, metadata and
-the group, and mends what kafka-python 3.0 gets wrong. Membership, offsets, transactions,
+the group, and corrects what kafka-python 3.0 gets wrong. Membership, offsets, transactions,
 compression, checksums, retries and errors stay kafka-python's.
 
 `require_known_client` compares names; `tests/connectors/kafka/test_client_internals.py` and its
@@ -198,7 +198,7 @@ def _received(transport: KafkaTCPTransport) -> tuple[bytes, KafkaError | None]:
     sock, parser = transport._sock, getattr(transport._protocol, "parser", None)
     frame = None if parser is None else parser._rbuffer
     try:
-        # Until nothing is left: what TLS has deciphered already would wake nobody.
+        # Until nothing is left: bytes that TLS has already decrypted wake no selector.
         while frame is not None and len(frame) - frame.tell() > 1:
             frame.__class__ = ResponseBuffer
             n = sock.recv_into(memoryview(frame)[frame.tell() : -1])

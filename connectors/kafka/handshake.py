@@ -235,7 +235,7 @@ def _brokers(line: _Line, name: str, identity: ClientIdentity) -> list[Address]:
         if code == NO_PERMISSION or (code == 0 and not allowed & 1 << identity.what):
             raise AccessDenied(_no_permission(topic, name, identity))
         if code in (UNKNOWN_TOPIC, INVALID_TOPIC) and identity.what == WRITE:
-            raise AccessDenied(f"there is no such topic at {name}: create it, or mend its name")
+            raise AccessDenied(f"there is no such topic at {name}: create it, or correct its name")
     return brokers
 
 

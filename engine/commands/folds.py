@@ -103,9 +103,9 @@ def folds(pipeline: Pipeline, count: int = 5, *, watch: Watch | None = None) -> 
     """Run the pipeline once per fold, each in its own folder ``<folder>/folds/N``.
 
     Args:
-        pipeline: one that trains. Its `split` stage with `folds` deals the rows out; where it has
-            none, one is put first that does so in turn.
-        count: folds, where the pipeline does not say.
+        pipeline: one that trains. Its `split` stage with `folds` assigns the rows; without one, a
+            stage that assigns them in turn is put first.
+        count: the number of folds, if the pipeline does not set it.
         watch: as `Run` takes it.
 
     Raises: UserError where it does not train, where its `split` has no folds, for a source without

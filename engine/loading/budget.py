@@ -10,8 +10,8 @@ from collections.abc import Callable
 class Wakeup:
     """Wakes the single thread that waits on it.
 
-    Notified while nobody waits, it lets the next wait return at once: no notification is lost, and
-    whoever wakes must check whether there is a reason. Unlike `threading.Condition`, no lock is
+    Notified while no thread waits, it lets the next wait return at once: no notification is lost,
+    and whoever wakes must check whether there is a reason. Unlike `threading.Condition`, no lock is
     held or reacquired while waiting, so a wait can be interrupted, and `notify` re-entered,
     anywhere.
     """
@@ -94,7 +94,7 @@ class Budget:
 
     @property
     def left(self) -> int:
-        """The bytes of the limit that nobody holds; never negative."""
+        """The unused bytes of the limit; never negative."""
         return max(0, self.total - self.used)
 
     def held(self) -> dict[str, int]:

@@ -209,7 +209,7 @@ class Channel(Generic[T]):
         self._stop(exc)
 
     def close(self) -> None:
-        """Drop everything and wake everybody. Called by the consumer, or on shutdown."""
+        """Drop all items and wake both threads. Called by the consumer, or on shutdown."""
         with self._lock:
             self._closed = True
             dropped, self._items = self._items, deque()

@@ -37,7 +37,7 @@ class Node(Iterator[T], Generic[T]):
 
     @property
     def keep_alive(self) -> Callable[[], None] | None:
-        """What to call while the queue behind is full; None where nobody waits for it."""
+        """What to call while the output queue is full; None if there is no such queue."""
         return None
 
     def interrupt(self) -> None:

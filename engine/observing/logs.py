@@ -106,7 +106,7 @@ def redact(text: str) -> str:
 def say(sentence: str) -> None:
     """Print a sentence to stderr, in one line and without secrets. An error that ends a command
     is not a log record."""
-    with contextlib.suppress(OSError):  # nobody listens: the exit code says it too
+    with contextlib.suppress(OSError):  # no reader: the exit code tells as well
         sys.stderr.write(escape(redact(sentence)) + "\n")
         sys.stderr.flush()
 

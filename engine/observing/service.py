@@ -5,7 +5,7 @@ watched: `/livez` answers for the loop's progress, as a `Heartbeat` saw it, not 
 
 `engine.observing.web_server` answers; only an engine that has a page imports it.
 
-Leaves out: TLS and passwords. It listens on this machine alone unless told otherwise; a proxy in
+Leaves out: TLS and passwords. It listens on this machine alone unless `host` is set; a proxy in
 front of it has both.
 """
 
@@ -200,7 +200,7 @@ class Service:
         """
         if not self._settings.enabled or self.running:
             return
-        # Here and not on the thread: the user's mistake is told by the caller, before a run begins.
+        # Here and not on the thread, so that the caller reports a mistake before a run begins.
         sock = _listen(self._settings.host, self._settings.port)
         self._address = sock.getsockname()[:2]
         from engine.observing.web_server import Server, answers  # only where there is a page

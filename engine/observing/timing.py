@@ -19,7 +19,7 @@ class StageTime:
 
     Attributes:
         calls: how often it was at work.
-        rows: records that it was at work on, where that was told.
+        rows: records processed, if reported.
         wall: seconds by the wall.
         cpu: seconds its thread was on a processor meanwhile; what other threads do for it (polars,
             torch) is not in it.
@@ -106,7 +106,7 @@ class StageTimer:
         and ends now.
 
         Args:
-            rows: records it was about; told by one stage of each thread at least.
+            rows: records processed; reported by at least one stage of each thread.
         """
         self.record(stage, start, time.perf_counter() - start, time.thread_time() - cpu, rows)
 

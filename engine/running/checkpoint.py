@@ -4,9 +4,9 @@ A file is: a magic line with the number of its layout, the length of a JSON head
 (identity, headrace's version, the state's skeleton, a table of segments), the segments (raw arrays,
 Arrow IPC frames), and a BLAKE2b digest over all of it. Nothing in it is executed on loading.
 
-Saving is `atomic`; older files go only afterwards. Loading takes the newest file that is whole, and
-says so when that is not the newest. A file of another layout is refused, not skipped: it is
-somebody's work. So is a state whose keys are not those that the parts of this headrace have.
+Saving is `atomic`; older files are deleted only afterwards. Loading takes the newest valid file,
+and logs a warning if a newer one is damaged. A file of another layout is refused, not skipped,
+because it holds learned state. So is a state whose keys differ from those of this version's parts.
 """
 
 from __future__ import annotations

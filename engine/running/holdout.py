@@ -28,24 +28,21 @@ class Holdout:
     """Rows that are predicted and never learned, unprocessed, to calibrate and evaluate a model.
 
     A row is chosen by a hash of its content, so the same rows are held out in every epoch and after
-    every restart, whatever the batches are; and so is an equal row: one that was sent twice,
-    replayed, or comes from a file of another name is never learned on one side and judged on the
-    other.
+    every restart, whatever the batches are. An equal row (sent twice, replayed, or from a renamed
+    file) is held out as well, so no row is both learned and evaluated.
 
-    Content that is common is another thing. Of a stream that has four different rows, one would be
-    held out whole, and never learned. So a content that `COMMON_COUNT` of the first
-    `COMMON_SAMPLE_ROWS` rows have is held out in part: from the third such row on by a hash of
-    partition and position. Rows that the model will meet again and again are judged among others
-    that were learned, which is the error that it will have.
+    Frequent rows are an exception: in a stream of four distinct rows, one of them would never be
+    learned. So rows with a content that `COMMON_COUNT` of the first `COMMON_SAMPLE_ROWS` rows have
+    are held out in part: from the third such row on by a hash of partition and position. The model
+    meets such rows again and again, so the error on rows it has learned is the honest one there.
 
     Args:
-        share: of the rows (0-1).
-        rows: how many are kept, the newest; of a row that is read again, the newest reading.
-        ignored: columns that are not content: nobody learns from them, or they say where a row
-            comes from.
+        share: the share of held-out rows (0-1).
+        rows: the number of newest rows kept; of a row read again, the newest reading.
+        ignored: columns that are not content: unread ones, and those with the origin of a row.
         by_content: False chooses all rows by partition and position: for rows whose content
             changes from epoch to epoch, because a stage that learns has made it.
-        needed: columns that every row has to have.
+        needed: columns required in every row.
     """
 
     def __init__(
@@ -151,7 +148,7 @@ class Holdout:
             turns = np.repeat([turn for turn, _ in self._new], heights).astype(np.int64)
             rows = pl.concat([rows for _, rows in self._new], how="diagonal")
             frames.append(rows.hstack([pl.Series(BATCH_NUMBER, turns)]))
-        both = pl.concat(frames, how="diagonal")  # a column nobody learns from may come and go
+        both = pl.concat(frames, how="diagonal")  # an unread column may come and go
         raw = both.drop(BATCH_NUMBER)
         place = place_hashes(raw, SALT)
         keys = self._keys(self._contents(raw, place), place)

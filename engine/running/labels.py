@@ -74,7 +74,7 @@ def look(
     source: Source, schema: Schema, stages: Sequence[Stage], target: str, most: int = ROWS
 ) -> Labels:
     """Return the labels of the first rows after the stages, which learn from these rows: pass
-    bound stages that nobody else uses.
+    bound stages that are used only here.
 
     Reads until `most` rows, BYTES or SECONDS are reached, or too many labels for classes were seen.
     """

@@ -192,7 +192,7 @@ class Saver:
         """Return whether a checkpoint was committed; always true if the checkpoint is the
         authority.
 
-        Raises: HeadraceError where that cannot be told and matters.
+        Raises: HeadraceError if that is unknown and matters.
         """
         shared = self._source if isinstance(self._source, SharedSource) else None
         if shared is None or not (

@@ -20,12 +20,12 @@ class Totals:
     Attributes:
         read: records the source gave.
         added: rows that stages added to them.
-        learned, predicted, rejected: rows by what became of them; each row is in exactly one.
+        learned, predicted, rejected: rows by outcome; each row is in exactly one.
         reasons: (stage, reason) -> rejected rows.
         counts: (stage, what it counts) -> how many.
         judged: rows of the source itself, not of dead letters that were read again.
-        bad: of them, rejected for reasons that are not expected, and not mended since by reading
-            their dead letters again.
+        bad: those of them rejected for an unexpected reason, and not since accepted in a replay of
+            dead letters.
     """
 
     batches: int = 0

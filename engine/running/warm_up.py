@@ -26,8 +26,8 @@ def warm_up(
     """Send a batch through stages and collation twice: the second time they have learned
     something.
 
-    Stages of the user's own are left out: they may do what cannot be taken back. What fails here
-    fails with a record too, and is told then.
+    User-defined stages are left out, because they may have side effects. An error here would also
+    occur with a record, and is reported then.
 
     Args:
         schema: of what is decoded.

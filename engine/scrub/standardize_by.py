@@ -26,10 +26,10 @@ class StandardizeBy(FittedStage):
     earlier batches; 0 if a key's column does not vary. The first 128 rows are scaled by the rows
     before and themselves. Null stays null, NaN stays NaN.
 
-    A key with fewer than `min_rows` numbers in a column is measured by all keys' together. At most
-    `keys` keys are remembered, those seen last; how many left is counted as ``forgotten``, and a
-    key that comes again begins anew. Keys are told apart by a 64-bit hash: two are taken for one
-    with probability keys**2 / 2**65. Null is a key like others.
+    For a key with fewer than `min_rows` numbers in a column, the statistics of all keys are used.
+    At most `keys` keys are remembered, those seen last; how many left is counted as ``forgotten``, and a
+    key that returns starts anew. Keys are compared by a 64-bit hash: two collide with
+    probability keys**2 / 2**65. Null is a key like others.
 
     Memory: 16 bytes and 24 a column for each key, copied once a batch.
     """

@@ -46,7 +46,7 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"The folder {folder} cannot be made: {error.strerror}; choose another, or mend that."
+            f"The folder {folder} cannot be created: {error.strerror}; choose another, or fix that."
         ) from error
 
 
@@ -57,7 +57,7 @@ def _hold_beside(held: contextlib.ExitStack, file: Path) -> None:
         if _is(lock, beside):
             held.callback(beside.unlink, missing_ok=True)
             return
-        # Whoever held it took it away between the opening and the locking: that one is nobody's.
+        # The holder deleted the file between opening and locking: this one locks nothing.
 
 
 def _hold(held: contextlib.ExitStack, path: Path, flags: int, action: str, own: str) -> int | None:

@@ -57,8 +57,8 @@ class Batch:
         counts: what stages counted, (stage, what) -> n, e.g. ``("fill", "filled")``.
         tensors: after collation, for a learner.
         feed: after collation, for a predictor: input -> array, shape (n,).
-        raw: the rows as they were before the stages that a model file can contain, where the
-            pipeline keeps some aside to prove a compressed model with, or evaluates on what those
+        raw: the rows as they were before the stages that a model file can contain, if the
+            pipeline holds rows out to test a compressed model, or evaluates on columns those
             stages change; else None.
         pieces: the records it was made of, where dead letters are to hold them as they came.
         scales: what stages scaled its columns with, in their order.

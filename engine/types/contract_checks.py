@@ -1,9 +1,8 @@
 """Checks a class against its contract before anything is read: one sentence instead of an
 AttributeError in mid-run.
 
-A class lacks nothing where it inherits its contract and defines what is abstract there. What it
-defines besides must be what its callers take it for: a method where the contract has one, called
-as the contract calls it.
+A class is complete if it inherits its contract and defines its abstract members. Its other members
+must match the contract's: a method where the contract has one, with a compatible signature.
 """
 
 from __future__ import annotations
@@ -137,7 +136,7 @@ def _method_mistakes(name: str, theirs: Any, ours: Any) -> Iterator[str]:
         yield f"'{name}' is a generator (it has a yield), expected a method that returns its result"
         return
     if inspect.iscoroutinefunction(function):
-        yield f"'{name}' is async, and nobody awaits it: expected a plain method"
+        yield f"'{name}' is async, and is never awaited: expected a plain method"
         return
     try:
         signature = inspect.signature(function)

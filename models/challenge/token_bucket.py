@@ -21,11 +21,11 @@ HORIZON = 1_024
 class TokenBucket(NamedTuple):
     """A token bucket of work. A value: charging makes a new one.
 
-    A young model takes many small steps, and each challenger is young. A model that nobody
-    challenges earns `FACTOR` times its own work; what all models really do is spent. What is left
-    says how many steps a row a new model may take. So the first changes are followed as fast as a
-    model can learn, and where one follows another for ever, by ever larger steps: the work of the
-    whole stream stays within `FACTOR`.
+    A young model takes many small steps, and each challenger is young. The bucket fills at `FACTOR`
+    times the work of a model without challengers; the real work of all models drains it. Its level
+    limits the steps per row of a new model. So the first changes are followed as fast as a model
+    can learn, endless changes with ever larger steps: the work of the whole stream stays within
+    `FACTOR`.
 
     Work is counted in rows, a step as `STEP_ROWS` of them.
 
@@ -52,7 +52,7 @@ class TokenBucket(NamedTuple):
         """Return the bucket with nothing open.
 
         Args:
-            usual: steps a row of a model that nobody challenges.
+            usual: steps per row of a model without challengers.
         """
         earned = FACTOR * self.rows * (1 + STEP_ROWS * usual)
         return TokenBucket(total=self.total, left=min(self.left + earned - self.spent, MOST))

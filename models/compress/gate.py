@@ -61,7 +61,7 @@ class Compression(types.Settings):
             The lower end of its interval must reach it.
         max_size_ratio: accepted size: the candidate's file over float32's.
         calibration [share]: share of the held-out rows, the oldest, that calibrate; the others
-            judge.
+            evaluate.
         rounds: how often each model runs in turn for its latency.
         providers: ONNX Runtime's providers, as in [infer].
         max_seconds [seconds]: of processor time for a candidate, to make and to try it.
@@ -121,16 +121,16 @@ class GateReport:
     """The report of the compression gate.
 
     Attributes:
-        candidates: float32 first; none where there were too few rows to judge.
+        candidates: float32 first; empty if there were too few rows.
         failed: candidate -> why it could not be made or run.
         chosen: the name of the model that serves: the fastest accepted, or float32.
-        rows: how many rows judged.
-        calibration: how many calibrated.
+        rows: the number of rows for evaluation.
+        calibration: the number of rows for calibration.
         which: which rows these are.
         confidence: of the intervals.
         measure: what `error` is.
         provider: where latency was measured.
-        remark: why nothing was judged, or None.
+        remark: why no candidate was evaluated, or None.
     """
 
     candidates: tuple[Candidate, ...]
@@ -209,13 +209,13 @@ class GateReport:
 def compress(
     model: Path, rows: pl.DataFrame | None, settings: Compression, *, path: Path
 ) -> GateReport:
-    """Make the candidates beside `path`, judge them, and put the chosen model at `path`. With
-    too few rows to judge, that is the float32 model, and the report says so.
+    """Make the candidates beside `path`, evaluate them, and put the chosen model at `path`. With
+    too few rows, that is the float32 model, and the report says so.
 
     Args:
         model: the exported float32 model.
         rows: held-out raw rows with the target, oldest first; the oldest calibrate, the newest
-            judge. None where no row was held out.
+            evaluate. None if no row was held out.
 
     Raises: UserError for a candidate's name that is none; HeadraceError where the model itself does
         not run.
@@ -258,10 +258,10 @@ def compress(
 
 
 class _Gate:
-    """The held-out rows, split: some calibrate, the others judge.
+    """The held-out rows, split: some calibrate, the others evaluate.
 
     Attributes:
-        remark: why they cannot judge, or None.
+        remark: why they are too few, or None.
     """
 
     def __init__(self, model: Path, rows: pl.DataFrame | None, settings: Compression) -> None:

@@ -74,7 +74,7 @@ class StepBuffer:
         return sum(part.nbytes for part in self._parts)
 
     def add(self, part: Tensors) -> None:
-        """Append rows without copying: nobody may write to them."""
+        """Append rows without copying; they must not be written to afterwards."""
         self._parts.append(part)
 
     def take(self) -> Tensors:

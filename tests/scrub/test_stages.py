@@ -570,7 +570,7 @@ def test_a_stage_that_judged_nothing_says_so(stage: Make, batch: Any, method: st
     assert made.remarks() == []
     made.apply(batch(x=x))
     (said,) = made.remarks()
-    assert "judged none of 300 rows" in said
+    assert "tested none of 300 rows" in said
     resumed = stage("outliers", columns=["x"], method=method)
     resumed.bind({"x": pl.Float64()})
     resumed.restore(made.snapshot())

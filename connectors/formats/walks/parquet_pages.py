@@ -1,5 +1,4 @@
-"""What a Parquet file says of itself, walked before anybody believes it: its footer, and the
-headers of its pages.
+"""Validates the footer and the page headers of a Parquet file before a reader trusts them.
 
 Both are structs of Thrift's compact protocol; only some of their integers matter here.
 https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift,

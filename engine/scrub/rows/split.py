@@ -40,18 +40,17 @@ class Split(Stage):
     How a row gets its part:
 
     - by the hash of its key (``by``), or of its place in the source: the same key is always in the
-      same part, on every machine, whatever comes before it. Shares are met as chance would;
-    - ``stratify``: the rows of each value of that column are dealt out in turn, so that every value
-      has its share to one row (as in scikit-learn's StratifiedKFold, without looking ahead);
+      same part, on every machine, whatever comes before it. Shares are met only approximately;
+    - ``stratify``: the rows of each value of that column are assigned in turn, so that the share of
+      every value is exact to one row (as in scikit-learn's StratifiedKFold, without looking ahead);
     - ``time``: what is not earlier than ``test_from`` is test, of the rest what is not earlier than
       ``validation_from`` is validation;
     - ``folds`` and ``fold``: cross-validation; fold ``fold`` of so many is test. With ``by`` a
       key never crosses (GroupKFold), with ``stratify`` each fold has its share of every value
-      (StratifiedKFold), else rows are dealt out in turn (KFold; with as many folds as rows,
+      (StratifiedKFold), else rows are assigned in turn (KFold; with as many folds as rows,
       leave-one-out).
 
-    Put it first, or behind the stage that makes its columns: what stands before it learns from all
-    rows.
+    Put it first, or after the stage that makes its columns: stages before it learn from all rows.
     """
 
     class Settings(types.Settings):
@@ -61,15 +60,15 @@ class Split(Stage):
             test [share]: share (0-1) of the rows.
             validation [share]: share of the rows.
             by: columns whose values together are the key.
-            stratify: column whose values get their share each.
-            values: distinct values of `stratify` that are counted; a further one is dealt out
-                together with other further ones.
+            stratify: column whose values are each split by the shares.
+            values: distinct values of `stratify` that are counted; all further ones are assigned
+                as one value.
             time: column of times or numbers that rows are split by.
             test_from: first time of the test rows; text is read as the column's type.
             validation_from: first time of the validation rows.
             folds: number of folds.
             fold: the fold to test on, from 0.
-            seed: another one deals keys out in another way.
+            seed: the seed of the hash; another one assigns keys differently.
         """
 
         test: float = Field(0.0, ge=0, lt=1)

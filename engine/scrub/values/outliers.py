@@ -28,9 +28,9 @@ class Outliers(FittedStage, Fusible):
     """Tests numbers against bounds: given, mean +- threshold deviations, or quartiles -+ factor
     times their distance (Tukey, "Exploratory Data Analysis", 1977).
 
-    A batch is judged by what was learned from the batches before it. Learned from are all finite
-    numbers, outliers too: so bounds follow a level that moves, instead of clipping it for ever. A
-    column without spread (deviation or quartile distance 0) is not judged. Infinity is an outlier
+    A batch is tested against bounds learned from the batches before it. All finite numbers are
+    learned, outliers too, so bounds follow a level that moves instead of clipping it for ever. A
+    column without spread (deviation or quartile distance 0) is not tested. Infinity is an outlier
     where its side has a bound; null and NaN are none.
 
     Clipped whole numbers become Float64, unless the bounds are given, whole and of their type.
@@ -48,7 +48,7 @@ class Outliers(FittedStage, Fusible):
             high: largest value that is kept, for `method` bounds; no limit unless given.
             threshold [deviations]: for zscore, how many deviations.
             factor: for iqr, how many quartile distances.
-            min_rows [numbers]: numbers a column must have learned before zscore or iqr judge it.
+            min_rows [numbers]: numbers a column must have learned before zscore or iqr test it.
         """
 
         columns: Names
@@ -130,8 +130,8 @@ class Outliers(FittedStage, Fusible):
         if said or self._judged or not self._looked or not self._rows:
             return said
         return [
-            f"{self.where} judged none of {counted(self._rows, 'row')}: it judges a batch by "
-            f"those before it, once they have min_rows = {self.settings.min_rows} numbers; a "
+            f"{self.where} tested none of {counted(self._rows, 'row')}: it tests a batch with "
+            f"the ones before it, once they have min_rows = {self.settings.min_rows} numbers; a "
             "smaller [loader] batch_rows lets it begin earlier."
         ]
 

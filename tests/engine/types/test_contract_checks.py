@@ -84,7 +84,7 @@ WRONG: list[tuple[type, type, str]] = [
     ),
     (build(Stage, apply=apply, restore=one), Stage, "has no method 'snapshot', which a stage with"),
     (build(Stage, apply=none), Stage, "'apply' takes (self), expected (self, batch)"),
-    (build(Stage, apply=later), Stage, "'apply' is async, and nobody awaits it"),
+    (build(Stage, apply=later), Stage, "'apply' is async, and is never awaited"),
     (build(Stage, apply=3), Stage, "'apply' is a int, expected a method: def apply(self, batch)"),
     (build(Stage, apply=property(none)), Stage, "'apply' is a property, expected a method"),
     (build(Stage, apply=apply, remarks=["x"]), Stage, "'remarks' is a list, expected a method"),

@@ -724,7 +724,7 @@ def test_a_password_file_that_everybody_can_read_is_warned_of(
     code, _, err = headrace("run", file, "--log-format", "json")
     assert code == 0, err
     lines = [json.loads(line) for line in err.splitlines()]
-    found = [line["file"] for line in lines if "everybody on this machine" in line["message"]]
+    found = [line["file"] for line in lines if "all users of this machine" in line["message"]]
     assert found == ([str(place)] if warned else [])
 
 

@@ -408,7 +408,7 @@ def test_a_full_disk_for_checkpoints_is_counted_and_told_at_the_end(
     assert code == 1
     assert "checkpoint failed; the last good one stays" in err
     assert "headrace: The checkpoint cannot be written to" in err.splitlines()[-1]
-    assert "mend that and start again" in err
+    assert "fix that and start again" in err
     assert counted()["headrace_checkpoint_failures_total"] == 6
     assert counted()["headrace_learned_records_total"] == 2_000
 
