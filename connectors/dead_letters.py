@@ -61,7 +61,7 @@ class FileDeadLetterSource(Source):
     def __init__(
         self, folder: Path, source: Source, parts: Mapping[str, Source] | None = None
     ) -> None:
-        """Raises: UserError where there are none."""
+        """Raises: UserError if there are none."""
         if not list(folder.glob("part-*.ndjson")):
             raise UserError(f"There are no dead letters in {folder}: nothing to replay.")
         self._inner = FilesSource(FilesSource.Settings(path=str(folder / "part-*.ndjson")))
@@ -226,7 +226,7 @@ class ReplayFormat(Format):
 def _matching_prefixes(partitions: pl.Series, known: Mapping[str, object]) -> NDArray[np.object_]:
     """Return which known prefix each partition's name has, shape (n,).
 
-    Raises: UserError where it has none.
+    Raises: UserError if it has none.
     """
     matches = pl.Series([None], dtype=pl.String).new_from_index(0, len(partitions))
     for begin in known:

@@ -132,7 +132,7 @@ def named(section: str, component: object, key: str = "kind") -> str:
 def construct(section: str, cls: type[T], contract: type, *given: object) -> T:
     """An instance of a component's class.
 
-    Raises: UserError where its ``__init__`` leaves out what the contract's sets.
+    Raises: UserError if its ``__init__`` leaves out what the contract's sets.
     """
     with Calling(section, cls):
         component = cls(*given)
@@ -156,7 +156,7 @@ def bind(stage: Stage, schema: Schema) -> Schema:
 def apply(stage: Stage, batch: Batch) -> Batch:
     """Return the batch after a stage.
 
-    Raises: HeadraceError where rows are missing or too many, or have lost their positions, or have
+    Raises: HeadraceError if rows are missing or too many, or have lost their positions, or have
         other columns than `bind` has returned.
     """
     section = f"scrub.{stage.name}"
@@ -190,7 +190,7 @@ def decode(
 ) -> tuple[pl.DataFrame, list[Rejects]]:
     """Return the records as decoded by a format.
 
-    Raises: HeadraceError where rows are missing or too many, or have other columns or positions.
+    Raises: HeadraceError if rows are missing or too many, or have other columns or positions.
     """
     with Calling(section, format, key="format"):
         decoded = format.decode(records, schema)

@@ -166,7 +166,7 @@ class Run:
         Args:
             fresh: delete the checkpoints first, and start over.
 
-        Raises: UserError, also where another engine works in a folder of this one; TooManyRejects,
+        Raises: UserError, also if another engine works in a folder of this one; TooManyRejects,
             HeadraceError; what user code in stages or learners raises.
         """
         self.parts.endpoints.fresh = fresh

@@ -52,7 +52,7 @@ class Key:
     Attributes:
         type: what it takes, limits included: ``a whole number >= 1``.
         unit: of a number: ``seconds``, ``rows``; empty where it has none.
-        default: as a pipeline file would say it; empty where there is none, ``needed`` where the
+        default: as a pipeline file would say it; empty if there is none, ``needed`` where the
             key must be given.
         text: what it is for, one paragraph.
     """

@@ -206,7 +206,7 @@ class Headers(dict[str, list[str]]):
 
 
 def _must_differ(roles: Mapping[str, Any], names: Sequence[str], where: str) -> None:
-    """Raises: UserError where one character has two of these roles."""
+    """Raises: UserError if one character has two of these roles."""
     for first, other in combinations(names, 2):
         if roles.get(first) and roles.get(first) == roles.get(other):
             raise UserError(

@@ -126,7 +126,7 @@ class Avro(Format):
     def schema(self, declared: Schema) -> Schema:
         """Return the declared columns, or those of the newest schema.
 
-        Raises: UserError where there is no schema to take them from, or none has a declared one;
+        Raises: UserError if there is no schema to take them from, or none has a declared one;
         HeadraceError where the registry does not answer.
         """
         rest = declared.get("*")
@@ -153,7 +153,7 @@ class Avro(Format):
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """Decode; records with several schemas keep their order.
 
-        Raises: HeadraceError where the registry does not answer.
+        Raises: HeadraceError if the registry does not answer.
         """
         values = records.values
         assert isinstance(values, Values)
@@ -208,7 +208,7 @@ class Avro(Format):
         return [schema for schema in schemas if schema is not None]
 
     def _must_be_old(self, column: str, available: Schema) -> None:
-        """Raises: UserError where no older version has the column either."""
+        """Raises: UserError if no older version has the column either."""
         known = dict(available)
         if not isinstance(self._schemas, Mapping):
             for topic in self._topics:
@@ -298,7 +298,7 @@ def parsed(text: str, named: Mapping[str, Any] | None = None) -> Any:
     Args:
         named: types of other schemas that it refers to.
 
-    Raises: ValueError where it is none.
+    Raises: ValueError if it is none.
     """
     known = dict(named or {})
     try:

@@ -31,7 +31,7 @@ def require_known_format(format: str, known: Collection[str]) -> str:
 def load_custom(name: str) -> Format:
     """Return an instance of the class, built without arguments.
 
-    Raises: UserError where there is none, or it does not decode.
+    Raises: UserError if there is none, or it does not decode.
     """
     module, _, attribute = name.partition(":")
     try:

@@ -348,7 +348,7 @@ class _Field:
         )
 
     def arrays(self, frame: pl.DataFrame) -> _Arrays:
-        """Raises: UserError where the frame lacks it; HeadraceError for a value that is none."""
+        """Raises: UserError if the frame lacks it; HeadraceError for a value that is none."""
         n = frame.height
         if self.name not in frame.columns:
             if self.default is None:

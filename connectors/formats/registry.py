@@ -142,7 +142,7 @@ def with_option(option: str, known: Iterable[str] = FORMATS) -> tuple[str, ...]:
 
 
 def require_option(option: str, format: str, known: Iterable[str]) -> None:
-    """Raises: UserError where a setting of a source is not for this format, but for others of the
+    """Raises: UserError if a setting of a source is not for this format, but for others of the
     known ones."""
     if option not in spec_of(format).options:
         *most, last = with_option(option, known)

@@ -120,7 +120,7 @@ PRIVATE_PARTS: Mapping[type, str] = {
 
 
 def require_known_client() -> None:
-    """Raises: ImportError where kafka-python lacks a part that this file uses."""
+    """Raises: ImportError if kafka-python lacks a part that this file uses."""
     for owner, names in PRIVATE_PARTS.items():
         known = _attributes(owner)
         for name in names.split():

@@ -62,7 +62,7 @@ class KafkaDeadLetterSink(Sink, Buffered):
         self.delivery.probe(self.settings.topic)
 
     def write(self, frame: pl.DataFrame, positions: pl.DataFrame | None = None) -> None:
-        """Raises: HeadraceError where the broker does not take them; UserError for permissions."""
+        """Raises: HeadraceError if the broker does not take them; UserError for permissions."""
         if not frame.height:
             return
         whole = pl.col("headers").is_not_null() | pl.col("raw").is_not_null()

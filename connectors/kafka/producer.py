@@ -155,7 +155,7 @@ class VerifiedProducer:
         """Check the topic with a separate producer: a transactional one would abort another
         engine's transaction.
 
-        Raises: UserError where there is no such topic; HeadraceError where no broker answers.
+        Raises: UserError if there is no such topic; HeadraceError where no broker answers.
         """
         wait = int(self.settings.timeout * 1000)
         with self._translated_errors():
@@ -177,7 +177,7 @@ class VerifiedProducer:
         Args:
             at: which, shape (m,), increasing.
 
-        Raises: HeadraceError where the broker does not take them; UserError for permissions.
+        Raises: HeadraceError if the broker does not take them; UserError for permissions.
         """
         producer = self.connect()
         size = min(MAX_BATCH_BYTES, max(MIN_BATCH_BYTES, self.settings.max_record_bytes))
@@ -232,7 +232,7 @@ class VerifiedProducer:
         """Commit the transaction with these offsets; return whether it was committed. It is
         aborted if the group has moved the partitions, or the broker has timed it out.
 
-        Raises: HeadraceError where that happens twice in a row: another engine has this one's
+        Raises: HeadraceError if that happens twice in a row: another engine has this one's
             transaction id; or where the outcome cannot be known.
         """
         if not self._open and offsets == self._offsets:

@@ -38,7 +38,7 @@ class Registry:
         timeout: seconds for one answer, at most `ANSWER_SECONDS`.
         retry_timeout: seconds to ask again when it does not answer in the middle of a run.
 
-    Raises (all methods): UserError where it refuses (user, password, a schema that does not go with
+    Raises (all methods): UserError if it refuses (user, password, a schema that does not go with
     the older ones); HeadraceError where it does not answer.
     """
 
@@ -80,7 +80,7 @@ class Registry:
     def by_id(self, number: int) -> Any:
         """Return the parsed schema with this number.
 
-        Raises: UnknownSchema where there is none, or it is not Avro.
+        Raises: UnknownSchema if there is none, or it is not Avro.
         """
         if number in self._known:
             return self._known[number]

@@ -104,7 +104,7 @@ class KafkaSink(Sink, Buffered):
     def transaction(self, source: Source) -> Transaction | None:
         """Return the transaction with `exactly_once`, else None.
 
-        Raises: UserError where that cannot be.
+        Raises: UserError if that cannot be.
         """
         if not self.settings.exactly_once:
             return None
@@ -143,7 +143,7 @@ class KafkaSink(Sink, Buffered):
     def write(self, frame: pl.DataFrame, positions: pl.DataFrame | None = None) -> Rejects | None:
         """Send one record per row; return rows that are too large, as rejects.
 
-        Raises: HeadraceError where the broker does not take them; UserError for permissions.
+        Raises: HeadraceError if the broker does not take them; UserError for permissions.
         """
         if not frame.height:
             return None

@@ -82,7 +82,7 @@ class KafkaSource(SharedSource, Buffered):
         return self.settings.stop == "never"
 
     def schema(self, declared: Schema) -> Schema:
-        """Raises: UserError where nothing is declared: a topic does not say what it holds."""
+        """Raises: UserError if nothing is declared: a topic does not say what it holds."""
         return self._decoding.schema(declared)
 
     @property

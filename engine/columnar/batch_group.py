@@ -45,7 +45,7 @@ class BatchGroup:
         Args:
             frame: all their rows afterwards, where they lie in one still.
 
-        Raises: StepFailed where the step failed at another batch than the first; what the step
+        Raises: StepFailed if the step failed at another batch than the first; what the step
             raised where it was the first.
         """
         done: list[Batch] = []

@@ -108,7 +108,7 @@ def folds(pipeline: Pipeline, count: int = 5, *, watch: Watch | None = None) -> 
         count: the number of folds, if the pipeline does not set it.
         watch: as `Run` takes it.
 
-    Raises: UserError where it does not train, where its `split` has no folds, for a source without
+    Raises: UserError if it does not train or its `split` has no folds, for a source without
         an end, and for what any run may find.
     """
     if pipeline.model is None:

@@ -208,7 +208,7 @@ class SampleRun:
     def write_trace(self, path: Path) -> None:
         """Write everything the threads did as Chrome trace events; times in microseconds.
 
-        Raises: UserError where it cannot be written.
+        Raises: UserError if it cannot be written.
         """
         begin = min((start for *_, start, _ in self._events), default=0.0)
         events = [

@@ -174,7 +174,7 @@ def matching(word: str) -> list[SettingsTable]:
     """Return the tables that an argument names: ``source``, ``source.kafka``, ``scrub``,
     ``missing``, ``[train]``.
 
-    Raises: UserError where there is none.
+    Raises: UserError if there is none.
     """
     word = word.strip("[]").removesuffix(".NAME")
     matches = [table for table in tables() if word in _names(table)]

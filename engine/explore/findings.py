@@ -172,7 +172,7 @@ class Findings:
         columns: their figures.
         repeated: rows that were there before, all columns equal.
         times: None where no column tells a time.
-        related: names, and Pearson's correlation of each pair, None where there is none.
+        related: names, and Pearson's correlation of each pair, None if there is none.
         target: column with the label, where a pipeline names it.
         stages: stage -> what it did, e.g. ``{"filled": 7, "rejected: duplicate": 3}``.
         rejected: reason -> records that could not be read; `details`: what the first was told.

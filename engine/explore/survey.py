@@ -234,7 +234,7 @@ class PairwiseMoments:
 def as_time(frame: pl.DataFrame, sql: str) -> pl.Expr:
     """Return microseconds since 1970 of a SQL expression for a time or a date.
 
-    Raises: UserError where it gives none.
+    Raises: UserError if it gives none.
     """
     expr = expression(sql, "--time")
     try:

@@ -107,7 +107,7 @@ class TimeAxis:
     Attributes:
         rows: with a time; `unknown` had none.
         late: with a time before that of an earlier row.
-        step: the usual distance between neighbours in time, microseconds; 0 where there is none,
+        step: the usual distance between neighbours in time, microseconds; 0 if there is none,
             None while too little is known.
         repeated: rows at a step that an earlier row had.
         off: rows that are not at a step.

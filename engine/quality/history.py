@@ -17,7 +17,7 @@ def add_errors(
     Args:
         history: columns ``time``, and ``sum NAME`` and ``n NAME`` for each name; or empty.
         steps: the step of each row, shape (n,).
-        errors: NaN where there is none, shape (n, names).
+        errors: NaN if there is none, shape (n, names).
     """
     sums = [f"sum {name}" for name in names]
     added = (

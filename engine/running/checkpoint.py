@@ -240,7 +240,7 @@ class Checkpoints:
         self._committed = max(self._numbers(), default=None)
 
     def require(self) -> None:
-        """Raises: HeadraceError where the folder was taken away while the engine ran; what it has
+        """Raises: HeadraceError if the folder was taken away while the engine ran; what it has
         come to is saved in a new one."""
         if self._folder_replaced:
             raise HeadraceError(

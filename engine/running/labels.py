@@ -148,7 +148,7 @@ def few_numbers(values: Collection[str], target: str, where: str) -> str | None:
 def require_classes(labels: Labels, task: str, target: str, where: str) -> tuple[str, ...]:
     """Return the labels as classes.
 
-    Raises: UserError where it is too little or too much, or no names of classes.
+    Raises: UserError if it is too little or too much, or no names of classes.
     """
     values, seen = labels.values, labels.words(target)
     if len(values) > MAX_CLASSES or any(len(value) > MAX_LABEL_CHARS for value in values):

@@ -47,7 +47,7 @@ def migrate(
         identity: of the pipeline as it is now.
         earlier: the chain of other tables of [scrub], over the same source.
 
-    Raises: UserError where a state would be lost, or the model would get other features.
+    Raises: UserError if a state would be lost, or the model would get other features.
     """
     here: Scrub = json.loads(identity.get("scrub", "{}"))
     was: Scrub = json.loads(saved.identity.get("scrub", "{}"))
@@ -91,7 +91,7 @@ def migrate(
 def _require_same(
     kept: Mapping[str, Snapshot], now: Mapping[str, Snapshot], here: Scrub, was: Scrub
 ) -> None:
-    """Raises: UserError where a stage that has learned is not what it was."""
+    """Raises: UserError if a stage that has learned is not what it was."""
     for name, state in kept.items():
         gone = name not in here
         if gone or here[name] != was[name] or _shape(state) != _shape(now.get(name)):

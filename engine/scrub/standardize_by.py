@@ -27,8 +27,8 @@ class StandardizeBy(FittedStage):
     before and themselves. Null stays null, NaN stays NaN.
 
     For a key with fewer than `min_rows` numbers in a column, the statistics of all keys are used.
-    At most `keys` keys are remembered, those seen last; how many left is counted as ``forgotten``, and a
-    key that returns starts anew. Keys are compared by a 64-bit hash: two collide with
+    At most `keys` keys are remembered, those seen last; how many left is counted as ``forgotten``,
+    and a key that returns starts anew. Keys are compared by a 64-bit hash: two collide with
     probability keys**2 / 2**65. Null is a key like others.
 
     Memory: 16 bytes and 24 a column for each key, copied once a batch.

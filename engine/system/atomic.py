@@ -213,7 +213,7 @@ class Folder:
         return self._known is not None and self._known != self._there()
 
     def require(self) -> None:
-        """Raises: HeadraceError where it is gone."""
+        """Raises: HeadraceError if it is gone."""
         if self.gone:
             raise HeadraceError(
                 f"{self.named} '{self.path}' was removed or replaced while the engine ran: put it "

@@ -38,7 +38,7 @@ def prepare() -> None:
 def remarks() -> list[str]:
     """Return remarks on limits of this environment.
 
-    Raises: UserError where compiled loops have no place at all, or the libraries no room for their
+    Raises: UserError if compiled loops have no place at all, or the libraries no room for their
         files: they would end the process themselves.
     """
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

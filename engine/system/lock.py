@@ -25,7 +25,7 @@ def locked(folders: Iterable[Path], files: Iterable[Path] = ()) -> Iterator[None
     on itself and leaves nothing behind. A file's is on an empty file beside it, which goes with the
     block; one that a dead process left is taken over.
 
-    Raises: UserError where another engine holds one of them, or a folder cannot be made.
+    Raises: UserError if another engine holds one of them, or a folder cannot be made.
     """
     with contextlib.ExitStack() as held:
         for folder in dict.fromkeys(folder.resolve() for folder in folders):

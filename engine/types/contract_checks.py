@@ -39,7 +39,7 @@ def require_contract(
     *,
     key: str = "kind",
 ) -> None:
-    """Raises: UserError where the class is none of that contract, lacks a method or settings of its
+    """Raises: UserError if the class is none of that contract, lacks a method or settings of its
     own, or has something else in a method's place.
 
     Args:
@@ -70,7 +70,7 @@ def require_contract(
 
 
 def require_attributes(component: object, contract: type, section: str) -> None:
-    """Raises: UserError where a component that was just made has not what its contract's own
+    """Raises: UserError if a component that was just made has not what its contract's own
     ``__init__`` sets: the class has one that does not call it."""
     for base in contract.__mro__:
         for name in vars(base).get("__annotations__", ()):

@@ -579,7 +579,7 @@ class Sink(ABC):
         """Return what commits its rows together with the source's positions; None if they are
         committed separately.
 
-        Raises: UserError where it should, and the two have no transaction in common.
+        Raises: UserError if it should, and the two have no transaction in common.
         """
         return None
 

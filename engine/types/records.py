@@ -48,7 +48,7 @@ class Mark:
         """Return the combined mark of several engines that share a source's partitions; any
         number of engines can resume from it.
 
-        Raises: UserError where one has a stage with a state, which is not shared.
+        Raises: UserError if one has a stage with a state, which is not shared.
         """
         positions: dict[str, int] = {}
         for mark in marks:

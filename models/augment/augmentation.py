@@ -115,7 +115,7 @@ class Augmentation:
         Args:
             encoders: as in `Context`; for `synonyms` of words.
 
-        Raises: UserError where the learner has no place for it, or an augment does not fit.
+        Raises: UserError if the learner has no place for it, or an augment does not fit.
         """
         learner.augment_with(self)
         context = Context(
@@ -145,7 +145,7 @@ class Augmentation:
 
 
 def _applied(augment: Augment, tensors: Tensors, rng: np.random.Generator) -> tuple[Tensors, int]:
-    """Raises: HeadraceError where that is not as many rows, and how many were changed."""
+    """Raises: HeadraceError if that is not as many rows, and how many were changed."""
     done: Any = augment.apply(tensors, rng)
     if isinstance(done, tuple) and len(done) == 2 and isinstance(done[0], Tensors):
         if len(done[0]) == len(tensors) and isinstance(done[1], int | np.integer):

@@ -162,7 +162,7 @@ def _edges(middle: NDArray[np.float64], side: Singles, size: int) -> tuple[Ints,
 def _classes_of(features: Features, *, soft: bool, where: str) -> int:
     """Return the number of classes between which labels are mixed; 0 for a regression.
 
-    Raises: UserError where the learner takes no targets between classes.
+    Raises: UserError if the learner takes no targets between classes.
     """
     if features.task == "regression":
         return 0

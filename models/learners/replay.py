@@ -155,13 +155,13 @@ class Replay:
 
 class Rehearsal:
     """The rows that a learner learns again: kept as they were before stages scaled them, given back
-    in the scale of now. Empty where none are kept.
+    in the scale of now. Empty if none are kept.
 
     Args:
         settings: how many rows are kept, and how they are drawn.
         features: of the learner.
 
-    Raises: UserError where rows are to be kept that a replay cannot hold.
+    Raises: UserError if rows are to be kept that a replay cannot hold.
     """
 
     def __init__(self, settings: ReplaySettings, features: Features, device: str) -> None:

@@ -43,7 +43,7 @@ class Bytes:
     Attributes:
         offset: the offset of the next byte to read.
 
-    Raises (all methods): HeadraceError where the file cannot be read on, naming file and offset.
+    Raises (all methods): HeadraceError if the file cannot be read on, naming file and offset.
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -129,7 +129,7 @@ class TextFile:
     Attributes:
         unfinished: whether the last row read has no line end.
 
-    Raises (all methods): HeadraceError where the file cannot be read on, naming file and offset.
+    Raises (all methods): HeadraceError if the file cannot be read on, naming file and offset.
     """
 
     def __init__(

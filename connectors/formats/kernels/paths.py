@@ -19,7 +19,7 @@ def parse_path(path: str, column: str) -> tuple[PathStep, ...]:
     """Return the keys and list indexes on the way to a value; the empty path is the key without
     a name.
 
-    Raises: UserError where it is no path.
+    Raises: UserError if it is no path.
     """
     if not path:
         return ("",)

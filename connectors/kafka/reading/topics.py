@@ -147,7 +147,7 @@ class Topics:
         """Notice topics that are gone, or others under the same name, whenever the client has
         heard from a broker what there is.
 
-        Raises: HeadraceError where `auto_offset_reset` says so.
+        Raises: HeadraceError if `auto_offset_reset` says so.
         """
         if not self.begun or (heard := metadata_time_ms(consumer)) == self._checked_at:
             return

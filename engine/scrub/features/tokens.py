@@ -157,7 +157,7 @@ class Tokens(Stage):
         return numbers.to_numpy()
 
     def _read(self, path: Path) -> pl.Series:
-        """Raises: UserError where there is no vocabulary, or a token stands in it twice."""
+        """Raises: UserError if there is no vocabulary, or a token stands in it twice."""
         where = f"{self.where} vocabulary '{path}'"
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
