@@ -175,11 +175,11 @@ class LoaderSettings(Settings):
         batch_bytes: a batch is closed before its raw records are more than this ("8MiB"); an eighth
             of the budget unless given.
         max_delay: how long the oldest record of a batch may wait for the batch to fill. Unless
-            given, 50 ms where the source is endless (10 s with `shuffle_rows`; what
-            `latency_objective` says where that is given), and until it is full otherwise.
-        latency_objective: time from a record's arrival to its batch being done that 99 of 100
-            are to stay within: a batch is closed early where waiting longer would miss it, by what
-            batches of its size have taken so far.
+            given, 50 ms for an endless source (10 s with `shuffle_rows`, or the value of
+            `latency_objective` if set), and until the batch is full for a bounded one.
+        latency_objective: the goal for 99 of 100 records, from a record's arrival to the end of
+            its batch: a batch is closed early if waiting longer would miss it, judging by how long
+            batches of its size have taken.
         memory_budget: bytes that all buffers of this process together may hold ("256MiB"): read
             ahead, batches, rows for the sink, replay.
         prefetch_bytes: depth of each of the loader's queues; unless given, it follows what both
@@ -244,12 +244,12 @@ class SinkTable(Settings):
 
     Attributes:
         kind: ``files``, ``kafka``, ``memory``, or a class of your own, ``package.module:Class``.
-        columns: those that are written; all unless given. A model adds ``prediction`` (the value,
-            or the class as text) and for classes ``probability`` (of the second of two classes;
-            of the predicted one where there are more); serving adds ``model_version``. Where one of
-            these is named, those that are not are left out.
-            ``_partition`` and ``_position`` say where a row was read. Values are as the stages left
-            them; those of stages that a served model contains as they came.
+        columns: the columns to write; all unless given. A model adds ``prediction`` (the value,
+            or the class as text) and for classes ``probability`` (of the second of two classes,
+            or of the predicted one if there are more); serving adds ``model_version``. If one of
+            these is listed, only the listed ones are written.
+            ``_partition`` and ``_position`` are the place a row was read from. Columns have the
+            values after the stages; a served model's own stages leave them unchanged.
         probabilities: whether a model also adds ``probability_CLASS`` for every class.
     """
 
@@ -310,16 +310,16 @@ class ModelSettings(Settings):
             false and true for a bool target, else the values in the first 100,000 rows of a source
             that ends, sorted (numbers by value), at most 100.
         threshold: of two classes, the probability above which the second is predicted, 0.5 unless
-            given; or an aim that it is chosen for on held-out rows: "f1", {precision = 0.9},
-            {recall = 0.8} or {false_positive = 1, false_negative = 20}, what such mistakes cost.
+            given; or a goal for which it is chosen on held-out rows: "f1", {precision = 0.9},
+            {recall = 0.8} or {false_positive = 1, false_negative = 20}, the cost of such mistakes.
         images: columns of arrays of shape (height, width, channels), as an ``image`` stage makes
             them; globs are allowed, here and in the next three.
         ragged: columns of lists, as a ``tokens`` stage makes them: values and offsets.
-        padded: columns of lists: filled up with 0, and a mask.
-        sparse: columns of lists of ids: how often each id is there.
-        max_length [values]: values of a list that are kept, from its start; needed for `padded`
-            without `buckets`.
-        buckets [values]: lengths that padded lists are filled up to; powers of two unless given.
+        padded: columns of lists, padded with 0, and a mask.
+        sparse: columns of lists of ids, as the count of each id.
+        max_length [values]: the most values of a list that are kept, from its start; needed for
+            `padded` without `buckets`.
+        buckets [values]: the lengths to which lists are padded; powers of two unless given.
     """
 
     kind: str = "tabular"

@@ -43,25 +43,26 @@ SASL_KEYS = ("sasl_mechanism", "user", "password", "password_file")
 class KafkaSettings(types.Settings):
     """The settings that ``[source]`` and ``[sink]`` of ``kind = "kafka"`` share.
 
-    What does not fit together, and a file that cannot be read, is refused before anything starts.
+    Settings that contradict each other, and unreadable files, are refused before anything starts.
 
     Attributes:
-        bootstrap_servers: "host:port" of one broker or more, with commas in between; by default the
-            environment's KAFKA_BOOTSTRAP_SERVERS, else localhost:9092.
-        security_protocol: PLAINTEXT (for networks of one's own), SSL, SASL_SSL, or SASL_PLAINTEXT,
-            which sends the password (PLAIN) or what it can be guessed from (SCRAM) in the clear and
-            is warned of.
+        bootstrap_servers: "host:port" of one or more brokers, separated by commas; unless given,
+            the environment variable KAFKA_BOOTSTRAP_SERVERS, else localhost:9092.
+        security_protocol: PLAINTEXT (for private networks), SSL, SASL_SSL, or SASL_PLAINTEXT, which
+            sends the password (PLAIN) or data to guess it from (SCRAM) in the clear, with a
+            warning.
         ssl_cafile: certificates to trust (SSL, SASL_SSL), PEM; the system's unless given. The
             broker's host name is always checked.
         ssl_certfile, ssl_keyfile: this client's own certificate and its key (mutual TLS), PEM,
-            without pass phrase; `ssl_keyfile` may be left out where `ssl_certfile` holds both.
+            without pass phrase; `ssl_keyfile` is not needed if `ssl_certfile` contains both.
         sasl_mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; needed by SASL_SSL and
             SASL_PLAINTEXT.
         user: the SASL user's name.
-        password: of SASL; better from the environment (``HEADRACE_SOURCE__PASSWORD``,
-            ``HEADRACE_SINK__PASSWORD``) or a file than in the pipeline file. Never shown.
-        password_file: holds the password in its first line, in place of `password`; read at each
-            start.
+        password: the SASL password, never shown; better set in the environment
+            (``HEADRACE_SOURCE__PASSWORD``, ``HEADRACE_SINK__PASSWORD``) or in `password_file`
+            than in the pipeline file.
+        password_file: a file with the password in its first line, instead of `password`; read at
+            each start.
         timeout: how long to wait for a broker's answer at the start; unless given, 30 s if no
             broker is reachable, and 120 s if one is but hangs. A broker that permanently refuses
             this client ends the wait at once.

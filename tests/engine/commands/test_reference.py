@@ -197,7 +197,7 @@ def test_a_key_that_a_run_can_do_without_is_not_needed() -> None:
 
 def test_texts_are_for_users_of_a_file() -> None:
     page = reference.markdown()
-    assert f"{BATCH_DELAY * 1000:.0f} ms where the source is endless" in page
+    assert f"{BATCH_DELAY * 1000:.0f} ms for an endless source" in page
     assert f"({BLOCK_DELAY:.0f} s with `shuffle_rows`" in page
     assert "_DELAY" not in page
     assert not re.search(r"\bNone\b", page), "TOML has no None"
