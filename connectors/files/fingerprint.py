@@ -237,29 +237,67 @@ def combined_digest(paths: Iterable[Path]) -> str:
 
 
 class CopyDetector:
-    """Detects copies of a file by size, beginning and end, and warns that their rows are read
-    twice."""
+    """Detects copies of a file, compressed ones too, by the size, beginning and end of their
+    content, and warns that their rows are read twice."""
 
     def __init__(self) -> None:
-        self._names: dict[str, str] = {}
+        self._by_beginning: dict[str, dict[str, Path]] = {}
+        """The digest of a beginning -> the files that have it, by name."""
+        self._digests: dict[str, str] = {}
+        """Name -> `content_digest`, of files with the same beginning as another."""
         self._told = 0
 
     def note(self, path: Path, name: str) -> None:
-        """Note a file that will be read."""
+        """Note a file that will be read. A compressed one is unpacked only if it begins like
+        another."""
         try:
-            first = self._names.setdefault(combined_digest([path]), name)
+            (head,) = segments(path, [(0, HEAD_BYTES)], raw=False)
+            alike = self._by_beginning.setdefault(digest(head), {})
+            if name in alike or not head:
+                return
+            earlier, alike[name] = list(alike.items()), path
+            first = next((other for other in earlier if self._same(other, (name, path))), None)
         except (OSError, HeadraceError):  # its reader reports it
             return
-        if first == name or self._told == MAX_COPY_WARNINGS or not path.stat().st_size:
+        if first is None or self._told == MAX_COPY_WARNINGS:
             return
         self._told += 1
         if self._told == MAX_COPY_WARNINGS:
             log.warning("More files may be copies; they are not listed.")
         else:
+            unpacked = compression(path) is not None or compression(first[1]) is not None
             log.warning(
-                "%s has the same size, beginning and end as %s: if it is a copy, its rows are read "
-                "twice; leave one of the two out.", name, first,
+                "%s has the same size, beginning and end as %s%s: if it is a copy, its rows are "
+                "read twice; leave one of the two out.",
+                name, first[0], " once unpacked" if unpacked else "",
             )  # fmt: skip
+
+    def _same(self, *files: tuple[str, Path]) -> bool:
+        for name, path in files:
+            if name not in self._digests:
+                self._digests[name] = content_digest(path)
+        return len({self._digests[name] for name, _ in files}) == 1
+
+
+def content_digest(path: Path) -> str:
+    """Return a digest of the size, beginning and end of a file's (unpacked) content.
+
+    Raises: OSError, HeadraceError if it cannot be read.
+    """
+    if compression(path) is None:
+        size = path.stat().st_size
+        ends = [(0, HEAD_BYTES), (max(0, size - HEAD_BYTES), HEAD_BYTES)]
+        return digest(repr((size, segments(path, ends, raw=True))).encode())
+    head = tail = b""
+    text = Bytes(path, str(path))
+    try:
+        while len(block := text.read(BLOCK)):
+            if len(head) < HEAD_BYTES:
+                head += block[:HEAD_BYTES].tobytes()
+            tail = (tail + block[-HEAD_BYTES:].tobytes())[-HEAD_BYTES:]
+    finally:
+        text.close()
+    return digest(repr((text.offset, [head[:HEAD_BYTES], tail])).encode())
 
 
 def match_files(
@@ -406,10 +444,12 @@ def _fail_or_warn(policy: Policy, problem: str, otherwise: str) -> None:
 
 
 __all__ = [
+    "CopyDetector",
     "Fingerprint",
     "FingerprintTracker",
     "Policy",
     "combined_digest",
+    "content_digest",
     "digest",
     "match_files",
     "plan_resume",

@@ -202,6 +202,8 @@ class JoinedStream(SplitStream):
         return combined_digest(self._catalog.files.values())
 
     def _open(self, split: InputSplit) -> Readable:
+        for name, path in self._catalog.files.items() if self._catalog.settings.order_by else ():
+            self._contents.note(path, name)
         return self._opened(split, self._epoch)
 
 

@@ -386,3 +386,77 @@ def test_a_copy_beside_its_original_is_read_again_and_told(
     told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert [f"{tmp_path}/1.csv has the same size, beginning" in told[0], len(told)] == [True, 4]
     assert "More files may be copies" in told[-1]
+
+
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".zst": zstandard.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+}
+
+
+def copies(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The warnings about copies, up to their colon."""
+    said = [record.getMessage().partition(":")[0] for record in caplog.records]
+    caplog.clear()
+    return [text for text in said if "same size, beginning and end" in text]
+
+
+@pytest.mark.parametrize("rows", [1, 3_000])
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+@pytest.mark.parametrize("first", ["a", "z"])
+def test_a_copy_beside_its_original_is_told(
+    rows: int, suffix: str, first: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = lines(*range(rows)).encode()
+    original, copy = f"d/{first}.ndjson", f"d/m.ndjson{suffix}"
+    Path(original).write_bytes(text)
+    values, state = run("d/*")
+    assert (len(values), copies(caplog)) == (rows, [])
+    Path(copy).write_bytes(COMPRESSORS[suffix](text))
+    one, other = sorted((original, copy))
+    expected = [f"{other} has the same size, beginning and end as {one}"]
+    expected[0] += " once unpacked" if suffix else ""
+    again, state = run("d/*", state)
+    assert (len(again), copies(caplog)) == (rows, expected)
+    assert run("d/*", state)[0] == []
+    caplog.clear()
+    assert len(run("d/*")[0]) == 2 * rows
+    assert copies(caplog) == expected
+
+
+def test_compressed_copies_of_each_other_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    text = lines(*range(3_000)).encode()
+    Path("d/a.ndjson.gz").write_bytes(gzip.compress(text, mtime=1))
+    Path("d/b.ndjson.gz").write_bytes(gzip.compress(text, compresslevel=1, mtime=2))
+    Path("d/c.ndjson.zst").write_bytes(zstandard.compress(text))
+    run("d/*")
+    assert copies(caplog) == [
+        f"d/{name} has the same size, beginning and end as d/a.ndjson.gz once unpacked"
+        for name in ("b.ndjson.gz", "c.ndjson.zst")
+    ]
+
+
+def test_a_copy_among_sorted_files_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    text = lines(3, 1, 2)
+    Path("d/a.ndjson").write_text(text)
+    Path("d/a.ndjson.gz").write_bytes(gzip.compress(text.encode()))
+    assert run("d/*", order_by=["id"])[0] == ["1", "1", "2", "2", "3", "3"]
+    assert copies(caplog) == [
+        "d/a.ndjson.gz has the same size, beginning and end as d/a.ndjson once unpacked"
+    ]
+
+
+def test_files_that_begin_alike_are_no_copies(caplog: pytest.LogCaptureFixture) -> None:
+    for name, last in (("a", 5), ("b", 6), ("c", 77)):
+        text = lines(*range(3_000), last).encode()
+        Path(f"d/{name}.ndjson").write_bytes(text)
+        Path(f"d/{name}{name}.ndjson.gz").write_bytes(
+            gzip.compress(lines(*range(2_999), last).encode())
+        )
+    Path("d/x.ndjson.gz").write_bytes(gzip.compress(b""))
+    Path("d/y.ndjson").write_bytes(b"")
+    run("d/*")
+    assert copies(caplog) == []
