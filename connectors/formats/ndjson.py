@@ -267,16 +267,16 @@ class _Parser:
             ends = np.flatnonzero(part == NEWLINE) + 1
             data, bounds = _taken(part, np.concatenate([[0], ends]), rows)
             number = self.tree.number(self.shape.way(c)[-1])
-            found = self.tree.scan(data, bounds, tokens=True)
-            starts, stops = found.spans[:, number].T
-            nested = np.isin(found.tokens[:, number], (LIST, OBJECT)) & (stops > starts)
+            scan = self.tree.scan(data, bounds, tokens=True)
+            starts, stops = scan.spans[:, number].T
+            nested = np.isin(scan.tokens[:, number], (LIST, OBJECT)) & (stops > starts)
             at = np.flatnonzero(nested)
             raw = decode_utf8(binary(gather(data, starts[at], (stops - starts)[at])))
             where = np.zeros(len(column), np.bool_)
             where[rows[at]] = True
             if where.any():
-                made = cast(raw, column.dtype, written=True)
-                frame = frame.with_columns(_with(column, where, made))
+                texts = cast(raw, column.dtype, written=True)
+                frame = frame.with_columns(_with(column, where, texts))
         return frame
 
     def _cast(self, parsed: pl.Series) -> pl.Series:
