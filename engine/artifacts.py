@@ -80,7 +80,7 @@ def write_schema(parts: Parts) -> None:
     inferred = pipeline.trains and not parts.model.common_settings.classes
     saved = SavedSchema(
         declared=pipeline.source.get("schema", {}),
-        columns=type_names(parts.scrub.source_schema),
+        columns=type_names(parts.scrub.content_schema),
         findings=endpoints.source.schema_state(),
         writes=sorted(map(str, resolved_folders(endpoints.sinks.values()))),
         classes=parts.model.features.classes if inferred else (),

@@ -12,6 +12,7 @@ import difflib
 import importlib
 import json
 import os
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -41,9 +42,12 @@ from engine.quality.threshold import ThresholdSettings
 from engine.settings_docs import expected, expected_in, field_of
 from engine.types import Duration, Name, Names, Settings, UserError, nearest
 from engine.types.changes import Free, Learned, Warned
+from engine.types.contract_checks import IMPORT_STRING
 
 S = TypeVar("S", bound=Settings)
 ENVIRONMENT = "HEADRACE_"
+CODE_KEYS = ("kind", "format")
+"""Keys whose value may be an import string."""
 MAX_VALUE_CHARS = 200
 """Characters of a wrong value that a sentence shows."""
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
@@ -505,7 +509,8 @@ class Pipeline(BaseSettings):
 
     @classmethod
     def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
-        """Read a pipeline file.
+        """Read a pipeline file. If it names classes of the user, its folder becomes the last of
+        those that Python imports from.
 
         Args:
             path: the TOML file.
@@ -514,7 +519,11 @@ class Pipeline(BaseSettings):
         Raises: UserError, one sentence.
         """
         table = _with_base(Path(path))
-        return cls.of(table, overrides, where=str(path))
+        pipeline = cls.of(table, overrides, where=str(path))
+        folder = str(Path(path).parent.resolve())
+        if folder not in sys.path and _names_user_code(pipeline.table()):
+            sys.path.append(folder)
+        return pipeline
 
     @classmethod
     def of(
@@ -629,12 +638,22 @@ def load_class(name: Any, known: Mapping[str, str], section: str, where: str = "
     except Exception as error:
         raise UserError(
             f"[{section}] kind '{name}' cannot be imported: {type(error).__name__}: {error}; "
-            "expected 'package.module:Class', and the package installed or its folder on "
-            "PYTHONPATH."
+            "expected 'package.module:Class', and the module beside the pipeline file, installed, "
+            "or in a folder on PYTHONPATH."
         ) from error
     if not isinstance(loaded, type):
         raise UserError(f"[{section}] kind '{name}' names {loaded!r}, expected a class.")
     return loaded
+
+
+def _names_user_code(table: Mapping[str, Any]) -> bool:
+    """Return whether any table names a class by an import string."""
+    return any(
+        _names_user_code(value)
+        if isinstance(value, Mapping)
+        else key in CODE_KEYS and IMPORT_STRING.fullmatch(str(value)) is not None
+        for key, value in table.items()
+    )
 
 
 def detached_source(source: Mapping[str, Any], *, whole: bool = True) -> dict[str, Any]:

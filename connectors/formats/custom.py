@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Collection
 
 from engine.types import Format, Schema, UserError, nearest
-from engine.types.contract_checks import misspelt_members, require_contract
-
-OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-"""``package.module:Class`` in a pipeline file."""
+from engine.types.contract_checks import IMPORT_STRING, misspelt_members, require_contract
 
 
 def is_custom(format: str) -> bool:
     """Return whether this names a class, not a built-in format."""
-    return OWN.fullmatch(format) is not None
+    return IMPORT_STRING.fullmatch(format) is not None
 
 
 def require_known_format(format: str, known: Collection[str]) -> str:
@@ -38,8 +34,8 @@ def load_custom(name: str) -> Format:
         loaded = importlib.import_module(module)
     except Exception as error:
         raise UserError(
-            f"[source] format '{name}' cannot be imported: {error}; is its package installed, or "
-            "its folder on PYTHONPATH?"
+            f"[source] format '{name}' cannot be imported: {error}; expected the module "
+            "beside the pipeline file, installed, or in a folder on PYTHONPATH."
         ) from error
     try:
         instance = getattr(loaded, attribute)

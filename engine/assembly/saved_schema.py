@@ -23,7 +23,7 @@ class SavedSchema:
 
     Attributes:
         declared: [source.schema] at the start.
-        columns: column -> type name.
+        columns: column -> type name, without the columns of a row's origin.
         findings: the `schema_state` of the source.
         writes: the folders with results of this run.
         classes: the inferred classes of the label, in order.

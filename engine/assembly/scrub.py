@@ -61,6 +61,13 @@ class Scrub:
         return schema
 
     @property
+    def content_schema(self) -> Schema:
+        """The decoded columns without those of a row's origin, which the source adds by itself:
+        what a resumed run declares."""
+        added = self._endpoints.source.origin_columns()
+        return {c: dtype for c, dtype in self.source_schema.items() if c not in added}
+
+    @property
     def knows_columns(self) -> bool:
         """Whether `source_schema` is resolved or set."""
         return "source_schema" in vars(self)

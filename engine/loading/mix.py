@@ -294,7 +294,9 @@ class Mix(SourceGroup):
         schema = first.source.schema({WILDCARD: DROPPED, **declared} if declared else {})
         expected = schema if not declared or WILDCARD in declared else declared
         for member in rest:
-            own = member.source.schema({WILDCARD: DROPPED, **expected})
+            added = set(member.source.origin_columns()) - declared.keys()
+            shared = {column: dtype for column, dtype in expected.items() if column not in added}
+            own = member.source.schema({WILDCARD: DROPPED, **shared})
             if own != schema:
                 odd = next(c for c in {**schema, **own} if schema.get(c) != own.get(c))
                 raise UserError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from abc import ABCMeta
 from collections.abc import Iterator, Mapping
 from types import CodeType, FunctionType
@@ -19,6 +20,8 @@ from pydantic import BaseModel
 from engine.errors import UserError
 from engine.types.contracts import Buffered, Learner, SharedSource, Sink, Source
 
+IMPORT_STRING = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+"""``package.module:Class`` in a pipeline file."""
 PAIRS = (("snapshot", "restore"), ("state_dict", "load_state_dict"))
 """Methods that make sense only together: one takes what the other returns."""
 EXTENSIONS: Mapping[type, tuple[type, ...]] = {
@@ -230,4 +233,10 @@ def _home(contract: type) -> str:
     return f"{home}.{contract.__name__}"
 
 
-__all__ = ["members", "misspelt_members", "require_attributes", "require_contract"]
+__all__ = [
+    "IMPORT_STRING",
+    "members",
+    "misspelt_members",
+    "require_attributes",
+    "require_contract",
+]
