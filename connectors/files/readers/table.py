@@ -6,6 +6,8 @@ import time
 import zoneinfo
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import cast
@@ -20,7 +22,7 @@ from pyarrow import ipc
 
 from connectors.formats.registry import imported, spec_of
 from connectors.formats.values.calendar import flag_impossible
-from connectors.formats.walks.parquet_pages import first_bad_page, read_footer
+from connectors.formats.walks.parquet_pages import Footer, first_bad_page, read_footer
 from engine.types import HeadraceError, Records, Schema, UserError
 from engine.types.plural import counted
 
@@ -35,6 +37,9 @@ HELD = (
     pa.types.is_map,
 )  # fmt: skip
 """The nested types that a column can have."""
+OPEN_FILES = 8
+"""The Parquet files whose footers are kept: each split of a file opens it, and a footer of
+thousands of row groups takes longer to read than a row group."""
 PART_COLUMNS = 4
 """The columns that justify another thread."""
 READ_ERRORS = (OSError, pa.ArrowException, PolarsError, PanicException, UnicodeDecodeError)
@@ -154,6 +159,59 @@ class TableFile(ABC):
         """Decode chunk `number`."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OpenedParquet:
+    """What is known of a Parquet file of g row groups before its rows are read.
+
+    Attributes:
+        metadata: by pyarrow.
+        schema: by polars.
+        footer: as walked.
+        bounds: rows at which chunks start, and the end, shape (chunks + 1,).
+        groups: the row group of each chunk, shape (chunks + 1,).
+        scan: all rows and columns.
+    """
+
+    metadata: pq.FileMetaData
+    schema: pl.Schema
+    footer: Footer
+    bounds: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    scan: pl.LazyFrame
+
+
+@lru_cache(maxsize=OPEN_FILES)
+def _opened(path: Path, name: str, *identity: int) -> _OpenedParquet:
+    """Open a Parquet file; splits of one file open it once.
+
+    Args:
+        name: of the file, in sentences.
+        identity: changes with the file.
+
+    Raises: UserError for columns that no table holds; `READ_ERRORS` where the file is damaged.
+    """
+    with pq.ParquetFile(path) as file:
+        metadata, schema = file.metadata, file.schema_arrow
+    _once(schema.names, name)
+    _must_be_held(schema, name, wide=True)
+    with path.open("rb") as file:
+        footer = read_footer(file, metadata.num_row_groups, metadata.num_columns)
+    if footer is None:
+        raise pa.ArrowInvalid("its footer is damaged, or its row groups are not all its rows")
+    ends = np.cumsum([0, *footer.group_rows])
+    inner = [np.arange(a, b, CHUNK_ROWS) for a, b in pairwise(ends)]
+    bounds = np.concatenate([*inner, ends[-1:]]).astype(np.int64)
+    scan = pl.scan_parquet(path, glob=False)
+    return _OpenedParquet(
+        metadata=metadata,
+        schema=scan.collect_schema(),
+        footer=footer,
+        bounds=bounds,
+        groups=np.searchsorted(ends, bounds, "right") - 1,
+        scan=scan,
+    )
+
+
 class ParquetFile(TableFile):
     """Slices of lazy scans: polars skips row groups, and decodes columns in parallel.
 
@@ -165,26 +223,14 @@ class ParquetFile(TableFile):
     format_name = "parquet"
 
     def _open(self, path: Path, columns: Sequence[str] | None) -> None:
-        with pq.ParquetFile(path) as file:
-            self._metadata = metadata = file.metadata
-            schema = file.schema_arrow
-        _once(schema.names, self.name)
-        _must_be_held(schema, self.name, wide=True)
-        with path.open("rb") as file:
-            footer = read_footer(file, metadata.num_row_groups, metadata.num_columns)
-        if footer is None:
-            raise pa.ArrowInvalid("its footer is damaged, or its row groups are not all its rows")
-        self._path, self._footer = path, footer
-        ends = np.cumsum([0, *footer.group_rows])
-        inner = [np.arange(a, b, CHUNK_ROWS) for a, b in pairwise(ends)]
-        self.bounds = np.concatenate([*inner, ends[-1:]]).astype(np.int64)
-        self._groups = np.searchsorted(ends, self.bounds, "right") - 1
-        """Row group of each chunk."""
-        frame = pl.scan_parquet(path, glob=False)
-        self.schema = dict(frame.collect_schema())
+        stat = path.stat()
+        opened = _opened(path, self.name, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        self._path, self._footer, self._metadata = path, opened.footer, opened.metadata
+        self.bounds, self._groups = opened.bounds, opened.groups
+        frame, self.schema = opened.scan, dict(opened.schema)
         self._columns = [c for c in columns or self.schema if c in self.schema]
         self._columns = self._columns or list(self.schema)[:1]
-        self._leaves, self._flat = _leaves(metadata.schema, self._columns)
+        self._leaves, self._flat = _leaves(self._metadata.schema, self._columns)
         self._walked = -1
         """The last row group whose pages were validated."""
         # A row group is decoded by one thread: by several, where each has columns of its own.

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from connectors.files import splits
+from connectors.files.readers.table import _opened
 from connectors.files.source import FilesSource
 from connectors.files.splits import EPOCH_STRIDE, SHARD_GROUPS
 from engine.types import EndOfStream, Mark, Records, Schema, UserError
@@ -210,3 +211,17 @@ def test_what_cannot_be_shared(tmp_path: Path) -> None:
 def test_states_are_not_joined() -> None:
     with pytest.raises(UserError, match="Stage 'scale' has learned apart"):
         Mark.joined([Mark(stages={"scale": 1})])
+
+
+def test_splits_of_a_parquet_file_read_its_footer_once(tmp_path: Path) -> None:
+    """With thousands of row groups it takes longer than the rows. Another file is another one."""
+    path = tmp_path / "rows.parquet"
+    pl.DataFrame({"n": range(100)}).write_parquet(path, row_group_size=5)
+    _opened.cache_clear()
+    rows, _ = take(source({"path": str(path)}, shard=1, shards=2), Mark(), None)
+    assert len(rows) == 50
+    assert _opened.cache_info().misses == 1
+    pl.DataFrame({"n": range(200, 300)}).write_parquet(path, row_group_size=10)
+    again, _ = take(source({"path": str(path)}, shard=1, shards=2), Mark(), None)
+    assert len(again) == 50
+    assert _opened.cache_info().misses == 2
