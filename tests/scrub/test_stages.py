@@ -357,6 +357,36 @@ def test_whole_numbers_that_grow_beyond_their_type_cost_their_row(run: Run) -> N
 
 
 @pytest.mark.parametrize(
+    "sql",
+    [
+        "CAST(n AS BIGINT) * 9223372036854775807",
+        "CAST(t AS BIGINT) * 9223372036854775807",
+        "CAST(CAST(n AS INT) AS BIGINT) * 4 * 4611686018427387904",
+        "CAST(n AS BIGINT) * CAST(t AS BIGINT) * 9223372036854775807",
+    ],
+)
+def test_a_product_of_cast_values_beyond_64_bits_rejects_its_row(run: Run, sql: str) -> None:
+    rows = {"n": [0, 2, 0], "t": ["0", "2", "0"]}
+    (done,) = run("derive", {"columns": {"z": sql}}, rows)
+    assert done.frame["z"].to_list() == [0, 0]
+    assert done.frame.schema["z"] == pl.Int64
+    (reject,) = done.rejects
+    assert reject.reason == "invalid"
+    assert reject.rows.height == 1
+
+
+def test_a_cast_amid_a_thousand_terms_is_refused(stage: Make) -> None:
+    with pytest.raises(UserError, match="'z' casts to integers amid too many terms: derive parts"):
+        stage("derive", columns={"z": "CAST(n AS INT)" + " + n" * 1_000}).bind({"n": pl.Int64()})
+
+
+def test_a_cast_still_refuses_what_does_not_fit_it(run: Run) -> None:
+    (done,) = run("derive", {"columns": {"z": "CAST(n AS TINYINT) + 1"}}, {"n": [1, 300]})
+    assert done.frame["z"].to_list() == [2]
+    assert done.rejects[0].rows.height == 1
+
+
+@pytest.mark.parametrize(
     ("sql", "why"),
     [
         ("now()", "asks the clock (now)"),

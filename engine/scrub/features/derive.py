@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
+from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 from polars.exceptions import PolarsError
@@ -19,6 +23,16 @@ OTHER_ROWS_OPS = re.compile(
 """Operations of a serialized expression whose result depends on other rows."""
 OVERFLOWING_OPS = re.compile(r'"(Plus|Minus|Multiply|Mul|Pow)"')
 """Operations that overflow silently when integers exceed their type."""
+INTEGER = re.compile(r"U?Int[0-9]+")
+INTEGER_CAST = re.compile(r'"dtype":\{"Literal":"U?Int[0-9]+"\}')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wide:
+    """An expression on 128-bit integers, and the integer columns to be read as such."""
+
+    expression: pl.Expr
+    columns: tuple[str, ...]
 
 
 class Derived:
@@ -29,12 +43,12 @@ class Derived:
         self._widened: list[pl.Expr] = []
         self._whole: set[str] = set()
 
-    def add(self, name: str, parsed: pl.Expr, wide: tuple[str, ...], dtype: pl.DataType) -> None:
-        """Add a column of type `dtype`; `wide` columns are read as 128-bit integers."""
+    def add(self, name: str, parsed: pl.Expr, wide: Wide | None, dtype: pl.DataType) -> None:
+        """Add a column of type `dtype`, computed in 128-bit integers where `wide` says how."""
         self._all[name] = parsed
-        if wide:
-            self._widened.append(parsed.cast(dtype))  # strict: what does not fit is an error
-            self._whole.update(wide)
+        if wide is not None:
+            self._widened.append(wide.expression.cast(dtype))  # strict: a misfit is an error
+            self._whole.update(wide.columns)
 
     def of(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Return the frame with the derived columns, in order. Raises: PolarsError if a row
@@ -77,7 +91,13 @@ class Derive(Stage):
             parsed = self._parsed(column, sql)
             used = set(parsed.meta.root_names())
             require(dict(frame.schema), sorted(used), where=f"{self.where} column '{column}'")
-            wide = _wide(parsed, frame)
+            try:
+                wide = _wide(parsed, frame)
+            except RecursionError:
+                raise UserError(
+                    f"{self.where} column '{column}' casts to integers amid too many terms: derive "
+                    "parts of it as columns of their own."
+                ) from None
             frame = self._evaluate(frame, column, sql, parsed)
             if not self._steps or column in here or used & here:
                 self._steps.append(Derived())
@@ -145,17 +165,35 @@ def _tree(parsed: pl.Expr) -> str:
     return str(parsed.meta.serialize(format="json"))
 
 
-def _wide(parsed: pl.Expr, frame: pl.DataFrame) -> tuple[str, ...]:
-    """Return integer columns that an expression adds or multiplies, to read as 128-bit integers:
-    their own type would overflow silently."""
-    if not OVERFLOWING_OPS.search(_tree(parsed)):
-        return ()
-    whole = tuple(c for c in parsed.meta.root_names() if frame.schema[c].is_integer())
+def _wide(parsed: pl.Expr, frame: pl.DataFrame) -> Wide | None:
+    """Return an expression that adds or multiplies, on 128-bit integers: the type of its columns
+    and casts would overflow silently. None if there is nothing to widen."""
+    tree = _tree(parsed)
+    if not OVERFLOWING_OPS.search(tree):
+        return None
+    columns = tuple(c for c in parsed.meta.root_names() if frame.schema[c].is_integer())
+    if INTEGER_CAST.search(tree):
+        text = json.dumps(_widen(json.loads(tree))).encode()
+        parsed = pl.Expr.deserialize(io.BytesIO(text), format="json")
+    wide = Wide(expression=parsed, columns=columns)
     try:
-        frame.with_columns(pl.col(whole).cast(pl.Int128)).with_columns(parsed)
+        frame.with_columns(pl.col(columns).cast(pl.Int128)).with_columns(wide.expression)
     except PolarsError:
-        return ()  # inside a function that takes 64 bits only
-    return whole
+        return None  # inside a function that takes 64 bits only
+    return wide
+
+
+def _widen(node: Any) -> Any:
+    """Return the tree of an expression whose casts to integers are cast on to 128 bits."""
+    if isinstance(node, list):
+        return [_widen(part) for part in node]
+    if not isinstance(node, dict):
+        return node
+    widened = {key: _widen(part) for key, part in node.items()}
+    cast = node.get("Cast")
+    if cast is None or not INTEGER.fullmatch(str(cast["dtype"].get("Literal"))):
+        return widened
+    return {"Cast": {"expr": widened, "dtype": {"Literal": "Int128"}, "options": "Strict"}}
 
 
 __all__ = ["Derive"]
