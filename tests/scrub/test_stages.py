@@ -377,7 +377,7 @@ def test_a_product_of_cast_values_beyond_64_bits_rejects_its_row(run: Run, sql: 
 
 def test_a_cast_amid_a_thousand_terms_is_refused(stage: Make) -> None:
     with pytest.raises(UserError, match="'z' casts to integers amid too many terms: derive parts"):
-        stage("derive", columns={"z": "CAST(n AS INT)" + " + n" * 1_000}).bind({"n": pl.Int64()})
+        stage("derive", columns={"z": "CAST(n AS INT)" + " + n" * 990}).bind({"n": pl.Int64()})
 
 
 def test_a_cast_still_refuses_what_does_not_fit_it(run: Run) -> None:
