@@ -158,11 +158,17 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "smote": ("smote_neighbors",),
     "embedding": ("embedding_dim",),
     "skip": ("skip_connection",),
-    "delta": ("huber_delta",),
+    "delta": (
+        "huber_delta",
+        "confidence",
+    ),
+    "holdout_every": ("holdout",),
     "l2": ("weight_decay",),
     "warmup": ("warmup_steps",),
 }
 """Key in other tools -> key here."""
+OWNERS = {("train", "kind"): "Its kind is that of the model: [model] kind."}
+"""Table and key that it does not have -> where the key is."""
 BATCH_DELAY = 0.05
 """The most seconds that a record of an endless source waits for others, unless the file says
 otherwise."""
@@ -398,6 +404,17 @@ class ExportSettings(Settings):
         return None if given is False else given
 
 
+SHARED: Mapping[str, type[Settings]] = {
+    "source": SourceTable,
+    "sink": SinkTable,
+    "scrub.NAME": NamedTable,
+    "augment.NAME": NamedTable,
+    "dead_letters": DeadLetterSettings,
+    "model": ModelSettings,
+}
+"""Table -> what all of its kinds have."""
+
+
 class ConfigOrigin(str):
     """Where a pipeline comes from, for sentences: a file and its overrides."""
 
@@ -631,7 +648,7 @@ def load_class(name: Any, known: Mapping[str, str], section: str, where: str = "
     target = known.get(name, name)
     if ":" not in target:
         head = f"{maker} it" if (maker := made_by(where, section)) else f"[{section}]"
-        raise UserError(f"{head} has no kind '{name}'.{nearest(name, known)}")
+        raise UserError(f"{head} has no kind '{name}'.{suggested_kind(name, known, section)}")
     module, _, attribute = target.partition(":")
     try:
         loaded = getattr(importlib.import_module(module), attribute)
@@ -804,7 +821,9 @@ def _error_message(
     *tables, key = full = [*section.split("."), *path] if section else path
     table = key_location(where, ".".join(tables), key)
     if first["type"] == "extra_forbidden":
-        return f"{table} has no key '{key}'.{suggestion(key, inner.model_fields)}"
+        names = [field.alias or name for name, field in inner.model_fields.items()]
+        shared = shared_keys(section) if len(path) == 1 else []
+        return f"{table} has no key '{key}'.{suggestion(key, [*names, *shared], section)}"
     if first["type"] == "missing":
         return f"{table} needs the key '{key}', which is not there."
     field = field_of(inner, key)
@@ -848,9 +867,30 @@ def _nested(annotation: Any) -> type[BaseModel] | None:
     return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
 
 
-def suggestion(key: str, known: Iterable[str]) -> str:
+def shared_keys(section: str) -> list[str]:
+    """Return the keys that a table of any kind has; none for tables without kinds."""
+    table, dot, _ = section.partition(".")
+    settings = SHARED.get(f"{table}.NAME" if dot else table)
+    if settings is None:
+        return []
+    return [field.alias or name for name, field in settings.model_fields.items()]
+
+
+def suggested_kind(kind: str, known: Iterable[str], section: str) -> str:
+    """Suggest a known kind for an unknown one, or the format that it names; ends a sentence."""
+    # On the way to an error only: it imports every kind.
+    from engine.commands.reference import MIX, format_named
+
+    if format := format_named(kind, section):
+        return f' \'{format}\' is a [{section}] format: kind = "files", format = "{format}".'
+    return nearest(kind, [*known, MIX] if section == "source" else known)
+
+
+def suggestion(key: str, known: Iterable[str], section: str = "") -> str:
     """Suggest a known key for an unknown one, from this table, from other tools' names, or from
     other tables."""
+    if (section, key) in OWNERS:
+        return f" {OWNERS[section, key]}"
     names = list(known)
     meant = [name for name in SYNONYMS.get(key.lower(), ()) if name in names]
     if meant:

@@ -233,8 +233,10 @@ class ColumnFinder:
         declared, paths = bool(named), catalog.settings.paths
         if catalog.file_per_row:
             files = {catalog.name: Path()}
-            return inspect_json(files, lambda _, name: opener.files(name), paths, declared=declared)
-        return inspect_json(catalog.files, opener.sampled, paths, declared=declared)
+            return inspect_json(
+                files, lambda _, name: opener.files(name), paths, declared=declared, per_file=True
+            )
+        return inspect_json(catalog.files, opener.sampled, paths, declared=declared, per_file=False)
 
     def _nested(self, available: Schema) -> Schema:
         """Return the columns that `paths` extracts from others.

@@ -278,12 +278,14 @@ def inspect_json(
     paths: Mapping[str, str],
     *,
     declared: bool,
+    per_file: bool,
 ) -> Inspection:
     """Inspect the keys of the objects, and infer types that hold all their values.
 
     Args:
         paths: column -> the path of its value; a path without any value gives no type.
         declared: whether columns are declared, so that rows that are not objects are rejects.
+        per_file: whether each file is one object, not each line.
 
     Raises: UserError if objects span lines, or no row is an object and nothing is declared.
     """
@@ -303,7 +305,7 @@ def inspect_json(
                 if head is None:
                     head = lines
                     if spans_lines(lines) or not (inspection.schema or declared):
-                        raise _no_objects(name, lines)
+                        raise _no_object(name, lines) if per_file else _no_objects(name, lines)
             if not seen:
                 inspection.empty.append(name)
         finally:
@@ -353,12 +355,23 @@ def require_objects(files: Mapping[str, Path], opened: Callable[[Path, str], Row
             return
 
 
-def _no_objects(name: str, lines: bytes) -> UserError:
-    head = lines[:40].decode("utf-8", "replace").strip().partition("\n")[0]
+def _no_object(name: str, content: bytes) -> UserError:
     return UserError(
-        f"{name} has no line that is a JSON object with keys; it begins with '{head}': expected "
-        "one object a line. Write objects that span lines, or a list of them, as lines ('jq -c .', "
-        "'jq -c .[]'), or set [source] format = \"json\" where a file is one object."
+        f"{name} is not one JSON object with keys; it begins with '{_head(content)}': expected one "
+        'object in each file. If each line is an object, set [source] format = "ndjson"; write a '
+        "list as lines ('jq -c .[]')."
+    )
+
+
+def _head(content: bytes) -> str:
+    return content[:40].decode("utf-8", "replace").strip().partition("\n")[0]
+
+
+def _no_objects(name: str, lines: bytes) -> UserError:
+    return UserError(
+        f"{name} has no line that is a JSON object with keys; it begins with '{_head(lines)}': "
+        "expected one object a line. Write objects that span lines, or a list of them, as lines "
+        "('jq -c .', 'jq -c .[]'), or set [source] format = \"json\" where a file is one object."
     )
 
 

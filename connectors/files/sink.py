@@ -283,7 +283,12 @@ class FileDeadLetterSink(FilesSink):
     section = "dead_letters"
 
     class Settings(PartSettings):
-        """``[dead_letters] kind = "files"``; always NDJSON, which `headrace replay` reads."""
+        """``[dead_letters] kind = "files"``; always NDJSON, which `headrace replay` reads.
+
+        Attributes:
+            verify_parts: refuse to start if parts are missing or truncated. Dead letters may be
+                deleted once their cause is fixed, so it is false unless given.
+        """
 
         verify_parts: Free[bool] = False
         format: ClassVar[Literal["ndjson"]] = "ndjson"

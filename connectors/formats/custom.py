@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Collection
 
+from connectors.formats.registry import format_of
 from engine.types import Format, Schema, UserError, nearest
 from engine.types.contract_checks import IMPORT_STRING, misspelt_members, require_contract
 
@@ -17,9 +18,11 @@ def is_custom(format: str) -> bool:
 def require_known_format(format: str, known: Collection[str]) -> str:
     """Return the format. Raises: UserError if it is neither in `known` nor a class."""
     if format not in known and not is_custom(format):
+        meant = format_of(format)
+        hint = f" Did you mean '{meant}'?" if meant in known else nearest(format, known)
         raise UserError(
             f"[source] format '{format}' is none of {', '.join(known)}, nor a class of your own as "
-            f"'package.module:Class'.{nearest(format, known)}"
+            f"'package.module:Class'.{hint}"
         )
     return format
 

@@ -28,6 +28,7 @@ class FormatSpec:
         layout: how a file holds its rows; None where it is not for files.
         topics: whether the value of a message is a row.
         extensions: of its files.
+        other_names: what other tools call it, besides its extensions.
         by_extension: whether those say that a file is of this format.
         options: settings of a source that are for it, and not for every format.
         table: of tables: import string of the `connectors.files.readers.table.TableFile`.
@@ -47,6 +48,7 @@ class FormatSpec:
     layout: Layout | None = None
     topics: bool = False
     extensions: tuple[str, ...] = ()
+    other_names: tuple[str, ...] = ()
     by_extension: bool = True
     options: frozenset[str] = frozenset()
     table: str = ""
@@ -80,8 +82,10 @@ FORMATS: Mapping[str, FormatSpec] = {
     ),
     "ndjson": FormatSpec(
         make=_FORMATS + "ndjson:make", layout="lines", topics=True,
-        extensions=(".ndjson", ".jsonl"), options=frozenset({"paths", "encoding"}), guessed=True,
-        sparse=True, sortable=True, plain_lines=True, newline=True,
+        extensions=(".ndjson", ".jsonl"),
+        other_names=("jsonlines", "json_lines", "json-lines", "ldjson"),
+        options=frozenset({"paths", "encoding"}), guessed=True, sparse=True, sortable=True,
+        plain_lines=True, newline=True,
     ),
     "parquet": FormatSpec(
         make=_FORMATS + "values.columns:make", layout="table", extensions=(".parquet",),
@@ -136,6 +140,18 @@ def spec_of(format: str) -> FormatSpec:
     return FORMATS.get(format, CUSTOM)
 
 
+def format_of(name: str) -> str | None:
+    """The format that this name means: its own, that of its files' extension, or another tool's;
+    None if it means none."""
+    name = name.lower()
+    if name in FORMATS:
+        return name
+    for format, spec in FORMATS.items():
+        if f".{name.removeprefix('.')}" in spec.extensions or name in spec.other_names:
+            return format
+    return None
+
+
 def with_option(option: str, known: Iterable[str] = FORMATS) -> tuple[str, ...]:
     """Those of the known formats that a setting is for."""
     return tuple(name for name in known if option in FORMATS[name].options)
@@ -163,6 +179,7 @@ __all__ = [
     "FORMATS",
     "TOPICS",
     "FormatSpec",
+    "format_of",
     "imported",
     "require_option",
     "spec_of",

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from engine import calls
-from engine.config import Pipeline, load_class
+from engine.config import Pipeline, load_class, suggested_kind
 from engine.scrub import STAGES
-from engine.types import Stage, UserError, nearest
+from engine.types import Stage, UserError
 from engine.types.contract_checks import require_contract
 
 
@@ -46,7 +46,7 @@ def configure(
     if kind is None:
         raise UserError(
             f"[{section}] in {pipeline.file} needs the key 'kind', which is not there."
-            f"{nearest('', known)}"
+            f"{suggested_kind('', known, section)}"
         )
     component_class = load_class(kind, known, section)
     require_contract(component_class, contract, section)

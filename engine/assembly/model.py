@@ -17,6 +17,7 @@ from engine.config import (
     Pipeline,
     key_location,
     load_class,
+    suggestion,
     validate,
 )
 from engine.loading.nested_tensors import nested_features
@@ -76,7 +77,7 @@ class Model:
             if key not in known:
                 raise UserError(
                     f"{key_location(self._pipeline.file, 'model', key)} has no key '{key}'."
-                    f"{nearest(key, [*ModelSettings.model_fields, *known])}"
+                    f"{suggestion(key, [*ModelSettings.model_fields, *known], 'model')}"
                 )
         return validate(ModelSettings, common, "model", self._pipeline.file)
 

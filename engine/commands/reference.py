@@ -7,7 +7,7 @@ Importing this loads no connector and no model; `tables` imports every kind.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -47,6 +47,8 @@ OUTPUT_COLUMNS = {
 """Columns that a run adds to the rows it writes."""
 
 
+MIX = "mix"
+"""The kind of a source made of sources."""
 MAX_TABLES_NAMED = 3
 """Tables that a sentence names for a misplaced key."""
 INTRODUCTION = """\
@@ -79,7 +81,8 @@ class SettingsTable:
     def title(self) -> str:
         """``[source] kind = "kafka"``."""
         head = f"[{self.section}]" if self.section else "Keys of the file"
-        return f'{head} kind = "{self.kind}"' if self.kind else head
+        of = " of [model]" if self.section == "train" else ""  # it has no kind of its own
+        return f'{head}{of} kind = "{self.kind}"' if self.kind else head
 
     def entries(self) -> list[settings_docs.Key]:
         """Return the keys in the order of the classes and their fields; the first class defines
@@ -108,9 +111,7 @@ def _tables() -> Iterator[SettingsTable]:
     others = frozenset(Pipeline.model_fields) - frozenset(TOP_LEVEL_KEYS)
     yield SettingsTable(section="", settings=(Pipeline,), hidden=others)
     yield from _kinds("source", SOURCES, SourceTable)
-    yield SettingsTable(
-        section="source", kind="mix", settings=(SourceTable, Mix.Settings, MixTable)
-    )
+    yield SettingsTable(section="source", kind=MIX, settings=(SourceTable, Mix.Settings, MixTable))
     yield SettingsTable(section="source.sources.NAME", settings=(WeightedSourceTable,))
     yield from _kinds("scrub.NAME", STAGES, NamedTable)
     yield SettingsTable(section="loader", settings=(LoaderSettings,))
@@ -165,6 +166,16 @@ def tables_with(names: Iterable[str]) -> str:
             )
             return f"'{name}' is a key of {shown}."
     return ""
+
+
+def format_named(name: str, section: str) -> str | None:
+    """Return the format of files that a name means in this table; None if it means none there."""
+    from connectors.files.sink import WRITERS
+    from connectors.formats.registry import FILES, format_of
+
+    known: Collection[str] = {"source": FILES, "sink": tuple(WRITERS)}.get(section, ())
+    format = format_of(name)
+    return format if format in known else None
 
 
 # ------------------------------------------------------------------------------------------- pages

@@ -29,7 +29,7 @@ class TabularSettings(Settings):
         activation: function after each hidden layer.
         dropout [share]: share of hidden units silenced in a training step.
         sparse_embeddings: only the rows of a table that a batch uses get a gradient: for tables
-            of many thousand codes. They get no l1 or l2, and adam becomes SparseAdam.
+            of many thousand codes. They get no l1 or weight_decay, and adam becomes SparseAdam.
         skip_connection: a linear path from the inputs to the output beside the layers.
         standardize: scale the numeric features by their mean and deviation so far, but for
             those that a stage has scaled.

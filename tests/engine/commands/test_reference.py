@@ -64,7 +64,10 @@ def test_the_page_in_deploy_is_current() -> None:
     ("word", "titles"),
     [
         ("loader", ["[loader]"]),
-        ("[train]", ['[train] kind = "tabular"', '[train] kind = "linear"']),
+        (
+            "[train]",
+            [f'[train] of [model] kind = "{kind}"' for kind in ("tabular", "linear")],
+        ),
         ("source.kafka", ['[source] kind = "kafka"']),
         ("missing", ['[scrub.NAME] kind = "missing"']),
         ("pipeline", ["Keys of the file"]),
