@@ -83,9 +83,9 @@ class ColumnFinder:
             from_folders = {c: dtype for c, dtype in from_folders.items() if c in declared}
         return {c: t for c, t in inside.items() if c not in from_folders} | from_folders
 
-    def in_files(self, named: Schema, *, guess: bool) -> Schema:
+    def in_files(self, named: Schema, *, guess: bool, only: bool = False) -> Schema:
         """Return the columns of all files. Types of text are inferred, except for the named
-        columns; without `guess`, all are text."""
+        columns; without `guess`, all are text. With `only`, no others are read."""
         catalog, paths = self._catalog, self._catalog.settings.paths
         if catalog.format == "xml":
             return inspect_xml(self._opener.elements(), paths, guess=guess)
@@ -98,6 +98,8 @@ class ColumnFinder:
                     f"{files[0]} has no column '{column}', which other files have: fix it, or "
                     'take [source] missing_columns = "fail" out.'
                 )
+        if only:
+            inspection.missing_in = {c: f for c, f in inspection.missing_in.items() if c in named}
         inspection.log_warnings(len(catalog.files), named)
         if catalog.spec.layout == "table":
             tops = inspection.schema
@@ -145,7 +147,7 @@ class ColumnFinder:
             self._require_declared(named)
             self._opener.columns = list(named)
             return named
-        available = self._usable(self.in_files(named, guess=rest is None))
+        available = self._usable(self.in_files(named, guess=rest is None, only=only))
         if not spec.sparse:
             self._require_there(named, available)
         if catalog.settings.order_by:

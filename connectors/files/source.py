@@ -16,6 +16,7 @@ from connectors.files.csv_dialects import CsvDialects, Headers
 from connectors.files.decoding import Decoding
 from connectors.files.fingerprint import REPLAYED
 from connectors.files.follow.follower import Follower
+from connectors.files.later_columns import LaterColumns
 from connectors.files.opening import Opener
 from connectors.files.order_by import SortedFiles
 from connectors.files.paths import find_files, would_match
@@ -28,7 +29,9 @@ from connectors.files.streams import RowStream, StdinStream
 from connectors.formats.ndjson import Ndjson
 from connectors.formats.values.hive import HivePartitions
 from engine.types import (
+    DROPPED,
     SAMPLE_BYTES,
+    WILDCARD,
     Format,
     Mark,
     Records,
@@ -70,6 +73,9 @@ class FilesSource(Source):
         self._dialects = CsvDialects(self._catalog)
         self._opener = Opener(self._catalog, self._dialects)
         self._sorted_files = SortedFiles(self._catalog, self._dialects, self._opener)
+        self._later = LaterColumns(self._catalog, self._dialects, self._opener)
+        self._takes_all: bool | None = None
+        """Whether the run began with all columns of its files; None before that is known."""
         self._stream = self._made_stream()
         self._foreign_identities: Mapping[str, Snapshot] = {}
         self._decoding = Decoding(self._catalog, self._dialects)
@@ -88,7 +94,7 @@ class FilesSource(Source):
         if settings.follow:
             return Follower(
                 partial(find_files, settings.locations, settings.format),
-                opener.growing,
+                self._growing,
                 lines=catalog.has_lines,
                 interval=settings.poll_interval,
                 policy=settings.on_replaced or "read",
@@ -103,7 +109,17 @@ class FilesSource(Source):
             return SortedRows(self._sorted_files.frame(), split.name)
         if catalog.file_per_row:
             return self._opener.files(split.name, split.group, epoch)
-        return self._opener.file(catalog.files[split.file], split.file)
+        path = catalog.files[split.file]
+        file = self._opener.file(path, split.file)
+        self._later.look(path, split.file)
+        return file
+
+    def _growing(self, path: Path, name: str) -> Readable | None:
+        """Open a file that may grow; None while it cannot be read."""
+        file = self._opener.growing(path, name)
+        if file is not None:
+            self._later.look(path, name)
+        return file
 
     def reads_file(self, file: Path) -> bool:
         settings = self.settings
@@ -128,17 +144,31 @@ class FilesSource(Source):
         Raises: UserError when a declared column is in no file (NDJSON: a field may be absent), or a
             file lacks a column and ``missing_columns`` is "fail".
         """
-        return self._columns.schema(declared)
+        first = self._takes_all is None
+        if first:
+            chosen = self._catalog.spec.declared_only and bool(declared)
+            self._takes_all = declared.get(WILDCARD) != DROPPED and not chosen
+        schema = self._columns.schema(declared)
+        if first:
+            self._later.pass_over(self._catalog.files)
+        self._later.read = frozenset(schema) if self._takes_all else None
+        return schema
 
     def schema_state(self) -> Mapping[str, Snapshot]:
-        """Return the CSV dialect, and which types are inferred."""
+        """Return the CSV dialect, which types are inferred, and whether all columns are read."""
         guessed = sorted(self._decoding.inferred.columns)
-        state = {"dialect": self._dialects.sniffed, "guessed": guessed}
+        state = {
+            "dialect": self._dialects.sniffed,
+            "guessed": guessed,
+            "takes_all": self._takes_all,
+        }
         return {name: value for name, value in state.items() if value is not None}
 
     def restore_schema_state(self, schema_state: Mapping[str, Snapshot]) -> None:
         """Use the findings of the first run; declared settings take precedence."""
         self._decoding.inferred.columns = frozenset(schema_state.get("guessed", ()))
+        takes_all = schema_state.get("takes_all")
+        self._takes_all = None if takes_all is None else bool(takes_all)
         dialect = schema_state.get("dialect")
         if dialect is not None:
             dialect = {**dialect, "null_values": tuple(dialect.get("null_values", ()))}
@@ -225,6 +255,7 @@ class FilesSource(Source):
         self._foreign_identities = {
             name: known for name, known in identities.items() if name == REPLAYED
         }
+        self._later.pass_over(own)
         self._stream.match_identities(own)
 
     def lag(self, mark: Mark) -> Mapping[str, int]:

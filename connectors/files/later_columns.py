@@ -1,0 +1,83 @@
+"""Reports columns of files that come later, which a run does not read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from connectors.files.catalog import Catalog
+from connectors.files.csv_dialects import CsvDialects
+from connectors.files.inspection import MIN_BYTES_PER_FILE, is_taken, raw_lines
+from connectors.files.opening import Opener
+from connectors.files.readers.table import open_table
+from connectors.formats.inference.infer import infer_json_types
+from connectors.formats.kernels.paths import parse_path
+from engine.types import HeadraceError
+from engine.types.plural import counted
+
+log = logging.getLogger("headrace.files")
+
+
+class LaterColumns:
+    """Warns of columns that a file has and the run, whose columns are fixed, does not read.
+
+    Attributes:
+        read: the columns of the run; None if they were chosen, so that others are left out on
+            purpose.
+    """
+
+    def __init__(self, catalog: Catalog, dialects: CsvDialects, opener: Opener) -> None:
+        self._catalog = catalog
+        self._dialects = dialects
+        self._opener = opener
+        self._files: set[str] = set()
+        """Files that were looked at."""
+        self._told: set[str] = set()
+        self.read: frozenset[str] | None = None
+
+    def pass_over(self, files: Iterable[str]) -> None:
+        """Do not look at files whose columns are known."""
+        self._files.update(files)
+
+    def look(self, path: Path, name: str) -> None:
+        """Look at a file when it is opened; for JSON, at its first rows."""
+        if self.read is None or name in self._files:
+            return
+        self._files.add(name)
+        try:
+            columns = [*self._columns(path, name), *self._catalog.folders.get(name, ())]
+        except (OSError, HeadraceError):  # its reader reports it
+            return
+        later = [c for c in columns if c not in self.read | self._told and not is_taken(c)]
+        if later:
+            self._told.update(later)
+            log.warning(
+                "%s has %s with which the run did not begin, and which %s not read: '%s'; to read "
+                "more, declare it in [source.schema] or start over with --fresh.",
+                name, counted(len(later), "column"), "is" if len(later) == 1 else "are",
+                "', '".join(later),
+            )  # fmt: skip
+
+    def _columns(self, path: Path, name: str) -> Iterable[str]:
+        """Return the columns inside an open file; none if its format has no names for them."""
+        catalog, paths = self._catalog, self._catalog.settings.paths
+        if catalog.format == "csv":
+            return self._dialects.headers.get(name, ())
+        if catalog.spec.layout == "table":
+            table = open_table(catalog.format, path, name)
+            table.close()
+            return table.schema
+        if not catalog.has_objects:
+            return ()
+        file = self._opener.sampled(path, name)
+        try:
+            records = file.read(1 << 30, MIN_BYTES_PER_FILE)
+        finally:
+            file.close()
+        inside = {str(parse_path(way, c)[0]) for c, way in paths.items()}
+        types = {} if records is None else infer_json_types(raw_lines(records), paths)
+        return [c for c in types if c not in inside]
+
+
+__all__ = ["LaterColumns"]
