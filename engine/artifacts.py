@@ -24,7 +24,7 @@ from engine.running.totals import Totals
 from engine.running.work import report_quality
 from engine.scrub.fusion import FILLED_BEFORE_LEARNING
 from engine.system import atomic
-from engine.types import Learner, Mark, Stage, Transform, UserError
+from engine.types import HeadraceError, Learner, Mark, Stage, Transform, UserError
 from engine.types.plural import counted
 
 if TYPE_CHECKING:
@@ -98,7 +98,28 @@ def leave(
         failed: the error that ended it. No model is written after a stop or too many rejects.
 
     Returns: name -> file, and the report of the compression gate.
+
+    Raises: `failed`, which is the one to report, or HeadraceError, if they cannot be written.
     """
+    try:
+        return _leave(parts, loop, before, failed)
+    except (OSError, HeadraceError) as error:
+        folder = parts.pipeline.folder
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        if failed is not None:
+            log.warning("The artifacts of the run cannot be written to %s: %s", folder, reason)
+            raise failed from error
+        if isinstance(error, HeadraceError):
+            raise
+        raise HeadraceError(
+            f"The artifacts of the run cannot be written to {folder}: {reason}; its checkpoint is "
+            "saved: free some space and start again."
+        ) from error
+
+
+def _leave(
+    parts: Parts, loop: Loop, before: Counts, failed: Exception | None
+) -> tuple[dict[str, Path], GateReport | None]:
     pipeline, folder = parts.pipeline, Path(parts.pipeline.folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = _places(parts, loop.totals)
@@ -228,7 +249,10 @@ def _write_report(parts: Parts, totals: Totals) -> dict[str, Path]:
     atomic.write(files["report"], text)
     history = evaluation.history()
     if history.height > 1:
-        files["picture"] = error_plot.write(history, folder, title=parts.pipeline.name)
+        try:
+            files["picture"] = error_plot.write(history, folder, title=parts.pipeline.name)
+        except Exception as error:  # noqa: BLE001 - no picture is worth a run
+            log.warning("The error plot cannot be written to %s: %s", folder, error)
     return files
 
 

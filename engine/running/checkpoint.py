@@ -139,7 +139,7 @@ class Checkpoints:
         except OSError as error:
             raise CheckpointFailed(
                 f"The checkpoint cannot be written to {self.folder}: {error.strerror or error}; "
-                "the last good one stays."
+                f"{'the last good one stays' if self._has_any() else 'there is no other'}."
             ) from error
         self.seconds = time.perf_counter() - start
         self.nbytes = sum(memoryview(part).nbytes for part in parts)
@@ -256,6 +256,13 @@ class Checkpoints:
         """Delete all checkpoints, and no other file of the folder."""
         for number in self._numbers():
             self._path(number).unlink()
+
+    def _has_any(self) -> bool:
+        """Return whether an earlier checkpoint is there."""
+        try:
+            return bool(self._numbers())
+        except OSError:
+            return False
 
     def _numbers(self) -> list[int]:
         if not self.folder.is_dir():

@@ -130,8 +130,8 @@ class Loop:
             self.reporter.lag(self.saver.mark)
             if not saved and self.saver.error is not None:
                 raise CheckpointFailed(
-                    f"{self.saver.error} Later work is in no checkpoint: fix that and start again; "
-                    "its records are read again."
+                    f"{self.saver.error} Unsaved work is lost: fix that and start again; its "
+                    "records are read again."
                 ) from self.saver.error
             self.totals.require_balance()
             if self._reject_limit is not None and not self._stopping:

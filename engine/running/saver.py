@@ -121,7 +121,7 @@ class Saver:
 
     def save(self, mark: Mark, batches: int, parts: Callable[[], State]) -> bool:
         """1 flush, 2 save, 3 commit; return whether all is done. A failed checkpoint is counted
-        and logged, and the run continues: the last good one stays, and nothing after it is
+        and logged, and the run continues: earlier ones stay, and nothing after them is
         committed.
 
         Args:
@@ -174,7 +174,7 @@ class Saver:
         except CheckpointFailed as error:
             self._reporter.checkpoint_failed()
             self.error = error
-            log.error("checkpoint failed; the last good one stays", extra={"error": str(error)})
+            log.error("checkpoint failed", extra={"error": str(error)})
             return False
         self.error = None
         self._reporter.checkpoint_saved(path, time.perf_counter() - start)

@@ -3,6 +3,7 @@ account still balances."""
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -21,6 +22,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.figure import Figure
 
 from engine.running.totals import Totals
 from tests.pipelines.conftest import Headrace, Rows, Small
@@ -406,11 +408,45 @@ def test_a_full_disk_for_checkpoints_is_counted_and_told_at_the_end(
     small_disk(1 << 18)
     code, _, err = headrace("run", file)
     assert code == 1
-    assert "checkpoint failed; the last good one stays" in err
-    assert "headrace: The checkpoint cannot be written to" in err.splitlines()[-1]
-    assert "fix that and start again" in err
+    assert "checkpoint failed" in err
+    assert "last good one" not in err
+    last = err.splitlines()[-1]
+    assert last.startswith("headrace: The checkpoint cannot be written to")
+    assert "File too large; there is no other. Unsaved work is lost: fix that and start" in last
     assert counted()["headrace_checkpoint_failures_total"] == 6
     assert counted()["headrace_learned_records_total"] == 2_000
+
+
+def test_a_full_disk_for_all_at_the_end_is_about_the_checkpoint(
+    tmp_path: Path, rows: Rows, small: Small, headrace: Headrace,
+    small_disk: Callable[[int], None],
+) -> None:  # fmt: skip
+    data = tmp_path / "data.csv"
+    rows(2_000).write_csv(data)
+    file = small(data, ("layers = [8]", "layers = [256, 256]"))
+    small_disk(1 << 15)
+    code, _, err = headrace("run", file)
+    assert code == 1
+    assert "The artifacts of the run cannot be written to" in err
+    assert err.splitlines()[-1].startswith("headrace: The checkpoint cannot be written to")
+    assert (tmp_path / "run" / "report.json").is_file()
+
+
+def test_a_picture_that_cannot_be_written_fails_no_run(
+    tmp_path: Path, rows: Rows, small: Small, headrace: Headrace,
+    results: Callable[[], pl.DataFrame], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    data = tmp_path / "data.csv"
+    rows(20_000).write_csv(data)
+
+    def full(figure: Figure, file: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    code, _, err = headrace("run", small(data))
+    assert code == 0
+    assert "The error plot cannot be written to" in err
+    assert results().height == 20_000
 
 
 def test_too_many_rejected_rows_stop_with_their_own_reason(
