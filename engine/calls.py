@@ -7,9 +7,10 @@ raises StopIteration, by which nodes end; rows that it loses would be missing in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -37,6 +38,7 @@ from engine.types import (
 )
 from engine.types.contract_checks import require_attributes
 from engine.types.plural import counted
+from engine.types.records_checks import is_number, records_mistake, rejects_mistake, shown
 
 T = TypeVar("T")
 OURS = ("engine", "connectors", "models")
@@ -53,6 +55,16 @@ PLACED = (
     "a row that was added are those of the row it was made of"
 )
 PROMISED = "the columns after the stage are those that its bind returns, in their types"
+
+STEP_VALUES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "loss": (is_number, "a number, nan without a step"),
+    "steps": (is_number, "a number"),
+    "scored_only": (is_number, "a number"),
+    "skipped": (lambda why: isinstance(why, str | None), "a word, or None"),
+    "augmented": (lambda rows: isinstance(rows, Mapping), "name -> rows"),
+    "challenges": (lambda times: isinstance(times, Mapping), "outcome -> number"),
+}
+"""Value of a Step, besides arrays -> what it must be, also in words."""
 
 
 class Calling:
@@ -146,9 +158,7 @@ def bind(stage: Stage, schema: Schema) -> Schema:
     section = f"scrub.{stage.name}"
     with Calling(section, stage):
         after: Any = stage.bind(schema)
-    if not isinstance(after, Mapping):
-        wrong = f"returned {_shown(after)} from bind: expected the schema after it, name -> type"
-        _require(wrong, section, stage)
+    _require(_schema_mistake(after, "bind"), section, stage)
     stage.bound = schema, after
     return cast(Schema, after)
 
@@ -172,17 +182,59 @@ def apply(stage: Stage, batch: Batch) -> Batch:
     return done
 
 
+def schema(source: Source, declared: Schema, section: str = "source") -> Schema:
+    """Return the columns of a source. Raises: UserError as the source does; HeadraceError if it
+    returns no schema."""
+    with Calling(section, source):
+        columns: Any = source.schema(declared)
+    _require(_schema_mistake(columns, "schema"), section, source)
+    return cast(Schema, columns)
+
+
 def read(
-    source: Source, max_rows: int, max_bytes: int, timeout: float, section: str = "source"
+    source: Source,
+    max_rows: int,
+    max_bytes: int,
+    timeout: float,
+    section: str = "source",
+    *,
+    marked: Mapping[str, int] = MappingProxyType({}),
 ) -> Records | None:
-    """Return what a source reads. Raises: EndOfStream; HeadraceError for a value that is not
-    Records."""
+    """Return what a source reads.
+
+    Args:
+        marked: partition -> the next position, by its last read or the mark it was to go to.
+
+    Raises: EndOfStream; HeadraceError for a value that is not Records, or where rows would be
+        lost or read twice.
+    """
     with Calling(section, source, may_end=True):
         records = source.read(max_rows, max_bytes, timeout)
-    if not isinstance(cast(object, records), Records | None):
-        wrong = f"read {_shown(records)}: expected engine.types.Records, or None"
-        _require(wrong, section, source)
+    if records is not None and is_custom(source):
+        _require(records_mistake(records, max_rows, marked), section, source)
     return records
+
+
+def sample(source: Source, rows: int, timeout: float) -> Sequence[Records]:
+    """Return a sample of a source's records. Raises: HeadraceError as `read` does."""
+    with Calling("source", source):
+        pieces = source.sample(rows, timeout)
+    if not is_custom(source):
+        return pieces
+    in_sequence = type(source).sample is Source.sample  # by `read`, from the start
+    marked: dict[str, int] = {}
+    for records in pieces:
+        most = rows if in_sequence else sys.maxsize
+        _require(records_mistake(records, most, marked), "source", source)
+        if in_sequence:
+            marked |= records.end_positions
+    return pieces
+
+
+def close(component: Source | Sink, section: str = "source") -> None:
+    """Close a source or sink."""
+    with Calling(section, component):
+        component.close()
 
 
 def decode(
@@ -216,20 +268,31 @@ def predict(learner: Learner, tensors: Tensors) -> Any:
     return scores
 
 
+def state_dict(learner: Learner) -> dict[str, Any]:
+    """Return a learner's state. Raises: HeadraceError if it is none."""
+    with Calling("model", learner):
+        state: Any = learner.state_dict()
+    if not isinstance(state, Mapping):
+        wrong = f"returned {shown(state)} from state_dict: expected a dict, name -> plain value"
+        _require(wrong, "model", learner)
+    return cast(dict[str, Any], state)
+
+
 def write(sink: Sink, rows: pl.DataFrame, places: pl.DataFrame) -> Rejects | None:
     """Write rows to a sink; return those it can never take. Raises: HeadraceError if the sink
     breaks its contract."""
     with Calling("sink", sink):
         not_learned = sink.write(rows, places)
-    if not isinstance(cast(object, not_learned), Rejects | None) or len(not_learned or ()) > len(
-        rows
-    ):
+    if not_learned is None:
+        return None
+    if not isinstance(cast(object, not_learned), Rejects) or len(not_learned) > len(rows):
         wrong = (
-            f"returned {_shown(not_learned)} from write of {counted(len(rows), 'row')}: expected "
-            f"None, "
-            "or engine.types.Rejects of rows it can never take"
+            f"returned {shown(not_learned)} from write of {counted(len(rows), 'row')}: expected "
+            "None, or engine.types.Rejects of rows it can never take"
         )
         _require(wrong, "sink", sink)
+    if is_custom(sink):
+        _require(rejects_mistake([not_learned]), "sink", sink)
     return not_learned
 
 
@@ -248,13 +311,15 @@ def _batch_mistake(before: Batch, after: Any, *, strict: bool) -> str | None:
         strict: look at columns and positions, too.
     """
     if not isinstance(after, Batch):
-        return f"returned {_shown(after)} from apply: expected an engine.types.Batch, as " + (
+        return f"returned {shown(after)} from apply: expected an engine.types.Batch, as " + (
             "batch.with_frame(frame) makes one"
         )
     frame: object = after.frame
     if not isinstance(frame, pl.DataFrame):
         hint = ": collect() it" if isinstance(frame, pl.LazyFrame) else ""
-        return f"returned a batch whose frame is {_shown(frame)}, expected a polars.DataFrame{hint}"
+        return f"returned a batch whose frame is {shown(frame)}, expected a polars.DataFrame{hint}"
+    if strict and (wrong := rejects_mistake(after.rejects)):
+        return wrong
     added = after.added - before.added
     rejected = _height(after.rejects) - _height(before.rejects)
     extra = len(after) + rejected - len(before) - added
@@ -332,10 +397,12 @@ def _decode_mistake(records: Records, schema: Schema, decoded: Any, *, strict: b
     """Return what is wrong with a format's result for records; None if nothing. `strict` also
     checks columns and positions."""
     if not (isinstance(decoded, tuple) and len(decoded) == 2):
-        return f"decoded {_shown(decoded)}: expected a polars.DataFrame and a list of Rejects"
+        return f"decoded {shown(decoded)}: expected a polars.DataFrame and a list of Rejects"
     frame, rejects = decoded
     if not isinstance(frame, pl.DataFrame):
-        return f"decoded {_shown(frame)}: expected a polars.DataFrame"
+        return f"decoded {shown(frame)}: expected a polars.DataFrame"
+    if strict and (wrong := rejects_mistake(rejects)):
+        return wrong
     rejected = _height(rejects)
     if frame.height + rejected != len(records):
         return (
@@ -365,14 +432,17 @@ def _decode_mistake(records: Records, schema: Schema, decoded: Any, *, strict: b
 def _step_mistake(step: Any, rows: int, features: Features) -> str | None:
     """Return what is wrong with a learner's step for so many rows; None if nothing."""
     if not isinstance(step, Step):
-        return f"returned {_shown(step)} from learn: expected an engine.types.Step"
+        return f"returned {shown(step)} from learn: expected an engine.types.Step"
     if wrong := _scores_mistake(step.scores, rows, features):
         return f"returned a Step with {wrong}"
-    if step.not_learned is not None and np.shape(step.not_learned) != (rows,):
+    if step.not_learned is not None and not _is_mask(step.not_learned, rows):
         return (
-            f"returned a Step whose 'refused' has the shape {np.shape(step.not_learned)}: expected "
-            f"one bool for each of {counted(rows, 'row')}"
+            f"returned a Step whose not_learned is {_array(step.not_learned)}: expected a numpy "
+            f"array of bool of the shape ({rows},), or None"
         )
+    for name, (fits, expected) in STEP_VALUES.items():
+        if not fits(value := getattr(step, name)):
+            return f"returned a Step whose {name} is {shown(value)}: expected {expected}"
     if not 0 <= step.scored_only <= rows:
         return f"returned a Step with {step.scored_only} of {counted(rows, 'row')} unlearned"
     return None
@@ -384,13 +454,35 @@ def _scores_mistake(scores: Any, rows: int, features: Features) -> str | None:
     shape = (rows, features.outputs) if multiclass else (rows,)
     if isinstance(scores, np.ndarray) and scores.dtype.kind in "fiu" and scores.shape == shape:
         return None
-    what = _shown(scores)
-    if isinstance(scores, np.ndarray):
-        what = f"{scores.dtype} of the shape {scores.shape}"
     return (
-        f"scores that are {what}: expected a numpy array of float64 of the shape {shape}, what the "
-        "model says of each row before it learns from it"
+        f"scores that are {_array(scores)}: expected a numpy array of float64 of the shape "
+        f"{shape}, what the model says of each row before it learns from it"
     )
+
+
+def _schema_mistake(columns: Any, method: str) -> str | None:
+    """Return what is wrong with the columns that a method returned; None if nothing."""
+    if not isinstance(columns, Mapping):
+        return f"returned {shown(columns)} from {method}: expected its columns, name -> type"
+    for column, dtype in columns.items():
+        if not isinstance(column, str):
+            return f"returned {shown(column)} as a column's name from {method}: expected text"
+        if not (isinstance(dtype, pl.DataType | pl.datatypes.DataTypeClass)):
+            return (
+                f"returned {dtype!r} as the type of column '{column}' from {method}: expected a "
+                "polars type, such as polars.Int64()"
+            )
+    return None
+
+
+def _is_mask(mask: Any, rows: int) -> bool:
+    return isinstance(mask, np.ndarray) and mask.dtype == np.bool_ and mask.shape == (rows,)
+
+
+def _array(value: Any) -> str:
+    """Return how sentences name what should be an array."""
+    is_array = isinstance(value, np.ndarray)
+    return f"{value.dtype} of the shape {value.shape}" if is_array else shown(value)
 
 
 def _height(rejects: Any) -> int:
@@ -399,10 +491,6 @@ def _height(rejects: Any) -> int:
 
 def _kind(component: object) -> type:
     return component if isinstance(component, type) else type(component)
-
-
-def _shown(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__module__}.{type(value).__qualname__}"
 
 
 def _place(traceback: TracebackType | None) -> str:
@@ -418,6 +506,7 @@ __all__ = [
     "Calling",
     "apply",
     "bind",
+    "close",
     "construct",
     "decode",
     "is_custom",
@@ -425,6 +514,9 @@ __all__ = [
     "named",
     "predict",
     "read",
+    "sample",
+    "schema",
+    "state_dict",
     "whose",
     "write",
 ]

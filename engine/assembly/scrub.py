@@ -156,13 +156,13 @@ class Scrub:
         source = self._endpoints.source
         source.restore_schema_state(saved.findings)
         try:
-            return source.schema({**known, WILDCARD: DROPPED})
+            return calls.schema(source, {**known, WILDCARD: DROPPED})
         except UserError as error:
             log.warning(
                 "The columns of the run so far no longer fit and are resolved again: %s", error
             )
             source.restore_schema_state({})
-            return source.schema(declared)
+            return calls.schema(source, declared)
 
     def _typed_by_model(self, declared: Schema) -> Schema:
         """Return the columns of the source, with the types the model learned. That applies to
@@ -171,7 +171,7 @@ class Scrub:
         predictor, source = self._served.predictor, self._endpoints.source
         if predictor is not None:
             source.use_parse_settings(predictor.parse_settings)
-        schema = source.schema(declared)
+        schema = calls.schema(source, declared)
         if predictor is None or set(self._pipeline.scrub) - set(predictor.stages):
             return schema
         types: Schema = {
@@ -179,7 +179,7 @@ class Scrub:
             for column, dtype in predictor.columns.items()
             if column in schema and column not in declared and schema[column] != dtype
         }
-        return source.schema({**declared, **types}) if types else schema
+        return calls.schema(source, {**declared, **types}) if types else schema
 
 
 __all__ = ["Scrub"]

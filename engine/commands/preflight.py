@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -67,7 +67,7 @@ def preflight(run: Run, rows: int = 1_000) -> bool:
         knows_columns = run.parts.scrub.knows_columns
         checks = checks if knows_columns and not problems else (_check_service, _check_sinks)
     else:
-        with closing(run.source), closing(_detached_source(run)) as source:
+        with _closing(run.source), _closing(_detached_source(run)) as source:
             run.assemble()
             problems = list(_check_sample(run, _sample(run, source, rows), source))
     for problem in checks:
@@ -83,7 +83,7 @@ def _unread(run: Run) -> Iterator[str]:
     """Check a source that can be read only once, from its declared columns alone."""
     once = "What the source gives can be read only once, so no row of it is tried"
     declared = only_named(parse_schema(run.pipeline.source.get("schema", {})) | {WILDCARD: DROPPED})
-    with closing(run.source):
+    with _closing(run.source):
         if not declared:
             console().print(
                 f"{once}; and [source.schema] names no columns, so stages, model and sink are "
@@ -181,9 +181,18 @@ def _task(run: Run, sample: Batch) -> str | None:
     return few_numbers(values, label.column, f"the {counted(len(sample.frame), 'sampled row')}")
 
 
+@contextmanager
+def _closing(source: Source) -> Iterator[Source]:
+    """Close the source after the block; an error of it names it."""
+    try:
+        yield source
+    finally:
+        calls.close(source)
+
+
 def _sample(run: Run, source: Source, rows: int) -> Batch | None:
     """Return some decoded records; None if there are none yet."""
-    pieces = source.sample(rows, 10.0)
+    pieces = calls.sample(source, rows, 10.0)
     if not pieces:
         return None
     decoded = [

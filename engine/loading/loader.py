@@ -111,7 +111,11 @@ class SourceNode(Node[Records | None]):
         self._read_started = time.monotonic()
         try:
             records = calls.read(
-                self._source, settings.read_rows, self._max_bytes, settings.poll_timeout
+                self._source,
+                settings.read_rows,
+                self._max_bytes,
+                settings.poll_timeout,
+                marked=self._positions,
             )
         except EndOfStream:
             raise StopIteration from None
@@ -134,7 +138,7 @@ class SourceNode(Node[Records | None]):
         return self._source.keep_alive if isinstance(self._source, SharedSource) else None
 
     def close(self) -> None:
-        self._source.close()
+        calls.close(self._source)
 
 
 class DecodeNode(Node[BatchGroup]):

@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -54,6 +54,7 @@ class WeightedSource:
         name: before the colon of its partitions' names.
         given: rows of it that were given, over all restarts.
         ended: it has no more.
+        marked: partition -> its next position.
     """
 
     name: str
@@ -61,6 +62,12 @@ class WeightedSource:
     weight: float
     given: int = 0
     ended: bool = False
+    marked: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def section(self) -> str:
+        """How error sentences name its table."""
+        return f"source.sources.{self.name}"
 
     @property
     def counter(self) -> str:
@@ -179,7 +186,7 @@ class SourceGroup(SharedSource, Buffered):
 
     def close(self) -> None:
         for member in self._parts:
-            member.source.close()
+            calls.close(member.source, member.section)
 
     @property
     def nbytes(self) -> int:
@@ -291,12 +298,13 @@ class Mix(SourceGroup):
         Raises: UserError where a source has other columns.
         """
         first, *rest = self._parts
-        schema = first.source.schema({WILDCARD: DROPPED, **declared} if declared else {})
+        asked = {WILDCARD: DROPPED, **declared} if declared else {}
+        schema = calls.schema(first.source, asked, first.section)
         expected = schema if not declared or WILDCARD in declared else declared
         for member in rest:
             added = set(member.source.origin_columns()) - declared.keys()
             shared = {column: dtype for column, dtype in expected.items() if column not in added}
-            own = member.source.schema({WILDCARD: DROPPED, **shared})
+            own = calls.schema(member.source, {WILDCARD: DROPPED, **shared}, member.section)
             if own != schema:
                 odd = next(c for c in {**schema, **own} if schema.get(c) != own.get(c))
                 raise UserError(
@@ -319,7 +327,8 @@ class Mix(SourceGroup):
                     min(max_rows, self._left),
                     max_bytes,
                     wait,
-                    f"source.sources.{member.name}",
+                    member.section,
+                    marked=member.marked,
                 )
             except EndOfStream:
                 member.ended, self._turn = True, None
@@ -335,8 +344,10 @@ class Mix(SourceGroup):
     def seek(self, mark: Mark) -> None:
         self._turn, self._left = None, 0
         for member in self._parts:
-            member.source.seek(member.own(mark))
+            own = member.own(mark)
+            member.source.seek(own)
             member.given, member.ended = mark.positions.get(member.counter, 0), False
+            member.marked = dict(own.positions)
 
     def progress(self, mark: Mark) -> float | None:
         """Return the mean progress of the sources; with ``stop = "first"`` that of the most
@@ -373,6 +384,7 @@ class Mix(SourceGroup):
         before, n = member.given, len(records)
         member.given += n
         self._left -= n
+        member.marked |= records.end_positions
         return replace(
             records,
             partition=member.counter + records.partition,

@@ -30,6 +30,7 @@ import polars as pl
 from pydantic import Field
 
 from engine import types
+from engine.calls import whose
 from engine.system import atomic
 from engine.types import Duration, HeadraceError, Name, Snapshot, UserError
 from engine.types.changes import Free
@@ -117,7 +118,7 @@ class Checkpoints:
         self.seconds = 0.0
         self.nbytes = 0
         self._committed: int | None = None
-        self._loaded = ""
+        self._loaded = self._written_by = ""
         """The file that `load` returned, and who wrote it."""
 
     def save(self, state: Mapping[str, Snapshot], identity: Mapping[str, str]) -> Path:
@@ -172,9 +173,10 @@ class Checkpoints:
                 skipped.append(f"{path.name} ({error})")
                 continue
             except OtherLayout as other:
-                raise _unreadable(f"{path} {other}") from None
+                raise UserError(f"{path} {other}{_other_layout()}") from None
             saved = saved if mend is None else mend(saved)
-            state, self._loaded = saved.state, f"{path}, written by headrace {saved.version},"
+            state, self._written_by = saved.state, saved.version
+            self._loaded = f"{path}, written by headrace {saved.version},"
             self._require_identity(saved.identity, identity)
             if counts is not None and not counts(state):
                 log.info("checkpoint was not committed", extra={"checkpoint": path.name})
@@ -225,7 +227,8 @@ class Checkpoints:
         except Exception as error:
             self._require_none(_strays(state, before, _keys)[0], ())
             said = f"{type(error).__name__}: {error}".partition("\n")[0]
-            raise _unreadable(f"{self._loaded} cannot be restored ({said})") from error
+            by = f" by {who}" if (who := whose(error)) else ""
+            raise self._unreadable(f"cannot be restored{by} ({said})") from error
         self._require_none(*_strays(state, parts(), _keys))
 
     def _require_none(self, lost: Sequence[str], more: Sequence[str]) -> None:
@@ -233,7 +236,17 @@ class Checkpoints:
             more
         )
         if differences:
-            raise _unreadable(f"{self._loaded} {' and '.join(differences)}")
+            raise self._unreadable(" and ".join(differences))
+
+    def _unreadable(self, what: str) -> UserError:
+        """Return the error for a checkpoint that was loaded and does not fit."""
+        todo = _other_layout()
+        if self._written_by == _version():
+            todo = (
+                ": let a class of your own restore what it saved, in each part of it, or start "
+                "over with --fresh."
+            )
+        return UserError(f"{self._loaded} {what}{todo}")
 
     def mark_committed(self) -> None:
         """Mark the newest checkpoint as committed; it is kept until a later one is committed."""
@@ -447,10 +460,11 @@ def _ipc(frame: pl.DataFrame) -> memoryview:
     return buffer.getbuffer()
 
 
-def _unreadable(what: str) -> UserError:
-    return UserError(
-        f"{what}: this is headrace {_version()}, whose checkpoints have another layout; go on with "
-        "the one that wrote it, or start over with --fresh."
+def _other_layout() -> str:
+    """Return the end of a sentence on a checkpoint of another version."""
+    return (
+        f": this is headrace {_version()}, whose checkpoints have another layout; go on with the "
+        "one that wrote it, or start over with --fresh."
     )
 
 

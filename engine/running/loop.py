@@ -297,8 +297,8 @@ class Loop:
         try:
             yield
         finally:
-            for sink in self.sinks.values():
-                sink.close()
+            for section, sink in self.sinks.items():
+                calls.close(sink, section)
 
     @contextlib.contextmanager
     def _loading(self) -> Iterator[None]:

@@ -139,10 +139,8 @@ class Training:
 
     def state_dict(self) -> dict[str, Snapshot]:
         """Return learner, evaluation, threshold and held-out rows."""
-        with calls.Calling("model", self.learner):
-            learner = self.learner.state_dict()
         return {
-            "learner": learner,
+            "learner": calls.state_dict(self.learner),
             "evaluation": self.evaluation.state_dict(),
             "holdout": None if self.holdout is None else self.holdout.snapshot(),
             "threshold": self.threshold.snapshot(),

@@ -239,7 +239,9 @@ def restore(stages: Iterable[Stage], states: Mapping[str, Snapshot]) -> None:
     """Restore the stages from `snapshots`. Raises: KeyError if one is missing."""
     for stage in stages:
         if stage.snapshot() is not None:
-            stage.restore(states[stage.name])
+            state = states[stage.name]
+            with Calling(f"scrub.{stage.name}", stage):
+                stage.restore(state)
 
 
 __all__ = [

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
+from engine.errors import HeadraceError
+from engine.types.plural import counted
 from engine.types.records import Mark, Records, Rejects, _utc
-from engine.types.schema import RESERVED
+from engine.types.schema import POSITION, RESERVED, type_name
 from engine.types.settings import _each
 from engine.types.tensors import Tensors
 
@@ -115,7 +117,7 @@ class Batch:
 
     def reject(
         self,
-        keep: pl.Series | pl.Expr,
+        keep: pl.Series | pl.Expr | NDArray[np.bool_],
         *,
         stage: str,
         reason: str,
@@ -125,12 +127,14 @@ class Batch:
         with their values as JSON.
 
         Args:
-            keep: boolean, n rows; null counts as false.
+            keep: boolean, n rows; null counts as false. A polars series, a numpy array, or an
+                expression over the columns.
             detail: a sentence for all of them, an expression over their columns, or a text for each
                 of the n rows.
+
+        Raises: HeadraceError where `keep` is anything else.
         """
-        mask = self.frame.select(keep).to_series() if isinstance(keep, pl.Expr) else keep
-        mask = mask.fill_null(False)
+        mask = self._mask(keep, stage)
         if mask.all():
             return self
         out = self.frame.filter(~mask).rechunk()  # polars 2.1 may panic over rows in chunks
@@ -147,6 +151,26 @@ class Batch:
         rejects = (*self.rejects, Rejects(stage=stage, reason=reason, rows=rows))
         raw = None if self.raw is None else self.raw.filter(mask)
         return dataclasses.replace(self, frame=self.frame.filter(mask), raw=raw, rejects=rejects)
+
+    def _mask(self, keep: Any, stage: str) -> pl.Series:
+        """Return `keep` as a series of the n rows, without nulls."""
+        mask = keep
+        if isinstance(keep, pl.Expr):  # beside a column, so that one value counts for every row
+            mask = self.frame.select(POSITION, keep.alias("keep")).to_series(1)
+        elif isinstance(keep, np.ndarray) and keep.ndim == 1:
+            mask = pl.Series(keep)
+        if isinstance(mask, pl.Series) and len(mask) == len(self):
+            if mask.dtype == pl.Boolean:
+                return mask.fill_null(False)
+            if mask.dtype == pl.Null:
+                return pl.repeat(False, len(self), eager=True)
+        what = f"a {type(keep).__module__}.{type(keep).__qualname__}"
+        if isinstance(mask, pl.Series):
+            what = f"{type_name(mask.dtype)} of {counted(len(mask), 'row')}"
+        raise HeadraceError(
+            f"[scrub.{stage}] rejects by {what}: batch.reject expects keep to be a polars series, "
+            f"a numpy array or an expression, of one bool for each of {counted(len(self), 'row')}."
+        )
 
 
 def _shared(frame: pl.DataFrame, images: Mapping[str, torch.Tensor]) -> int:

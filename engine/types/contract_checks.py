@@ -13,7 +13,7 @@ import re
 from abc import ABCMeta
 from collections.abc import Iterator, Mapping
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, get_type_hints
 
 from pydantic import BaseModel
 
@@ -74,16 +74,25 @@ def require_contract(
 
 def require_attributes(component: object, contract: type, section: str) -> None:
     """Raises: UserError if a component that was just made has not what its contract's own
-    ``__init__`` sets: the class has one that does not call it."""
-    for base in contract.__mro__:
-        for name in vars(base).get("__annotations__", ()):
-            if _static(contract, name) is None and name not in dir(component):
-                cls = type(component)
-                raise UserError(
-                    f"[{section}] kind '{cls.__module__}:{cls.__qualname__}' has no '{name}' once "
-                    f"it is made: let its __init__ call super().__init__, or set self.{name}; see "
-                    f"{_home(contract)}."
-                )
+    ``__init__`` sets: the class has one that does not call it; or another kind of value there."""
+    cls = type(component)
+    who = f"[{section}] kind '{cls.__module__}:{cls.__qualname__}'"
+    for name, expected in get_type_hints(contract).items():
+        if _static(contract, name) is not None:
+            continue  # a default
+        if name not in dir(component):
+            raise UserError(
+                f"{who} has no '{name}' once it is made: let its __init__ call super().__init__, "
+                f"or set self.{name}; see {_home(contract)}."
+            )
+        held = inspect.getattr_static(component, name)
+        if hasattr(type(held), "__get__") or expected is Any or not isinstance(expected, type):
+            continue  # a property may not be ready yet
+        if not isinstance(held, expected):
+            raise UserError(
+                f"{who} has {repr(held)[:40]} as its '{name}', expected a {expected.__name__}: "
+                f"see {_home(contract)}."
+            )
 
 
 def misspelt_members(cls: type, contract: type) -> Iterator[str]:

@@ -4,8 +4,10 @@ end of the data or an account that does not balance."""
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +17,7 @@ import pytest
 import torch
 
 from connectors.formats.text import RawText
+from connectors.formats.values.columns import Columns
 from connectors.memory import MemorySource
 from engine import calls, types
 from engine.calls import Calling, whose
@@ -31,6 +34,8 @@ from engine.types import (
     Schema,
     Step,
     Tensors,
+    UserError,
+    Values,
 )
 from models.augment import Augmentation
 from models.augment.augmentation import Augment, AugmentSettings
@@ -183,6 +188,47 @@ def batch_of(columns: list[str]) -> Batch:
     return Batch(frame=frame, mark=Mark(), arrived=0.0, raw_rows=2)
 
 
+@pytest.mark.parametrize(
+    "keep",
+    [
+        np.array([True, False]),
+        pl.Series([True, None]),
+        pl.col("a") == 1,
+        pl.col("_position") < pl.col("_position").max(),
+    ],
+    ids=str,
+)
+def test_rows_are_rejected_by_masks_of_all_kinds(keep: Any) -> None:
+    after = batch_of(["a"]).reject(keep, stage="mine", reason="odd")
+    assert after.frame["_position"].to_list() == [0]
+    assert [r.rows["_position"].to_list() for r in after.rejects] == [[1]]
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"), [(pl.lit(False), 0), (pl.Series([None, None]), 0), (pl.lit(True), 2)], ids=str
+)
+def test_one_value_rejects_every_row_or_none(keep: Any, left: int) -> None:
+    assert len(batch_of(["a"]).reject(keep, stage="mine", reason="odd")) == left
+
+
+@pytest.mark.parametrize(
+    ("keep", "what"),
+    [
+        (np.array([True]), "bool of 1 row:"),
+        (np.array([1, 0]), "int64 of 2 rows:"),
+        (np.array([[True, False]]), "a numpy.ndarray:"),
+        (pl.col("a"), "int64 of 2 rows:"),
+        ([True, False], "a builtins.list:"),
+        (None, "a builtins.NoneType:"),
+    ],
+    ids=str,
+)
+def test_what_is_no_mask_is_told(keep: Any, what: str) -> None:
+    told = rf"^\[scrub.mine\] rejects by {what} .* of one bool for each of 2 rows"
+    with pytest.raises(HeadraceError, match=told):
+        batch_of(["a"]).reject(keep, stage="mine", reason="odd")
+
+
 def test_taking_rows_out_is_no_growth() -> None:
     with pytest.raises(HeadraceError, match=r"returned 1, with 0 rejected and -499 added"):
         read_with(Shrinking)
@@ -211,6 +257,151 @@ def test_any_other_error_stays_itself_and_says_whose_it_is() -> None:
     with pytest.raises(KeyError), Calling("sink", Changing):
         raise error
     assert (whose(error) or "").startswith("[scrub.mine]")  # the innermost is who raised it
+
+
+# --------------------------------------------------------------------------------------- a source
+
+
+class Counting(types.Source):
+    """Rows 0, 1, 2, ... in `partition`, in pieces of five; each piece as its class changes it."""
+
+    class Settings(types.Settings):
+        """None."""
+
+    format: types.Format = Columns()
+    changes: ClassVar[Callable[[Records], Mapping[str, Any]]]
+
+    def __init__(self, settings: Any = None) -> None:
+        super().__init__(settings)
+        self.position = 0
+
+    def schema(self, declared: Schema) -> Any:
+        return {"n": pl.Int64()}
+
+    def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
+        if self.position >= 20:
+            raise EndOfStream
+        at = np.arange(self.position, self.position + 5)
+        self.position += 5
+        records = Records(
+            partition="numbers",
+            positions=at,
+            next=self.position,
+            values=pl.DataFrame({"n": at}),
+            arrived=time.monotonic(),
+        )
+        return replace(records, **type(self).changes(records))
+
+    def seek(self, mark: Mark) -> None:
+        self.position = mark.positions.get("numbers", 0)
+
+
+def source(**changes: Any) -> Any:
+    """A source's class whose records have these values; of functions, what they make of them."""
+
+    def changed(records: Records) -> dict[str, Any]:
+        return {k: v(records) if callable(v) else v for k, v in changes.items()}
+
+    return type("Own", (Counting,), {"changes": staticmethod(changed)})
+
+
+BYTES = Values(data=np.zeros(5, np.uint8), bounds=np.arange(6))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"next": 0}, r"whose last position is 4 and whose next is 0: expected .* above 4"),
+        ({"next": 4}, "whose last position is 4 and whose next is 4"),
+        ({"next": 2**63}, r"whose next is 9,223,.*below 2\*\*63"),
+        ({"next": None}, "whose next is None"),
+        ({"next": np.int64(5)}, "whose next is a numpy.int64"),
+        ({"epoch_offset": 9}, "whose last position is 13 and whose next is 5"),
+        ({"positions": np.zeros(5, np.int64)}, "whose position 0 is followed by 0: expected"),
+        ({"positions": np.array([0, 1, 3, 2, 4])}, "whose position 3 is followed by 2"),
+        ({"positions": lambda r: r.positions - 1}, "whose positions begin at -1"),
+        ({"positions": lambda r: r.positions * 1.0}, "positions are float64 of the shape"),
+        ({"positions": lambda r: r.positions[None]}, "positions are int64 of the shape"),
+        ({"positions": lambda r: r.positions.tolist()}, "positions are a builtins.list"),
+        ({"positions": lambda r: r.positions[1:]}, "of 4 positions and 5 values"),
+        ({"positions": lambda r: r.positions[:0]}, "of 0 positions and 5 values"),
+        ({"partition": 3}, "whose partition is 3: expected a name"),
+        ({"partition": None}, "whose partition is None"),
+        ({"partition": ""}, "whose partition is ''"),
+        ({"arrived": None}, "whose arrived is None"),
+        ({"arrived": np.nan}, "whose arrived is nan"),
+        ({"values": [1, 2]}, "whose values are a builtins.list: expected .* a polars.DataFrame"),
+        ({"values": replace(BYTES, bounds=np.arange(7))}, "values.bounds leave their data of 5 by"),
+        ({"values": replace(BYTES, bounds=np.arange(6)[::-1])}, "of 5 bytes, or decrease"),
+        ({"values": replace(BYTES, bounds=np.arange(5))}, "of 5 positions and 4 values"),
+        ({"keys": replace(BYTES, bounds=np.arange(3))}, "of 5 positions and 2 keys"),
+        ({"headers": [None]}, "whose headers are a builtins.list: expected .*Values or None"),
+        ({"timestamps": np.zeros(2, np.int64)}, "of 5 positions and 2 timestamps"),
+        ({"timestamps": [1]}, "whose timestamps are a builtins.list"),
+    ],
+)
+def test_records_that_would_be_lost_or_doubled_are_told(
+    changes: dict[str, Any], sentence: str
+) -> None:
+    told = rf"^\[source\] kind '.*:Own' read Records .*{sentence}"
+    for read in (partial(calls.read, max_bytes=99), calls.sample):
+        if "of 0 positions" in sentence and read is calls.sample:
+            continue  # a sample leaves out what has no row
+        with pytest.raises(HeadraceError, match=told):
+            read(source(**changes)(), 1_000, timeout=9.0)
+
+
+def test_more_rows_than_were_asked_for_are_told() -> None:
+    with pytest.raises(HeadraceError, match="read Records of 5 rows: expected 4 or fewer"):
+        calls.read(source()(), 4, 99, 0.0)
+    with pytest.raises(HeadraceError, match=r"of 'numbers' from position 0, .*expected 7 or more"):
+        calls.read(source()(), 5, 99, 0.0, marked={"numbers": 7})
+
+
+def test_a_source_that_reads_rows_again_ends_the_run() -> None:
+    again = type("Own", (source(),), {"seek": lambda self, mark: None})
+    settings = LoaderSettings(batch_rows=5)
+    with Loader(source()(), schema={"n": pl.Int64()}, settings=settings) as loader:
+        assert [len(batch) for batch in loader] == [5] * 4
+    with Loader(again(), schema={"n": pl.Int64()}, settings=settings) as loader:
+        loader.seek(Mark(positions={"numbers": 10}))
+        with pytest.raises(HeadraceError, match=r"from position 0, .*expected 10 or more"):
+            list(loader)
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        (None, "returned None from schema: expected its columns, name -> type"),
+        (["n"], "returned a builtins.list from schema"),
+        ({"n": "int64"}, "returned 'int64' as the type of column 'n' from schema: expected a pola"),
+        ({1: pl.Int64()}, "returned a builtins.int as a column's name from schema"),
+    ],
+)
+def test_columns_that_are_none_are_told(columns: Any, sentence: str) -> None:
+    own = type("Own", (Counting,), {"schema": lambda self, declared: columns})
+    with pytest.raises(HeadraceError, match=rf"^\[source\] kind '.*:Own' {sentence}"):
+        calls.schema(own(), {})
+    bound: Any = type("Own", (Promising,), {"bind": lambda self, schema: columns})("mine", None)
+    with pytest.raises(HeadraceError, match=sentence.replace("schema", "bind")):
+        calls.bind(bound, {})
+
+
+def test_a_source_has_a_format() -> None:
+    own = type("Own", (Counting,), {"format": None})
+    with pytest.raises(UserError, match=r":Own' has None as its 'format', expected a Format"):
+        calls.construct("source", own, types.Source, None)
+
+
+class Doubling(source()):  # type: ignore[misc]
+    """Says with each piece that it begins again."""
+
+    changes: ClassVar[Any] = staticmethod(lambda records: {"next": 0})
+
+
+class Unclosed(source()):  # type: ignore[misc]
+    def close(self) -> None:
+        raise RuntimeError("no way")
 
 
 # --------------------------------------------------------------------------------------- a format
@@ -252,6 +443,27 @@ class Misplacing(Broken):
 class Alone(Broken):
     def change(self, frame: pl.DataFrame, rejects: list[Rejects]) -> Any:
         return frame
+
+
+class Wording(Broken):
+    def change(self, frame: pl.DataFrame, rejects: list[Rejects]) -> Any:
+        return frame[3:], ["bad"]
+
+
+class Blank(Broken):
+    def change(self, frame: pl.DataFrame, rejects: list[Rejects]) -> Any:
+        return frame[1:], [None]
+
+
+class Reasonless(Broken):
+    def change(self, frame: pl.DataFrame, rejects: list[Rejects]) -> Any:
+        rows = frame[:1].with_columns(detail=pl.lit("odd"))
+        return frame[1:], [Rejects(stage="decode", reason="", rows=rows)]
+
+
+class Unplaced(Broken):
+    def change(self, frame: pl.DataFrame, rejects: list[Rejects]) -> Any:
+        return frame[1:], [Rejects(stage="decode", reason="odd", rows=frame[:1])]
 
 
 class Rejecting(Broken):
@@ -308,6 +520,26 @@ class Short(Mean):
 class Listing(Mean):
     def third(self, zeros: Any) -> Step:
         return Step(scores=zeros.tolist(), loss=0.0)
+
+
+class Lossless(Mean):
+    def third(self, zeros: Any) -> Any:
+        return Step(scores=zeros, loss=None)  # type: ignore[arg-type]
+
+
+class Masking(Mean):
+    def third(self, zeros: Any) -> Any:
+        return Step(scores=zeros, loss=0.0, not_learned=zeros)
+
+
+class Stateless(Mean):
+    def state_dict(self) -> Any:
+        return None
+
+
+class Forgetting(Mean):
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.batches = state["weights"]
 
 
 class Stopping(Mean):
@@ -425,10 +657,31 @@ def test_a_stage_is_found_by_check_and_ends_a_run(
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
+        (Doubling, "read Records whose last position is 4 and whose next is 0: expected"),
+        (Unclosed, "raised RuntimeError: no way"),
+    ],
+)
+def test_a_source_is_found_by_check_and_ends_a_run(
+    kind: type, sentence: str, write: Write, headrace: Headrace
+) -> None:
+    file = write()
+    text = file.read_text().replace('kind = "files"\npath = "d.csv"', f'kind = "{of(kind)}"')
+    file.write_text(text)
+    for command in ("check", "run"):
+        assert f"[source] kind '{of(kind)}' {sentence}" in fails(headrace, command, file)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
         (Halving, "1,000 records and decoded 500 rows, with 0 rejected: expected one row or one"),
         (Ending, "raised StopIteration"),
         (Renaming, "decoded no column 'value', expected String"),
         (Misplacing, "are not those of their records"),
+        (Wording, "rejects a builtins.str: expected a list of engine.types.Rejects"),
+        (Blank, "rejects None: expected a list of engine.types.Rejects"),
+        (Reasonless, "rejects rows whose reason is '': expected a word"),
+        (Unplaced, "rejects rows without the column 'detail': expected the columns _partition"),
         (Alone, "decoded a polars.dataframe.frame.DataFrame: expected a polars.DataFrame and a"),
     ],
 )
@@ -449,6 +702,9 @@ def test_a_format_is_found_by_check_and_ends_a_run(
         (Short, "returned a Step with scores that are float64 of the shape (999,): expected"),
         (Listing, "returned a Step with scores that are a builtins.list: expected"),
         (Stopping, "raised StopIteration"),
+        (Lossless, "returned a Step whose loss is None: expected a number, nan without a step"),
+        (Masking, "returned a Step whose not_learned is float64 of the shape (1000,): expected"),
+        (Stateless, "returned None from state_dict: expected a dict, name -> plain value"),
     ],
 )
 def test_a_learner_that_gives_no_scores_ends_a_run(
@@ -464,6 +720,17 @@ def test_a_learners_state_is_looked_at_before_it_learns(write: Write, headrace: 
         said = fails(headrace, command, file)
         assert "The state of [model] holds the numpy scalar np.int64(" in said
         assert "in work.learner.batches" in said
+
+
+def test_a_learner_that_cannot_restore_is_named(write: Write, headrace: Headrace) -> None:
+    file = write(MODEL.format(of(Forgetting)))
+    assert headrace("run", file)[0] == 0
+    for command in ("check", "run"):
+        _, out, err = headrace(command, file)
+        said = " ".join((out + err).split())
+        assert f"cannot be restored by [model] kind '{of(Forgetting)}' (KeyError: 'w" in said
+        assert "let a class of your own restore what it saved" in said
+        assert "layout" not in said
 
 
 def test_model_and_baseline_are_judged_by_the_rows_that_have_a_score(
