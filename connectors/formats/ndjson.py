@@ -668,8 +668,9 @@ def _misfits(
     """Return the lines whose value in the column, `raw`, is not of its type."""
     name = pl.Series(json_scan.TOKENS).gather(token)
     written = pl.select(pl.format(" ({})", name)).to_series() if coerce == "strict" else ""
-    numbers = ["integer", "float", "array", *(["string"] if coerce == "lossless" else [])]
-    big = name.is_in(numbers) & too_big(raw, dtype, misfits=coerce == "lossless")
+    in_text = coerce == "lossless" or dtype.is_temporal()
+    sized = ["integer", "float", "array", *(["string"] if in_text else [])]
+    big = name.is_in(sized) & too_big(raw, dtype, misfits=coerce == "lossless")
     reason = pl.select(
         pl.when(big).then(pl.lit(OUT_OF_RANGE)).otherwise(pl.lit(WRONG_TYPE))
     ).to_series()

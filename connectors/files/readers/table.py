@@ -14,14 +14,17 @@ from typing import cast
 
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from polars.exceptions import PanicException, PolarsError
 from pyarrow import ipc
 
+from connectors.files.readers.arrow_times import as_numbers, flag_out_of_range, holds_times
 from connectors.formats.registry import imported, spec_of
 from connectors.formats.values.calendar import flag_impossible
+from connectors.formats.values.columns import PROBLEM
 from connectors.formats.walks.parquet_pages import Footer, first_bad_page, read_footer
 from engine.types import HeadraceError, Records, Schema, UserError
 from engine.types.plural import counted
@@ -166,6 +169,7 @@ class _OpenedParquet:
     Attributes:
         metadata: by pyarrow.
         schema: by polars.
+        timed: the columns with times that polars would change.
         footer: as walked.
         bounds: rows at which chunks start, and the end, shape (chunks + 1,).
         groups: the row group of each chunk, shape (chunks + 1,).
@@ -174,6 +178,7 @@ class _OpenedParquet:
 
     metadata: pq.FileMetaData
     schema: pl.Schema
+    timed: frozenset[str]
     footer: Footer
     bounds: NDArray[np.int64]
     groups: NDArray[np.int64]
@@ -205,6 +210,7 @@ def _opened(path: Path, name: str, *identity: int) -> _OpenedParquet:
     return _OpenedParquet(
         metadata=metadata,
         schema=scan.collect_schema(),
+        timed=frozenset(field.name for field in schema if holds_times(field.type)),
         footer=footer,
         bounds=bounds,
         groups=np.searchsorted(ends, bounds, "right") - 1,
@@ -217,7 +223,8 @@ class ParquetFile(TableFile):
 
     The footer and the headers of pages are validated first: polars allocates as much as a page
     claims, and ends the process where that is 2^61 bytes. pyarrow only opens the file: its accessor
-    of a column chunk's metadata ends the process at some damage.
+    of a column chunk's metadata ends the process at some damage. It also decodes the columns whose
+    times polars would change, see `connectors.files.readers.arrow_times`.
     """
 
     format_name = "parquet"
@@ -233,15 +240,39 @@ class ParquetFile(TableFile):
         self._leaves, self._flat = _leaves(self._metadata.schema, self._columns)
         self._walked = -1
         """The last row group whose pages were validated."""
+        self._timed = [c for c in self._columns if c in opened.timed]
+        self._group = (-1, pa.table({}))
+        """The last row group whose times were decoded, and its columns `_timed`."""
+        rest = [c for c in self._columns if c not in self._timed]
         # A row group is decoded by one thread: by several, where each has columns of its own.
-        n = max(1, min(pl.thread_pool_size(), len(self._columns) // PART_COLUMNS))
-        self._parts = [frame.select(self._columns[i::n]) for i in range(n)]
+        n = max(1, min(pl.thread_pool_size(), len(rest) // PART_COLUMNS))
+        self._parts = [frame.select(part) for i in range(n) if (part := rest[i::n])]
 
     def _decode(self, number: int) -> pl.DataFrame:
         start, stop = self.bounds[number : number + 2].tolist()
         self._walk(int(self._groups[number]))
         parts = pl.collect_all([part.slice(start, stop - start) for part in self._parts])
-        return pl.concat(parts, how="horizontal")[self._columns]
+        if not self._timed:
+            return pl.concat(parts, how="horizontal")[self._columns]
+        whole = pl.concat([*parts, self._times(number)], how="horizontal")
+        return whole.select(*self._columns, cs.by_name(PROBLEM, require_all=False))
+
+    def _times(self, number: int) -> pl.DataFrame:
+        """Decode the columns `_timed` of a chunk."""
+        group, (start, stop) = int(self._groups[number]), self.bounds[number : number + 2].tolist()
+        if group != self._group[0]:
+            with pq.ParquetFile(self._path, metadata=self._metadata) as file:
+                self._group = group, file.read_row_group(group, self._timed).select(self._timed)
+        at = start - int(self.bounds[np.searchsorted(self._groups, group)])
+        frames = []
+        for batch in self._group[1].slice(at, stop - start).to_batches():
+            numbers = as_numbers(batch)
+            frames.append(flag_out_of_range(_frame(batch), batch.schema, numbers))
+        return pl.concat(frames, how="diagonal").cast({c: self.schema[c] for c in self._timed})
+
+    def close(self) -> None:
+        super().close()
+        self._group = (-1, pa.table({}))
 
     def _walk(self, group: int) -> None:
         """Validate the pages of a row group. Raises: ArrowInvalid"""
@@ -260,7 +291,8 @@ class ArrowFile(TableFile):
     which has no footer, is read from its beginning to the requested batch.
 
     A batch is validated in full before its values are touched: an offset that a flipped bit leads
-    out of the file would otherwise end the process, or put its memory into a row.
+    out of the file would otherwise end the process, or put its memory into a row. Times out of
+    range are not damage: they reject their rows.
     """
 
     format_name = "arrow"
@@ -286,8 +318,9 @@ class ArrowFile(TableFile):
 
     def _decode(self, number: int) -> pl.DataFrame:
         batch = self._nth(number) if self._streamed else self._reader.get_batch(number)
-        batch.validate(full=True)
-        return _frame(pa.Table.from_batches([batch]))
+        numbers = as_numbers(batch)
+        numbers.validate(full=True)
+        return flag_out_of_range(_frame(batch), batch.schema, numbers)
 
     def _nth(self, number: int) -> pa.RecordBatch:
         """Return a batch of a stream, skipping those before it."""
@@ -341,11 +374,11 @@ def _leaves(
     return np.flatnonzero(of_chosen), flat[of_chosen]
 
 
-def _frame(table: pa.Table) -> pl.DataFrame:
+def _frame(table: pa.Table | pa.RecordBatch) -> pl.DataFrame:
     """Return the same columns, also one without a name, which polars would name."""
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
-    frame.columns = table.column_names
+    frame.columns = table.schema.names
     return frame
 
 

@@ -10,8 +10,13 @@ from connectors.formats.values.columns import PROBLEM
 
 DAYS = 95_000_000
 """The days before and after 1970 that polars can write, rounded down: years -258,000 to 262,000. It
-panics at others. Times in microseconds and nanoseconds do not reach so far."""
-MOST: dict[pl.DataType, int] = {pl.Date(): DAYS, pl.Datetime("ms"): DAYS * 86_400_000}
+panics at others. Times in nanoseconds do not reach so far."""
+MOST: dict[pl.DataType, int] = {
+    pl.Date(): DAYS,
+    pl.Datetime("ms"): DAYS * 86_400 * 10**3,
+    pl.Datetime("us"): DAYS * 86_400 * 10**6,
+}
+BEYOND = "a time beyond the calendar"
 
 
 def flag_impossible(frame: pl.DataFrame) -> pl.DataFrame:
@@ -19,20 +24,30 @@ def flag_impossible(frame: pl.DataFrame) -> pl.DataFrame:
     rejects in a column `PROBLEM`; the frame as it is if it has none."""
     for column in frame:
         mask = impossible(column)
-        if mask is None:
-            continue
-        number = pl.format("{}, ", pl.col(column.name).to_physical())
-        value = pl.lit("") if column.dtype.is_nested() else number
-        what = "out_of_range: Column '{}' holds {}a time beyond the calendar."
-        before = pl.col(PROBLEM) if PROBLEM in frame.columns else pl.lit(None, pl.String)
-        frame = frame.with_columns(
-            pl.when(~mask).then(column.name).alias(column.name),
-            pl.when(mask)
-            .then(pl.format(what, pl.lit(column.name), value))
-            .otherwise(before)
-            .alias(PROBLEM),
-        )
+        if mask is not None:
+            frame = flag(frame, column.name, mask, pl.col(column.name).to_physical(), BEYOND)
     return frame
+
+
+def flag(
+    frame: pl.DataFrame, column: str, mask: pl.Series, number: pl.Expr, what: str
+) -> pl.DataFrame:
+    """Return the frame with nulls in some rows of a column, and the reason why they are rejects in
+    a column `PROBLEM`.
+
+    Args:
+        mask: the rows, shape (n,).
+        number: what the column holds there, said unless it is nested.
+        what: what that is.
+    """
+    nested = frame.schema[column].is_nested()
+    value = pl.lit("") if nested else pl.format("{}, ", number)
+    why = pl.format("out_of_range: Column '{}' holds {}{}.", pl.lit(column), value, pl.lit(what))
+    before = pl.col(PROBLEM) if PROBLEM in frame.columns else pl.lit(None, pl.String)
+    return frame.with_columns(
+        pl.when(~mask).then(pl.col(column)).alias(column),
+        pl.when(mask).then(why).otherwise(before).alias(PROBLEM),
+    )
 
 
 def impossible(column: pl.Series) -> pl.Series | None:
@@ -68,4 +83,4 @@ def _without_zone(dtype: pl.DataType) -> pl.DataType:
     return pl.Datetime(dtype.time_unit) if isinstance(dtype, pl.Datetime) else dtype
 
 
-__all__ = ["MOST", "flag_impossible", "impossible"]
+__all__ = ["BEYOND", "DAYS", "MOST", "flag", "flag_impossible", "impossible"]

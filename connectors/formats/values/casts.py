@@ -73,6 +73,8 @@ WHOLE_MOST: dict[pl.DataType, int] = {pl.Float64(): 1 << 53, pl.Float32(): 1 << 
 PLAIN = r"^[+-]?[0-9]+$"
 BILLION = 1_000_000_000
 UNITS = {"ms": 1_000, "us": 1_000_000, "ns": BILLION}
+WIDEST: dict[Any, pl.DataType] = {pl.Datetime: pl.Datetime("us"), pl.Duration: pl.Duration("ms")}
+"""Types that hold the times and durations that another unit does not."""
 
 
 def conform(
@@ -430,7 +432,8 @@ def _spans_of(parts: pl.DataFrame, dtype: pl.Duration) -> pl.Series:
     unit = UNITS[dtype.time_unit]
     billionths = _wide(fraction.fill_null("0").str.pad_end(9, "0").str.head(9))
     count = seconds * unit + billionths // (BILLION // unit)
-    signed = pl.when(pl.col("minus") == "-").then(-count).otherwise(count)
+    # polars cannot negate one 128-bit value alone.
+    signed = pl.when(pl.col("minus") == "-").then(0 - count).otherwise(count)
     matched = pl.col("minus").is_not_null()
     return parts.select(
         pl.when(matched).then(signed.cast(pl.Int64, strict=False)).cast(dtype)
@@ -489,6 +492,7 @@ def _misfits(
     raw = rows.get_column(column)
     value = as_json(rows)
     raw = preview(raw) if raw.dtype == pl.Binary else raw
+    raw = raw.dt.to_string("iso") if raw.dtype == pl.Duration else raw
     got = (
         as_json(raw.alias("").to_frame()).str.slice(len('{"":')).str.head(-1)
         if raw.dtype.is_nested()
@@ -533,8 +537,8 @@ def _why_not(got: pl.Series, dtype: pl.DataType) -> pl.Series:
 
 
 def too_big(got: pl.Series, dtype: pl.DataType, *, misfits: bool = False) -> pl.Series:
-    """Return where the value is a number beyond the type; for a list, where the first element
-    that does not fit is such a number.
+    """Return where the value is a number, a time or a duration beyond the type; for a list, where
+    the first element that does not fit is such a value.
 
     Args:
         misfits: whether `cast` is known to give null for all of them.
@@ -548,12 +552,15 @@ def too_big(got: pl.Series, dtype: pl.DataType, *, misfits: bool = False) -> pl.
         mask = np.zeros(len(got), np.bool_)
         mask[rows] = too_big(elements.values.filter(pl.Series(lost)).gather(first), inner)
         return pl.Series(mask)
-    if not dtype.is_numeric():
+    if (wide := WIDEST.get(dtype.base_type())) is not None:
+        big = cast(got, wide).is_not_null()
+    elif dtype.is_numeric():
+        number = _written_out(got.str.strip_chars())
+        big = number.is_not_null()
+        if dtype.is_integer():  # a fraction is none of any size
+            big &= ~number.str.contains(".", literal=True).fill_null(False)
+    else:
         return pl.repeat(False, len(got), eager=True)
-    number = _written_out(got.str.strip_chars())
-    big = number.is_not_null()
-    if dtype.is_integer():  # a fraction is none of any size
-        big &= ~number.str.contains(".", literal=True).fill_null(False)
     if misfits:
         return big
     return big & cast(got, dtype).is_null()  # else only `strict` refuses how it is written

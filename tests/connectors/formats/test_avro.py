@@ -635,6 +635,17 @@ def test_a_schema_that_refers_to_another(serve: Callable[[Answer], Server]) -> N
     assert (frame.select("v", "x").rows(), rejects) == ([(1, 2)], [])
 
 
+def test_microseconds_beyond_the_calendar_reject_their_record() -> None:
+    timed = record(field("m", {"type": "long", "logicalType": "timestamp-micros"}))
+    values = [1, 2**63 - 1, 95_000_000 * 86_400 * 10**6 + 1, -(2**63), 3]
+    raw = [datum(record(field("m", "long")), {"m": value}) for value in values]
+    avro = Avro(parsed(json.dumps(timed)))
+    for kind in (pl.Datetime("ms"), pl.Datetime("ns"), pl.Datetime("us", "UTC"), pl.String()):
+        frame, rejects = avro.decode(records(*raw), {"m": kind})
+        assert frame.get_column(POSITION).to_list() == [0, 40]
+        assert [row[0] for row in told(rejects)] == ["out_of_range"] * 3
+
+
 def test_a_time_beyond_the_calendar_rejects_its_record() -> None:
     plain = record(field("d", "int"), field("m", "long"))
     timed = record(

@@ -9,10 +9,11 @@ from typing import Any
 import polars as pl
 import pytest
 
+from connectors.formats.ndjson import Ndjson
 from connectors.formats.values.columns import Columns
 from connectors.memory import MemorySource
 from engine.types import TYPES, Batch, HeadraceError, Mark, Schema, UserError
-from tests.connectors.conftest import decoded, drain, files, told
+from tests.connectors.conftest import decoded, drain, files, records, told
 
 UTC = datetime.UTC
 DAY = datetime.datetime(2024, 1, 2, 3, tzinfo=UTC)
@@ -86,6 +87,47 @@ def test_types_without_a_way_between_them_reject_every_row(values: list[object])
 def test_a_number_is_no_moment_as_its_unit_is_unknown() -> None:
     made, rejects = decode(pl.DataFrame({"v": [1_700_000_000]}), {"v": pl.Datetime("us")})
     assert (made.height, len(rejects)) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (datetime.datetime(2500, 1, 1), pl.Datetime("ns")),
+        (datetime.datetime(2500, 1, 1, tzinfo=UTC), pl.Datetime("ns", "Asia/Tokyo")),
+        (datetime.date(1, 1, 1), pl.Datetime("ns")),
+        ("2500-01-01T00:00:00Z", pl.Datetime("ns")),
+        ([datetime.datetime(2500, 1, 1)], pl.List(pl.Datetime("ns"))),
+        (datetime.timedelta(days=200_000), pl.Duration("ns")),
+        ("P200000D", pl.Duration("ns")),
+    ],
+)
+def test_a_time_that_another_unit_holds_is_out_of_range(value: object, kind: pl.DataType) -> None:
+    made, rejects = decode(pl.DataFrame({"v": [value]}), {"v": kind})
+    assert (made.height, [reason for reason, *_ in told(rejects)]) == (0, ["out_of_range"])
+
+
+@pytest.mark.parametrize("coerce", ["lossless", "strict"])
+def test_a_time_in_json_that_another_unit_holds_is_out_of_range(coerce: Any) -> None:
+    made = Ndjson(coerce=coerce).decode(
+        records(b'{"v": "2500-01-01T00:00:00"}', b'{"v": "noon"}', b'{"v": 5}'),
+        {"v": pl.Datetime("ns")},
+    )
+    assert sorted(reason for reason, *_ in told(made[1])) == ["out_of_range", *["wrong_type"] * 2]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("P2DT1S", 172_801), ("-00:00:02", -2)])
+def test_one_duration_alone_is_read(text: str, seconds: int) -> None:
+    made, rejects = decode(pl.DataFrame({"v": [text]}), {"v": pl.Duration("ms")})
+    assert (made["v"].to_list(), rejects) == ([datetime.timedelta(seconds=seconds)], [])
+
+
+@pytest.mark.parametrize("kind", [pl.Boolean(), pl.Date(), pl.List(pl.Int64())])
+def test_a_duration_that_is_no_value_costs_its_row(kind: pl.DataType) -> None:
+    made, rejects = decode(pl.DataFrame({"v": [datetime.timedelta(days=2)]}), {"v": kind})
+    assert made.height == 0
+    ((reason, _, detail, _),) = told(rejects)
+    assert reason == "wrong_type"
+    assert "got 'P2D' in column 'v'" in detail
 
 
 def test_a_row_with_two_faults_is_rejected_once() -> None:

@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 from connectors.formats.values.calendar import MOST, impossible
 from tests.pipelines.conftest import Headrace
 
-MILLISECONDS = pl.Datetime("ms")
+MILLISECONDS, MICROSECONDS = pl.Datetime("ms"), pl.Datetime("us")
 
 
 def series(dtype: pl.DataType, *values: int | None) -> pl.Series:
     return pl.Series("t", values, dtype=pl.Int32 if dtype == pl.Date else pl.Int64).cast(dtype)
 
 
-@given(days=st.integers(-(2**31), 2**31 - 1), ms=st.integers(-(2**63), 2**63 - 1))
-def test_what_is_possible_can_be_written(days: int, ms: int) -> None:
-    for column in (series(pl.Date(), days), series(MILLISECONDS, ms)):
+@given(days=st.integers(-(2**31), 2**31 - 1), number=st.integers(-(2**63), 2**63 - 1))
+def test_what_is_possible_can_be_written(days: int, number: int) -> None:
+    times = [series(pl.Datetime(unit), number) for unit in ("ms", "us", "ns")]
+    for column in (series(pl.Date(), days), *times):
         if impossible(column) is None:
             assert column.cast(pl.String).item()
 
@@ -51,12 +52,20 @@ def test_the_last_day_is_possible_and_the_next_is_not(dtype: pl.DataType) -> Non
         (pl.Date(), "Column 't' holds 2000000000, a time beyond the calendar."),
         (MILLISECONDS, "Column 't' holds 8300000000000000, a time beyond the calendar."),
         (pl.List(MILLISECONDS), "Column 't' holds a time beyond the calendar."),
+        (MICROSECONDS, "Column 't' holds 8300000000000000000, a time beyond the calendar."),
+        (pl.List(MICROSECONDS), "Column 't' holds a time beyond the calendar."),
+        (
+            pl.Datetime("us", "Asia/Tokyo"),
+            "Column 't' holds 8300000000000000000, a time beyond the calendar.",
+        ),
     ],
 )
 def test_a_file_with_such_a_time_loses_its_row_alone(
     tmp_path: Path, headrace: Headrace, format: str, dtype: Any, shown: str
 ) -> None:
-    values: list[Any] = [0, 2_000_000_000 if dtype == pl.Date else 8_300_000_000_000_000, 1]
+    inner = dtype.inner if dtype.is_nested() else dtype
+    beyond = 83 * 10 ** (14 if inner == MILLISECONDS else 17)
+    values: list[Any] = [0, 2_000_000_000 if dtype == pl.Date else beyond, 1]
     if dtype.is_nested():
         values = [[value] for value in values]
     raw = pl.Int32 if dtype == pl.Date else pl.Int64
