@@ -17,11 +17,22 @@ from engine.artifacts import OUTPUT_FILES
 from engine.assembly.parts import Parts
 from engine.assembly.saved_schema import resolved_folders
 from engine.config import Pipeline, made_by
+from engine.loading.mix import Mix
 from engine.running.loop import Loop
 from engine.running.reject_limit import TooManyRejects
 from engine.running.work import written
 from engine.system import atomic
-from engine.types import RESERVED, Learner, SharedSource, UserError, type_name
+from engine.types import (
+    RESERVED,
+    Learner,
+    SharedSource,
+    Sink,
+    Source,
+    Stage,
+    UserError,
+    type_name,
+)
+from engine.types.contract_checks import misspelt_members
 from engine.types.plural import counted
 
 log = logging.getLogger("headrace.run")
@@ -220,7 +231,27 @@ def _head(file: str, section: str) -> str:
     return f"[{section}] in {file}" if maker is None else f"{maker} it"
 
 
+def uncalled_members(parts: Parts) -> Iterator[str]:
+    """Yield a sentence for each member of a user's own class that nothing calls."""
+    endpoints, source = parts.endpoints, parts.endpoints.source
+    sources = source.parts.values() if isinstance(source, Mix) else (source,)
+    of_contract: list[tuple[object, type]] = [(own, Source) for own in sources]
+    of_contract += [(stage, Stage) for stage in parts.scrub.stages]
+    of_contract += [(sink, Sink) for sink in endpoints.sinks.values()]
+    if parts.pipeline.trains:
+        of_contract.append((parts.model.learner.unwrapped, Learner))
+    for component, contract in of_contract:
+        yield from misspelt_members(type(component), contract)
+
+
+def log_uncalled_members(parts: Parts) -> None:
+    """Warn of `uncalled_members`: a misspelt snapshot loses its state on a resume."""
+    for sentence in uncalled_members(parts):
+        log.warning("%s", sentence)
+
+
 __all__ = [
+    "log_uncalled_members",
     "require_exportable",
     "require_learned",
     "require_no_feedback",
@@ -231,4 +262,5 @@ __all__ = [
     "require_sink_schema",
     "require_static_member",
     "require_writable",
+    "uncalled_members",
 ]

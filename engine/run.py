@@ -225,6 +225,7 @@ class Run:
     def _run(self, loop: Loop) -> Summary:
         start, parts = time.perf_counter(), self.parts
         watch_memory(parts, loop.loader)
+        rules.log_uncalled_members(parts)
         if self.source.unbounded():
             rehearse(parts)
         with self._serving(), parts.heartbeat.watched():

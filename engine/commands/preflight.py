@@ -19,7 +19,6 @@ from engine.assembly.restoring import require_plain_state, try_resume
 from engine.commands.progress import console
 from engine.config import detached_source
 from engine.explore.notation import hint
-from engine.loading.mix import Mix
 from engine.run import Run
 from engine.running.labels import few_numbers, labels_of
 from engine.scrub.base import FittedStage
@@ -31,17 +30,13 @@ from engine.types import (
     WILDCARD,
     Batch,
     HeadraceError,
-    Learner,
     Mark,
     Rejects,
-    Sink,
     Source,
-    Stage,
     UserError,
     only_named,
     parse_schema,
 )
-from engine.types.contract_checks import misspelt_members
 from engine.types.plural import counted
 
 LEARNED_ROWS = 32
@@ -350,15 +345,7 @@ def _check_sinks(run: Run) -> Iterator[str]:
 
 def _check_members(run: Run) -> Iterator[str]:
     """Name members of a user's own classes that are never called."""
-    sources = run.source.parts.values() if isinstance(run.source, Mix) else (run.source,)
-    parts: list[tuple[object, type]] = [*((s, Source) for s in sources)]
-    parts += [*((s, Stage) for s in run.stages), (run.parts.endpoints.dead_letters, Sink)]
-    if run.sink is not None:
-        parts.append((run.sink, Sink))
-    if run.trains:
-        parts.append((run.learner.unwrapped, Learner))
-    for part, contract in parts:
-        yield from misspelt_members(type(part), contract)
+    return rules.uncalled_members(run.parts)
 
 
 def _unfitted(run: Run, batch: Batch) -> list[str]:

@@ -110,6 +110,18 @@ class Holding(Changing):
     def restore(self, value: object) -> None: ...
 
 
+class Slipping(Changing):
+    """Counts rows in a state that it would lose."""
+
+    def apply(self, batch: Batch) -> Batch:
+        return batch
+
+    def snapshots(self) -> Any:
+        return 1
+
+    def restored(self, value: object) -> None: ...
+
+
 def read_with(kind: type[Changing]) -> list[int]:
     """The rows of each batch that a loader with this stage gives."""
     frame = pl.DataFrame({"id": np.arange(ROWS)})
@@ -720,6 +732,19 @@ def test_a_learners_state_is_looked_at_before_it_learns(write: Write, headrace: 
         said = fails(headrace, command, file)
         assert "The state of [model] holds the numpy scalar np.int64(" in said
         assert "in work.learner.batches" in said
+
+
+def test_a_misspelt_member_is_told_by_check_and_once_by_a_run(
+    write: Write, headrace: Headrace
+) -> None:
+    file = write(f'[scrub.mine]\nkind = "{of(Slipping)}"\n')
+    for command, code in (("check", 2), ("run", 0)):
+        done, out, err = headrace(command, file)
+        assert done == code, err
+        said = " ".join((out + err).split())
+        for slip, meant in (("snapshots", "snapshot"), ("restored", "restore")):
+            sentence = f"Slipping.{slip} is never called: a stage may have '{meant}'; is that meant"
+            assert said.count(sentence) == 1
 
 
 def test_a_learner_that_cannot_restore_is_named(write: Write, headrace: Headrace) -> None:
