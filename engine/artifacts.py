@@ -149,6 +149,7 @@ def export(parts: Parts, mark: Mark, path: Path | None = None) -> Path:
 
     Args:
         mark: the position that stages and learner have both reached.
+        path: `Pipeline.float_model_path`, or, if it is not compressed, `model_path`.
 
     Raises: UserError if nothing is trained, or a stage cannot be exported.
     """
@@ -157,7 +158,8 @@ def export(parts: Parts, mark: Mark, path: Path | None = None) -> Path:
     pipeline, model = parts.pipeline, parts.model
     if not pipeline.trains:
         raise UserError(f"{pipeline.file} has no [model]: there is nothing to export.")
-    path = path or pipeline.model_path.with_suffix(".fp32.onnx")
+    uncompressed = pipeline.export is not None and pipeline.export.compress is None
+    path = path or (pipeline.model_path if uncompressed else pipeline.float_model_path)
     path.parent.mkdir(parents=True, exist_ok=True)
     transforms: list[Transform] = []
     for stage in parts.scrub.stages[parts.scrub.export_from :]:
@@ -187,8 +189,7 @@ def compress(parts: Parts) -> GateReport:
         )
     rows = None if holdout is None else holdout.frame()
     settings = parts.model.compression or Compression()
-    model = pipeline.model_path.with_suffix(".fp32.onnx")
-    return compress_model(model, rows, settings, path=pipeline.model_path)
+    return compress_model(pipeline.float_model_path, rows, settings, path=pipeline.model_path)
 
 
 def _log_no_model(file: str, too_many: bool) -> None:

@@ -389,7 +389,7 @@ class ExportSettings(Settings):
         holdout [share]: share of the rows (0-1), chosen by a hash of their content, that is
             predicted and never learned, to calibrate and evaluate with.
         holdout_rows [rows]: newest held-out rows that are kept.
-        compress: settings of the gate; false writes float32 only.
+        compress: settings of the gate; false writes the float32 model to `path`.
     """
 
     path: Free[Name | None] = None
@@ -583,6 +583,11 @@ class Pipeline(BaseSettings):
         """Where the served model goes."""
         given = None if self.export is None else self.export.path
         return Path(given or Path(self.folder) / "model.onnx")
+
+    @property
+    def float_model_path(self) -> Path:
+        """Where the float32 model goes before it is compressed."""
+        return self.model_path.with_suffix(".fp32.onnx")
 
     @property
     def dead_letters_path(self) -> Path:

@@ -108,7 +108,7 @@ def _outputs(parts: Parts) -> Iterator[tuple[str, Path]]:
             yield f"[{table}]", file
     if pipeline.export is not None:
         yield "[export] path", pipeline.model_path
-        yield "[export] path", pipeline.model_path.with_suffix(".fp32.onnx")
+        yield "[export] path", pipeline.float_model_path
 
 
 def require_static_member(parts: Parts) -> None:

@@ -13,9 +13,11 @@ from connectors.files.csv_dialects import CsvDialects
 from connectors.files.inspection import raw_lines
 from connectors.files.opening import Opener
 from connectors.files.readers.table import open_table
-from connectors.formats.kernels.rows import parser_input
+from connectors.formats.inference.infer import split_broken
+from connectors.formats.kernels.rows import BROKEN, parser_input
+from connectors.formats.values.columns import PROBLEM, UNREAD_TEXT
 from engine.columnar.expressions import expression
-from engine.types import HeadraceError, Schema, UserError
+from engine.types import Schema, UserError
 
 
 class SortedFiles:
@@ -35,7 +37,8 @@ class SortedFiles:
                 keys = self._keys()
                 frame = pl.concat(frames, how="diagonal_relaxed")
                 frame = frame.sort(keys, maintain_order=True, nulls_last=True)
-                self._frame = frame.select(self._opener.columns or frame.columns)
+                wanted = [*(self._opener.columns or frame.columns), PROBLEM, UNREAD_TEXT]
+                self._frame = frame.select(c for c in frame.columns if c in wanted)
             except PolarsError as error:
                 raise self._unsorted(error, frames[0].columns) from None
         return self._frame
@@ -70,10 +73,11 @@ class SortedFiles:
         schema = dict.fromkeys(self._dialects.headers.get(name, ()), pl.String())
         if not parts:
             return pl.DataFrame(schema=schema)
-        data, blank = parser_input(np.frombuffer(b"".join(parts), np.uint8))
+        lines = b"".join(parts)
         try:
             if self._catalog.format == "ndjson":
-                return pl.read_ndjson(data, infer_schema_length=None)
+                return _objects(lines, name)
+            data, blank = parser_input(np.frombuffer(lines, np.uint8))
             dialect = self._dialects.dialect
             return pl.read_csv(
                 data,
@@ -85,10 +89,24 @@ class SortedFiles:
                 null_values=list(dialect.null_values) or None,
             )
         except PolarsError as error:
-            raise HeadraceError(
+            raise UserError(
                 f"{name} cannot be read completely, as [source] order_by needs: {_line(error)}; "
                 "fix the file, or sort it yourself and leave order_by out."
             ) from None
+
+
+def _objects(lines: bytes, name: str) -> pl.DataFrame:
+    """Return the rows of NDJSON; a line that is no object is a row with a `PROBLEM`."""
+    objects, broken = split_broken(lines)
+    frame = pl.DataFrame()
+    if objects:
+        data, _ = parser_input(np.frombuffer(objects, np.uint8))
+        frame = pl.read_ndjson(data, infer_schema_length=None)
+    if not broken.height:
+        return frame
+    where = pl.format(f"{BROKEN}: {{}} It is row {{}} of {{}}.", "why", "number", pl.lit(name))
+    problems = broken.select(where.alias(PROBLEM), pl.col("text").alias(UNREAD_TEXT))
+    return pl.concat([frame, problems], how="diagonal_relaxed")
 
 
 def _line(error: Exception) -> str:

@@ -352,7 +352,7 @@ def _compress(options: argparse.Namespace) -> int:
 
     run = _trained(options)
     with locked((), [run.pipeline.model_path]):
-        run.export()
+        run.export(run.pipeline.float_model_path)
         report = artifacts.compress(run.parts)
         report.to_json(run.folder / "compression.json")
     show(console(), report.tables())

@@ -256,6 +256,22 @@ def spans_lines(lines: bytes) -> bool:
     return first == b"[" or bool((verdicts >= json_scan.BROKEN).all() and first[:1] == b"{")
 
 
+def split_broken(lines: bytes) -> tuple[bytes, pl.DataFrame]:
+    """Return the lines that are JSON objects, and the others: ``number`` (from 1), ``why`` and
+    ``text``."""
+    bounds, verdicts = _judged(lines)
+    data = np.frombuffer(lines, np.uint8)
+    good = verdicts < json_scan.BROKEN
+    kept = b"".join(lines[a:b] for a, b in _runs(good, bounds))
+    at = np.flatnonzero(~good)
+    scanned = json_scan.Tree(JsonShape.of({}, {})).scan(data, bounds)
+    texts = [lines[bounds[i] : bounds[i + 1]].decode("utf-8", "replace").rstrip() for i in at]
+    columns = {"number": at + 1, "text": pl.Series(texts, dtype=pl.String)}
+    return kept, pl.DataFrame(columns).with_columns(
+        why=json_scan.words(data, bounds[:-1], scanned, at)
+    )
+
+
 def _judged(lines: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return where lines begin and end, and their verdicts from
     `connectors.formats.walks.json_scan`."""

@@ -19,6 +19,9 @@ PROBLEM = "_problem"
 """The column in which a source says why it could not read a row, ``reason: sentence``; else
 null."""
 
+UNREAD_TEXT = "_unread"
+"""The column with the text of such a row, where it has one."""
+
 
 class Columns(Format):
     """Checks columnar records. A value that does not fit the schema's type rejects its row,
@@ -89,7 +92,8 @@ def readable_rows(
     """
     if PROBLEM not in frame.columns:
         return frame, at, []
-    why, frame = frame.get_column(PROBLEM), frame.drop(PROBLEM)
+    why, text = frame.get_column(PROBLEM), frame[[c for c in frame.columns if c == UNREAD_TEXT]]
+    frame = frame.drop(PROBLEM, UNREAD_TEXT, strict=False)
     good = np.flatnonzero(why.is_null())
     if len(good) == frame.height:
         return frame, at, []
@@ -100,7 +104,9 @@ def readable_rows(
             "at": numbers[lost],
             "reason": why.gather(lost).str.extract(r"^(\w+): "),
             "detail": why.gather(lost).str.replace(r"^\w+: ", ""),
-            "value": as_json(frame.select(pl.all().gather(lost))),
+            "value": text.to_series().gather(lost)
+            if text.width
+            else as_json(frame.select(pl.all().gather(lost))),
         }
     )
     rejects = [
@@ -135,4 +141,4 @@ def make(options: FormatOptions) -> Columns:
     return Columns(options.paths, coerce=options.coerce, lenient=True)
 
 
-__all__ = ["PROBLEM", "Columns", "present", "readable_rows", "with_nulls"]
+__all__ = ["PROBLEM", "UNREAD_TEXT", "Columns", "present", "readable_rows", "with_nulls"]

@@ -225,3 +225,33 @@ def test_splits_of_a_parquet_file_read_its_footer_once(tmp_path: Path) -> None:
     again, _ = take(source({"path": str(path)}, shard=1, shards=2), Mark(), None)
     assert len(again) == 50
     assert _opened.cache_info().misses == 2
+
+
+def test_a_broken_line_among_sorted_ones_is_a_reject(tmp_path: Path) -> None:
+    path = tmp_path / "rows.ndjson"
+    path.write_text(
+        '{"n": 3, "s": "c"}\n{"n": 1\n{"n": 2, "s": "b"}\nnothing\n{"n": 1, "s": "a"}\n'
+    )
+    source = FilesSource(FilesSource.Settings(path=str(path), order_by=("n",)))
+    schema = source.schema({})
+    source.seek(Mark())
+    rows: list[int] = []
+    rejected: list[tuple[str, str, str]] = []
+    while True:
+        try:
+            records = source.read(100, 1 << 20, 0.0)
+        except EndOfStream:
+            break
+        assert records is not None
+        frame, rejects = source.format.decode(records, schema)
+        rows += frame["n"].to_list()
+        for reject in rejects:
+            found = reject.rows.select("detail", "value").rows()
+            rejected += [(reject.reason, detail, value) for detail, value in found]
+    assert rows == [1, 2, 3]
+    assert [(reason, value) for reason, _, value in rejected] == [
+        ("broken", '{"n": 1'),
+        ("broken", "nothing"),
+    ]
+    assert f"It is row 2 of {path}." in rejected[0][1]
+    assert f"It is row 4 of {path}." in rejected[1][1]

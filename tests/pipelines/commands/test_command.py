@@ -330,3 +330,16 @@ def test_a_command_without_a_pipeline_file_speaks_of_its_own_words(
     assert said in err
     assert never not in err
     assert "set --set" not in err
+
+
+def test_a_model_that_is_not_compressed_is_at_the_path(
+    tmp_path: Path, rows: Rows, small: Small, headrace: Headrace
+) -> None:
+    rows(500).write_csv(tmp_path / "data.csv")
+    file = small(tmp_path / "data.csv", more="[export]\ncompress = false\n")
+    for command in ("run", "export"):
+        code, out, _ = headrace(command, file)
+        assert code == 0
+        assert [path.name for path in (tmp_path / "run").glob("*.onnx")] == ["model.onnx"]
+        assert "model.onnx" in out.replace("\n", "")
+        (tmp_path / "run" / "model.onnx").unlink()
