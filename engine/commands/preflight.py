@@ -18,7 +18,7 @@ from engine import calls, rules
 from engine.assembly.restoring import require_plain_state, try_resume
 from engine.commands.progress import console
 from engine.config import detached_source
-from engine.explore.notation import hint
+from engine.explore.notation import hint, reads_null_values
 from engine.run import Run
 from engine.running.labels import few_numbers, labels_of
 from engine.scrub.base import FittedStage
@@ -118,9 +118,9 @@ def _check_sample(run: Run, sample: Batch | None, source: Source) -> Iterator[st
     if names := _unfitted(run, batch):
         out.print(
             f"The sample is a first batch, and stages work with what batches before it taught: "
-            f"{', '.join(names)} {'knows' if len(names) == 1 else 'know'} nothing yet, so outliers "
-            "stay as they are, gaps become 0 and categories are unknown; in a run that is so in "
-            "the first batch alone.",
+            f"{', '.join(names)} {'knows' if len(names) == 1 else 'know'} nothing yet, so "
+            f"{' and '.join(dict.fromkeys(names.values()))}; in a run that is so in the first "
+            "batch alone.",
             highlight=False,
             markup=False,
         )
@@ -129,7 +129,7 @@ def _check_sample(run: Run, sample: Batch | None, source: Source) -> Iterator[st
         if (
             column.dtype == pl.String
             and column.name not in read
-            and (said := hint(column.name, column))
+            and (said := hint(column.name, column, null_values=reads_null_values(source)))
         ):
             out.print(said, highlight=False, markup=False, soft_wrap=True)
     if (said := _task(run, sample)) is not None:
@@ -348,17 +348,20 @@ def _check_members(run: Run) -> Iterator[str]:
     return rules.uncalled_members(run.parts)
 
 
-def _unfitted(run: Run, batch: Batch) -> list[str]:
-    """Name stages that learn and had no state to apply to a first batch."""
-    return [
-        stage.name
+def _unfitted(run: Run, batch: Batch) -> dict[str, str]:
+    """Return stages that learn and had no state to apply to a first batch -> what becomes of its
+    values."""
+    effects = {
+        stage.name: stage.untaught
         for stage in run.stages
-        if stage.snapshot() is not None
-        and (
-            (isinstance(stage, FittedStage) and stage.waits)
-            or batch.counts.get((stage.name, "unknown"))
-        )
-    ]
+        if isinstance(stage, FittedStage) and stage.untaught and stage.snapshot() is not None
+    }
+    unknown = {
+        stage.name: "values are unknown"
+        for stage in run.stages
+        if stage.snapshot() is not None and batch.counts.get((stage.name, "unknown"))
+    }
+    return effects | unknown
 
 
 def _augmented(run: Run, batch: Batch) -> dict[str, int]:

@@ -10,6 +10,7 @@ import polars as pl
 
 from engine.config import LoaderSettings, Pipeline, detached_source
 from engine.explore.findings import Findings, column_profiles, left_out, related, sentences, times
+from engine.explore.notation import reads_null_values
 from engine.explore.suggestion import suggestion
 from engine.explore.survey import Survey
 from engine.loading.loader import Loader
@@ -45,7 +46,7 @@ def explore(
     """
     pipeline = target if isinstance(target, Pipeline) else _pipeline(Path(target), overrides)
     run = Run(_source_and_stages(pipeline))
-    survey = Survey(run.parts.scrub.source_schema)
+    survey = Survey(run.parts.scrub.source_schema, null_values=reads_null_values(run.source))
     stages: Stages = {stage.name: {} for stage in run.stages}
     rejected: dict[str, int] = {}
     details: dict[str, str] = {}

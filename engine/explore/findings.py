@@ -398,8 +398,14 @@ def _others(survey: Survey, name: str, column: Column) -> ColumnProfile:
 
 
 def _special(survey: Survey, name: str, column: Column) -> dict[str, Any]:
-    best = reading(column.notations, survey.rows - column.null, column.numbers, column.words)
-    if best is None or (best.notation is None and column.padded):
+    best = reading(
+        column.notations,
+        survey.rows - column.null,
+        column.numbers,
+        column.words,
+        null_values=survey.null_values,
+    )
+    if best is None or (best.plain and column.padded):
         return {}
     if best.notation is None:
         return {"reads": True, "but": best.but}

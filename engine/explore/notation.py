@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from engine.types import Source
 from engine.types.plural import counted
 
 MIN_SHARE = 0.99
@@ -48,11 +49,13 @@ class Reading:
         notation: None where a cast reads them.
         words: the few words that stand between the numbers -> in how many rows.
         odd: texts that are neither number nor one of these words.
+        null_values: whether the source can be told which words mean a missing value.
     """
 
     notation: Notation | None
     words: Mapping[str, int]
     odd: int
+    null_values: bool = True
 
     def read(self, column: str) -> str:
         """Return `Notation.read`; empty without a notation."""
@@ -61,18 +64,25 @@ class Reading:
         return self.notation.read(column, all_fit=not self.words and not self.odd)
 
     @property
+    def plain(self) -> bool:
+        """Whether a cast reads the numbers."""
+        return self.notation in (None, PLAIN)
+
+    @property
     def but(self) -> str:
         """The end of a sentence about the texts that are not numbers; empty if all are."""
         parts = [f"{word!r} in {counted(n, 'row')}" for word, n in self.words.items()]
         if self.odd:
             parts.insert(0, counted(self.odd, "value that is none", "values that are none"))
         said = f" but for {', '.join(parts)}" if parts else ""
-        if self.words:
+        if self.words and self.null_values:
             values = json.dumps(list(self.words), ensure_ascii=False)
-            said += f": for a CSV, [source] null_values = {values} reads words as missing"
+            said += f": [source] null_values = {values} reads words as missing"
         return said
 
 
+PLAIN = Notation(words="as a cast reads them", pattern="", sql="CAST({} AS DOUBLE)")
+"""The notation of a cast, for a stage to read it among words."""
 NOTATIONS = (
     Notation(
         words="with a comma between thousands",
@@ -132,7 +142,12 @@ def words(texts: pl.Series) -> dict[str, int]:
 
 
 def reading(
-    read: Sequence[int], known: int, numbers: int, words: Mapping[str, int] | None
+    read: Sequence[int],
+    known: int,
+    numbers: int,
+    words: Mapping[str, int] | None,
+    *,
+    null_values: bool,
 ) -> Reading | None:
     """Return how (nearly) all texts of a column write numbers, apart from a few words; None if
     they do not.
@@ -142,16 +157,19 @@ def reading(
         known: its texts.
         numbers: those of them that a cast reads.
         words: what `words` says of it; None where there are too many different ones.
+        null_values: whether the source can be told which words mean a missing value; where it
+            cannot, a stage reads numbers among words.
     """
     gaps = {} if words is None or len(words) > MOST_WORDS else words
     rest = known - sum(gaps.values())
     if 2 * rest < known or not rest:
         return None
     if numbers >= MIN_SHARE * rest:
-        return Reading(notation=None, words=gaps, odd=rest - numbers)
+        notation = None if null_values or not gaps else PLAIN
+        return Reading(notation=notation, words=gaps, odd=rest - numbers, null_values=null_values)
     for one, n in zip(NOTATIONS, read, strict=False):
         if n >= MIN_SHARE * rest:
-            return Reading(notation=one, words=gaps, odd=rest - n)
+            return Reading(notation=one, words=gaps, odd=rest - n, null_values=null_values)
     return None
 
 
@@ -164,13 +182,19 @@ def truth(values: set[str]) -> tuple[str, str] | None:
     return spelt[matching[0]], spelt[matching[1]]
 
 
-def hint(column: str, texts: pl.Series) -> str | None:
-    """Return a sentence about a text column with these values."""
+def reads_null_values(source: Source) -> bool:
+    """Return whether the source can be told which words mean a missing value."""
+    return source.in_effect().get("format") == "csv"
+
+
+def hint(column: str, texts: pl.Series, *, null_values: bool) -> str | None:
+    """Return a sentence about a text column with these values; see `reading`."""
     texts = texts.drop_nulls()
     numbers = int(texts.str.strip_chars().cast(pl.Float64, strict=False).is_not_null().sum())
     gaps = words(texts)
-    matching = reading(counts(texts), len(texts), numbers, gaps)
-    if matching is None:
+    matching = reading(counts(texts), len(texts), numbers, gaps, null_values=null_values)
+    padded = bool(texts.str.contains(r"^\s*[+-]?0\d").any())
+    if matching is None or (matching.plain and padded):
         return None
     if matching.notation is not None:
         first = texts.filter(~texts.str.strip_chars().is_in(list(gaps)))[0]
@@ -178,10 +202,10 @@ def hint(column: str, texts: pl.Series) -> str | None:
             f"'{column}' is text: numbers {matching.notation.words} ('{first}'){matching.but}. "
             f"A 'derive' stage makes numbers of it: {matching.read(column)}"
         )
-    padded = bool(texts.str.contains(r"^\s*[+-]?0\d").any())
-    return f"'{column}' is text: numbers{matching.but}." if matching.words and not padded else None
+    return f"'{column}' is text: numbers{matching.but}." if matching.words else None
 
 
 __all__ = [
-    "MOST_WORDS", "NOTATIONS", "Notation", "Reading", "counts", "hint", "reading", "truth", "words",
+    "MOST_WORDS", "NOTATIONS", "Notation", "Reading", "counts", "hint", "reading",
+    "reads_null_values", "truth", "words",
 ]  # fmt: skip

@@ -91,6 +91,7 @@ class Survey:
     """The columns of a stream with a given schema.
 
     Attributes:
+        null_values: whether the source can be told which words mean a missing value.
         rows: seen.
         columns: name -> what is known of it.
         numeric: names of the columns of numbers.
@@ -100,7 +101,8 @@ class Survey:
         time: what the time is made of.
     """
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, *, null_values: bool = True) -> None:
+        self.null_values = null_values
         self.schema = {c: k for c, k in schema.items() if c not in RESERVED}
         self.rows = 0
         self.numeric = [c for c, dtype in self.schema.items() if dtype.is_numeric()]

@@ -154,11 +154,13 @@ def _style_axes(axes: Any, time: pl.DataType, theme: Theme) -> None:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    numbers = FuncFormatter(lambda value, _: short_number(value))
-    axes.yaxis.set_major_formatter(numbers)
+    def numbers(axis: Any) -> FuncFormatter:
+        return FuncFormatter(lambda x, _: short_number(x, among=axis.get_majorticklocs()))
+
+    axes.yaxis.set_major_formatter(numbers(axes.yaxis))
     if time.is_numeric():
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-        axes.xaxis.set_major_formatter(numbers)
+        axes.xaxis.set_major_formatter(numbers(axes.xaxis))
         axes.set_xlabel("rows", loc="right", fontsize=12, color=theme.ink)
     else:
         dates = AutoDateLocator(  # type: ignore[no-untyped-call]

@@ -60,10 +60,11 @@ class FittedStage(Stage):
     `_passed`.
 
     Attributes:
-        waits: it can do nothing to a first batch, of which it has learned nothing.
+        untaught: what becomes of values in a first batch, of which it has learned nothing, for a
+            sentence; empty if it does to them all that it can.
     """
 
-    waits: ClassVar[bool] = True
+    untaught: ClassVar[str] = ""
 
     _columns: Sequence[str] = ()
     _statistic: Statistic | None = None

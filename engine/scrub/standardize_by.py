@@ -34,8 +34,6 @@ class StandardizeBy(FittedStage):
     Memory: 16 bytes and 24 a column for each key, copied once a batch.
     """
 
-    waits = False
-
     class Settings(ForgetSettings):
         """``[scrub.NAME]`` with ``kind = "standardize_by"``
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
+GROUPED_FROM = 10_000
+"""The number from which on digits are grouped."""
+
 
 def counted(n: int, singular: str, many: str = "") -> str:
     """Return ``1 row``, ``2,000 rows``.
@@ -13,22 +19,24 @@ def counted(n: int, singular: str, many: str = "") -> str:
     return f"{n:,} {singular if n == 1 else many or singular + 's'}"
 
 
-def short_number(x: float) -> str:
+def short_number(x: float, among: Iterable[float] = ()) -> str:
     """Return four significant digits; whole numbers in full: ``0.1235``, ``2019``, ``12,345``.
 
-    Digits are grouped from 10,000 on, so that a year reads as one.
+    Digits are grouped from 10,000 on, so that a year reads as one; and where that holds for one of
+    the numbers it stands among.
     """
+    grouped = any(GROUPED_FROM <= abs(value) < math.inf for value in (x, *among))
     if abs(x) >= 1e15:
         return f"{x:.4g}"
     if x == int(x):
-        return _grouped(int(x))
+        return _whole(int(x), grouped)
     if abs(x) >= 1e6:
         return f"{x:.4g}"
-    return _grouped(round(x)) if abs(x) >= 1000 else f"{x:.4g}"
+    return _whole(round(x), grouped) if abs(x) >= 1000 else f"{x:.4g}"
 
 
-def _grouped(x: int) -> str:
-    return f"{x:,}" if abs(x) >= 10_000 else str(x)
+def _whole(x: int, grouped: bool) -> str:
+    return f"{x:,}" if grouped else str(x)
 
 
 __all__ = ["counted", "short_number"]

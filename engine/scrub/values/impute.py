@@ -57,6 +57,8 @@ class Impute(FittedStage):
         min_rows: int = Field(100, ge=2)
         indicator: bool = False
 
+    untaught = "gaps become 0"
+
     def __init__(self, name: str, settings: Impute.Settings) -> None:
         super().__init__(name, settings)
         self.settings: Impute.Settings = settings

@@ -47,8 +47,6 @@ class Missing(FittedStage, Fusible):
     Float64 where the value to fill in need not be whole (mean, median, a constant like 0.5).
     """
 
-    waits = False
-
     class Settings(ForgetSettings):
         """``[scrub.NAME]`` with ``kind = "missing"``
 

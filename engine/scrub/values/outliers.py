@@ -60,6 +60,8 @@ class Outliers(FittedStage, Fusible):
         factor: float = Field(3.0, gt=0, allow_inf_nan=False)
         min_rows: int = Field(100, ge=1)
 
+    untaught = "outliers stay as they are"
+
     def __init__(self, name: str, settings: Outliers.Settings) -> None:
         super().__init__(name, settings)
         self.settings: Outliers.Settings = settings

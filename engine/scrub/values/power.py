@@ -45,8 +45,6 @@ class Powers(FittedStage):
     Null stays null, NaN stays NaN.
     """
 
-    waits = False
-
     class Settings(ForgetSettings):
         """``[scrub.NAME]`` with ``kind = "power"``
 

@@ -21,8 +21,6 @@ class Scaled(FittedStage, Fusible):
     """``(x - shift) * scale`` in Float64 for each column, with learned numbers; see
     `FittedStage` for the first rows."""
 
-    waits = False
-
     def __init__(self, name: str, settings: ForgetSettings) -> None:
         super().__init__(name, settings)
         self._schema: Schema = {}

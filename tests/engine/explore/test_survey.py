@@ -402,7 +402,7 @@ def test_numbers_that_no_cast_reads_are_told_with_what_reads_them(
     made = found(frame)
     assert special in made.columns[0].special
     assert bool(made.columns[0].special) == bool(special)
-    told = hint("my x", frame["my x"])
+    told = hint("my x", frame["my x"], null_values=True)
     assert (told is None) == (not special)
     if told is not None:
         assert any("'my x'" in s and special in s for s in made.sentences)
@@ -433,7 +433,7 @@ def test_what_is_no_number_among_numbers_is_named(
     made = found(frame)
     column = made.columns[0]
     said = f"null_values = {json.dumps(list(words))}" if words else "but for 1 value that is none"
-    told = hint("x", frame["x"]) if words or special else said
+    told = hint("x", frame["x"], null_values=True) if words or special else said
     for text in (column.but, made.suggestion, told, " ".join(made.sentences)):
         assert text is not None
         assert said in text
@@ -449,7 +449,7 @@ def test_what_is_no_number_among_numbers_is_named(
 def test_texts_are_no_numbers_with_gaps(values: list[str]) -> None:
     frame = pl.DataFrame({"x": values, "z": [1.5, 2.5, 3.5]})
     assert not found(frame).columns[0].but
-    assert not hint("x", frame["x"])
+    assert not hint("x", frame["x"], null_values=True)
 
 
 def test_words_for_true_and_false_are_told() -> None:
@@ -495,3 +495,20 @@ def test_no_more_values_differ_than_there_are() -> None:
             x = np.random.default_rng(seed).normal(size=n)
             frame = pl.DataFrame({"x": [*x, None], "t": [*map(str, x), None]})
             assert all(c.distinct <= n for c in found(frame).columns)
+
+
+def test_words_among_numbers_are_left_to_a_stage_where_the_source_knows_none() -> None:
+    texts = pl.Series(["1.5", "2", "NA", "4"] * 5)
+    told = hint("x", texts, null_values=True)
+    assert told is not None
+    assert '[source] null_values = ["NA"]' in told
+    staged = hint("x", texts, null_values=False)
+    assert staged is not None
+    assert "null_values" not in staged
+    assert "TRY_CAST" in staged
+    seen = Survey({"x": pl.String()}, null_values=False)
+    seen.update(pl.DataFrame({"x": texts, "_partition": "p", "_position": range(20)}))
+    seen.close()
+    (column,) = column_profiles(seen)
+    assert "null_values" not in column.but
+    assert "TRY_CAST" in column.reader

@@ -84,6 +84,14 @@ def test_axes_begin_at_zero_and_years_read_as_years() -> None:
     assert ticks[:3] == ["2019", "2020", "2021"]
 
 
+def test_the_numbers_of_an_axis_are_all_grouped_or_none() -> None:
+    rows = history(model=[1.0] * 300, x=[2.0] * 300).with_columns(time=pl.int_range(0, 300) * 100)
+    figure = draw(rows, title="t")
+    figure.canvas.draw()
+    ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert {"5,000", "10,000"} <= set(ticks)
+
+
 @pytest.mark.parametrize("days", [1e-4, 0.12, 2.9, 8, 89, 900, 1_702, 9_000])
 def test_every_length_of_time_has_ticks(days: float) -> None:
     time = [datetime(2019, 1, 1), datetime(2019, 1, 1) + timedelta(days=days)]

@@ -123,5 +123,5 @@ def test_advice_that_a_stage_follows_is_not_repeated_and_what_it_rejects_is_told
         .replace('["a"]', '["b"]')
     )
     out = headrace("check", "p.toml")[1]
-    assert """'---' in 2 rows: for a CSV, [source] null_values = ["---"] reads words""" in out
+    assert """'---' in 2 rows: [source] null_values = ["---"] reads words""" in out
     assert "TRY_CAST(REPLACE(" in out

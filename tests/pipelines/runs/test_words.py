@@ -114,7 +114,12 @@ def test_check_says_what_a_first_batch_counts(
     assert code == 0
     said = " ".join(out.split())
     assert "unknown 300" in said
-    assert "categories knows nothing yet, so outliers stay" in said
+    assert "categories knows nothing yet, so values are unknown; in a run" in said
+    outliers = '[scrub.outliers]\ncolumns = ["b"]\n[scrub.missing]'
+    file = small(tmp_path / "data.csv", ("[scrub.missing]", outliers))
+    said = " ".join(headrace("check", file)[1].split())
+    assert "outliers, categories know nothing yet, so outliers stay as they are and values" in said
+    assert "gaps" not in said
 
 
 # ------------------------------------------------------------------------------- one row, two rows
