@@ -128,7 +128,7 @@ BROKEN: dict[str, tuple[Changes, str, str]] = {
         "", "names column '_part', which headrace itself adds",
     ),
     "a column that the model adds": (
-        [("path = {data}", "path = {scored}")], "", "gets a column 'prediction' of the model",
+        [("path = {data}", "path = {scored}")], "", "gets a column 'prediction' from the model",
     ),
     "port in use": ([], "[service]\nport = {port}\n", "is in use by another program"),
     "address of another machine": ([], '[service]\nhost = "203.0.113.7"\n', "cannot listen on"),
