@@ -92,21 +92,21 @@ def readable_rows(
     """
     if PROBLEM not in frame.columns:
         return frame, at, []
-    why, text = frame.get_column(PROBLEM), frame[[c for c in frame.columns if c == UNREAD_TEXT]]
+    why = frame.get_column(PROBLEM)
+    text = frame.get_column(UNREAD_TEXT) if UNREAD_TEXT in frame.columns else None
     frame = frame.drop(PROBLEM, UNREAD_TEXT, strict=False)
     good = np.flatnonzero(why.is_null())
     if len(good) == frame.height:
         return frame, at, []
     lost = np.flatnonzero(why.is_not_null())
     numbers = np.arange(frame.height) if at is None else at
+    value = as_json(frame.select(pl.all().gather(lost))) if text is None else text.gather(lost)
     unreadable = pl.DataFrame(
         {
             "at": numbers[lost],
             "reason": why.gather(lost).str.extract(r"^(\w+): "),
             "detail": why.gather(lost).str.replace(r"^\w+: ", ""),
-            "value": text.to_series().gather(lost)
-            if text.width
-            else as_json(frame.select(pl.all().gather(lost))),
+            "value": value,
         }
     )
     rejects = [

@@ -19,7 +19,7 @@ from engine.loading import rebatch
 from engine.loading.budget import Budget, BudgetAccount
 from engine.loading.collate import Collate
 from engine.loading.loader import Loader
-from engine.types import Batch, Features, Mark, Schema
+from engine.types import Batch, Features, Mark, Schema, Stage
 from tests.scrub.conftest import equal
 from tests.scrub.test_fusion import COLUMNS, KINDS, number, stages
 
@@ -32,12 +32,11 @@ def frame(rows: list[Any]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
 
-class Told:
+class Told(Stage):
     """A stage that counts, and fails at one batch."""
 
-    name = "told"
-
     def __init__(self, fails: int | None = None) -> None:
+        super().__init__("told", None)
         self.seen = 0
         self._fails = fails
 

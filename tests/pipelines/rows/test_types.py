@@ -249,4 +249,4 @@ def test_a_run_that_is_stopped_says_how_its_model_is_written(
     done = Run(Pipeline.of(table, where="t.toml"), watch=lambda loop, _: loop.stop()).run()
     assert done.stopped
     assert "model" not in done.files
-    assert "a run that is stopped. Its checkpoint is saved: 'headrace export" in caplog.text
+    assert "that was stopped. Its checkpoint is saved: 'headrace export" in caplog.text
