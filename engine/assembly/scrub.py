@@ -149,11 +149,13 @@ class Scrub:
     def _resolved_schema(self) -> Schema:
         table = self._pipeline.source.get("schema", {})
         declared = parse_schema(table)
+        source, predictor = self._endpoints.source, self._served.predictor
+        if predictor is not None:  # cells are parsed as in training, also where a run resumes
+            source.use_parse_settings(predictor.parse_settings)
         saved = self._endpoints.resumed_schema
         known = saved.schema(table)
         if not known:
             return self._typed_by_model(declared)
-        source = self._endpoints.source
         source.restore_schema_state(saved.findings)
         try:
             return calls.schema(source, {**known, WILDCARD: DROPPED})
@@ -166,11 +168,8 @@ class Scrub:
 
     def _typed_by_model(self, declared: Schema) -> Schema:
         """Return the columns of the source, with the types the model learned. That applies to
-        undeclared columns that no stage precedes: a guess from other rows may differ. Cells are
-        parsed as in training."""
+        undeclared columns that no stage precedes: a guess from other rows may differ."""
         predictor, source = self._served.predictor, self._endpoints.source
-        if predictor is not None:
-            source.use_parse_settings(predictor.parse_settings)
         schema = calls.schema(source, declared)
         if predictor is None or set(self._pipeline.scrub) - set(predictor.stages):
             return schema

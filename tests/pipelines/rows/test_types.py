@@ -156,6 +156,34 @@ def test_a_model_file_knows_how_cells_were_read(
     assert f"[{', '.join(cells)}]" == read
 
 
+def test_a_resumed_server_reads_cells_as_its_first_run_did(tmp_path: Path) -> None:
+    """Whatever files come later, they are parsed as in training."""
+    cells = ["n/a" if i % 3 else f"{i % 9},5" for i in range(120)]
+    lines = [f"{cell};{'pq'[i % 2]};{i % 7}" for i, cell in enumerate(cells)]
+    (tmp_path / "t.csv").write_text("\n".join(["x;c;y", *lines]))
+    told = 'null_values = ["n/a"]\ndecimal = ","\ndelimiter = ";"'
+    file = tmp_path / "t.toml"
+    file.write_text(LEARNED.format(folder=tmp_path / "t", settings=told))
+    run = Run(file)
+    assert run.run().totals.rejected == 0
+    run.export(tmp_path / "model.onnx")
+    (tmp_path / "new").mkdir()
+    table = {
+        "name": "served", "folder": str(tmp_path / "served"),
+        "source": {"kind": "files", "path": str(tmp_path / "new")},
+        "infer": {"model": str(tmp_path / "model.onnx")},
+        "sink": {"kind": "files", "path": str(tmp_path / "out")},
+    }  # fmt: skip
+    for n in (1, 2):
+        rows = ["x;c", *(f"{cell};p" for cell in cells[:8]), f"{n},5;q"]
+        (tmp_path / "new" / f"{n}.csv").write_text("\n".join(rows) + "\n")
+        totals = Run(Pipeline.of(table)).run().totals
+        assert (totals.predicted, totals.rejected) == (9 * n, 0)
+    made = pl.read_parquet(tmp_path / "out" / "*.parquet").drop("_position")
+    first, second = made.partition_by("_partition", maintain_order=True, include_key=False)
+    assert first.head(8).equals(second.head(8))
+
+
 def test_what_is_said_now_holds_and_what_does_not_suit_is_passed_over(tmp_path: Path) -> None:
     reading = {"null_values": ["-"], "decimal": ",", "coerce": "strict", "words": ["NA"]}
     (tmp_path / "a.csv").write_text("x;c\n1.5;-\n-;NA\n")
