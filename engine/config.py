@@ -644,7 +644,7 @@ def load_class(name: Any, known: Mapping[str, str], section: str, where: str = "
     """Return the class a ``kind`` names: one of `known`, or the user's own by import string.
 
     Args:
-        where: the pipeline's file, an `ConfigOrigin` where something may have been set over it.
+        where: the pipeline's file, a `ConfigOrigin` where something may have been set over it.
 
     Raises: UserError when there is no such kind, module or class.
     """
@@ -849,9 +849,8 @@ def _error_message(
 def _located(
     settings: type[BaseModel], loc: list[str]
 ) -> tuple[type[BaseModel], list[str], list[str]]:
-    """Locate a validation error: the Settings class, the path of the key, and the rest of the
-    location.
-    place: inside a value, or pydantic's name for a member of a union."""
+    """Locate a validation error: the Settings class, the path of the key, and the rest, which is
+    inside a value or pydantic's name for a member of a union."""
     for i, part in enumerate(loc):
         field = field_of(settings, part)
         nested = None if field is None else _nested(field.annotation)

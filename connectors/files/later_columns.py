@@ -10,7 +10,8 @@ from connectors.files.catalog import Catalog
 from connectors.files.csv_dialects import CsvDialects
 from connectors.files.inspection import MIN_BYTES_PER_FILE, is_taken, raw_lines
 from connectors.files.opening import Opener
-from connectors.files.readers.table import open_table
+from connectors.files.readers.table import TableFile
+from connectors.files.splits import Readable
 from connectors.formats.inference.infer import infer_json_types
 from connectors.formats.kernels.paths import parse_path
 from engine.types import HeadraceError
@@ -40,13 +41,13 @@ class LaterColumns:
         """Do not look at files whose columns are known."""
         self._files.update(files)
 
-    def look(self, path: Path, name: str) -> None:
-        """Look at a file when it is opened; for JSON, at its first rows."""
+    def look(self, file: Readable, path: Path, name: str) -> None:
+        """Look at a file that was just opened; for JSON, at its first rows."""
         if self.read is None or name in self._files:
             return
         self._files.add(name)
         try:
-            columns = [*self._columns(path, name), *self._catalog.folders.get(name, ())]
+            columns = [*self._columns(file, path, name), *self._catalog.folders.get(name, ())]
         except (OSError, HeadraceError):  # its reader reports it
             return
         later = [c for c in columns if c not in self.read | self._told and not is_taken(c)]
@@ -59,22 +60,20 @@ class LaterColumns:
                 "', '".join(later),
             )  # fmt: skip
 
-    def _columns(self, path: Path, name: str) -> Iterable[str]:
+    def _columns(self, file: Readable, path: Path, name: str) -> Iterable[str]:
         """Return the columns inside an open file; none if its format has no names for them."""
         catalog, paths = self._catalog, self._catalog.settings.paths
         if catalog.format == "csv":
             return self._dialects.headers.get(name, ())
-        if catalog.spec.layout == "table":
-            table = open_table(catalog.format, path, name)
-            table.close()
-            return table.schema
+        if isinstance(file, TableFile):
+            return file.schema
         if not catalog.has_objects:
             return ()
-        file = self._opener.sampled(path, name)
+        beginning = self._opener.sampled(path, name)
         try:
-            records = file.read(1 << 30, MIN_BYTES_PER_FILE)
+            records = beginning.read(1 << 30, MIN_BYTES_PER_FILE)
         finally:
-            file.close()
+            beginning.close()
         inside = {str(parse_path(way, c)[0]) for c, way in paths.items()}
         types = {} if records is None else infer_json_types(raw_lines(records), paths)
         return [c for c in types if c not in inside]

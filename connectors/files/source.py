@@ -111,14 +111,14 @@ class FilesSource(Source):
             return self._opener.files(split.name, split.group, epoch)
         path = catalog.files[split.file]
         file = self._opener.file(path, split.file)
-        self._later.look(path, split.file)
+        self._later.look(file, path, split.file)
         return file
 
     def _growing(self, path: Path, name: str) -> Readable | None:
         """Open a file that may grow; None while it cannot be read."""
         file = self._opener.growing(path, name)
         if file is not None:
-            self._later.look(path, name)
+            self._later.look(file, path, name)
         return file
 
     def reads_file(self, file: Path) -> bool:
