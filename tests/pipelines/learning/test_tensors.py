@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,7 @@ from engine.run import Run
 from engine.running.loop import Loop
 from engine.types import Batch, UserError
 from tests.connectors.conftest import shard
-from tests.pipelines.runs.test_crash import finish, newest, same, start, state
-from tests.waiting import HANG, until
+from tests.pipelines.runs.test_crash import finish, finish_through_kills, same, state
 
 N = 1_200
 BROKEN = range(7, N, 100)
@@ -171,16 +169,7 @@ def test_a_stopped_run_ends_where_an_uninterrupted_one_does(pipeline: Callable[.
 def test_a_killed_run_ends_where_an_uninterrupted_one_does(pipeline: Callable[..., Path]) -> None:
     whole, killed = pipeline("whole"), pipeline("killed")
     finish(whole)
-    folder = killed.with_suffix("") / "checkpoints"
-    for _ in range(2):
-        seen = newest(folder)
-        process = start(killed)
-        until(lambda: newest(folder) >= seen + 2, process=process)  # noqa: B023
-        process.send_signal(signal.SIGKILL)
-        assert process.wait(timeout=HANG) == -signal.SIGKILL
-        assert process.stderr is not None
-        process.stderr.close()
-    finish(killed)
+    finish_through_kills(killed, killed.with_suffix("") / "checkpoints")
     same(ends(whole), ends(killed))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ import pytest
 from engine.commands.preflight import preflight
 from engine.run import Run
 from tests.connectors.conftest import shard
-from tests.pipelines.runs.test_crash import finish, newest, start
-from tests.waiting import HANG, until
+from tests.pipelines.runs.test_crash import finish_through_kills
 
 N = 3_000
 Make = Callable[[Path], dict[str, Any]]
@@ -116,15 +114,6 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(make: Make, tmp_path:
     source = make(tmp_path / "data")
     Run(pipeline(tmp_path, "whole", source)).run()
     file = pipeline(tmp_path, "killed", source)
-    folder = tmp_path / "killed" / "checkpoints"
-    for _ in range(2):
-        seen = newest(folder)
-        process = start(file)
-        until(lambda: newest(folder) >= seen + 2, process=process)  # noqa: B023
-        process.send_signal(signal.SIGKILL)
-        assert process.wait(timeout=HANG) == -signal.SIGKILL
-        assert process.stderr is not None
-        process.stderr.close()
-    finish(file)
+    finish_through_kills(file, tmp_path / "killed" / "checkpoints")
     for whole, killed in zip(output(tmp_path, "whole"), output(tmp_path, "killed"), strict=True):
         assert whole.equals(killed)

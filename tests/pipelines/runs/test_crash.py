@@ -173,6 +173,19 @@ def finish(file: Path) -> None:
     assert process.returncode == 0, errors.decode()
 
 
+def finish_through_kills(file: Path, checkpoints: Path) -> None:
+    """Kill the run twice, each time when it has saved two more checkpoints; then let it finish."""
+    for _ in range(2):
+        seen = newest(checkpoints)
+        process = start(file)
+        until(lambda: newest(checkpoints) >= seen + 2, process=process)  # noqa: B023
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(timeout=HANG) == -signal.SIGKILL
+        assert process.stderr is not None
+        process.stderr.close()
+    finish(file)
+
+
 def newest(folder: Path) -> int:
     numbers = [int(p.name.split("-")[1].split(".")[0]) for p in folder.glob("checkpoint-*[0-9].*")]
     return max(numbers, default=-1)
