@@ -78,12 +78,12 @@ class Fusible(Stage):
     @property
     @abstractmethod
     def columns(self) -> Sequence[str]:
-        """That it works on, all of them the same way."""
+        """The columns it works on, all in the same way."""
 
     @property
     @abstractmethod
     def kinds(self) -> Sequence[pl.DataType]:
-        """Of what types they are afterwards."""
+        """Their types afterwards."""
 
     @abstractmethod
     def fused_op(self, batch: Batch) -> FusedOp | None:

@@ -20,11 +20,11 @@ PAGE_UNCOMPRESSED, PAGE_COMPRESSED, DATA, DICTIONARY, DATA_2 = 2, 3, 5, 7, 8
 PAGE_VALUES, NULLS, ROWS, DEFINITION_BYTES, REPETITION_BYTES = 1, 2, 3, 5, 6
 """Fields of those structs; all but the first are of `DATA_2`."""
 LARGEST = 2**31 - 1
-"""Of a page's numbers; readers cut others to 32 bits, whose sign may be another one."""
+"""The largest number of a page; readers cut larger ones to 32 bits, which may change the sign."""
 DEPTH, MOST_FIELD = 32, 2**15 - 1
 IN_STRUCT, ABSENT = -1, -1
 END, BROKEN = -1, -2
-"""Depths at which no number is."""
+"""Depths returned instead of one: after the last field, and for damage."""
 WINDOW, MOST_WINDOW = 1 << 10, 1 << 20
 """Bytes in which a page's header is looked for: nearly all are of some 50, with statistics of long
 texts in it one may be larger."""
@@ -117,7 +117,7 @@ def _header(raw, fields):
 
 @numba.njit(nogil=True, cache=True)
 def _possible(body, fields):
-    """Whether the numbers of a header go together."""
+    """Return whether the numbers of a header are consistent."""
     fields[0, 1] = 0  # a type, which the struct tells as well
     size, values = fields[0, PAGE_COMPRESSED], fields[1, PAGE_VALUES]
     if body < DATA or body > DATA_2 or fields.min() < 0 or fields.max() > LARGEST:
@@ -132,15 +132,15 @@ def _possible(body, fields):
 
 @numba.njit(nogil=True, cache=True)
 def _walk():
-    """Where a walk is: at each depth, the field or element (`path`), elements to come or
-    `IN_STRUCT` (`left`), and their type (`kinds`)."""
+    """The state of a walk: at each depth the field or element (`path`), the elements to come or
+    `IN_STRUCT` (`left`), and their type (`element_types`)."""
     return np.zeros(DEPTH, np.int64), np.full(DEPTH, IN_STRUCT), np.zeros(DEPTH, np.int64)
 
 
 @numba.njit(nogil=True, cache=True)
 def _next(raw, wire_type, at, depth, path, left, element_types):
-    """The next field or element after one of a type at a depth: its type, its number where it is
-    an integer, where it ends (a struct or list: begins), and its depth, `END` behind the last."""
+    """Return the next field or element after one of a type at a depth: its type, its number if it
+    is an integer, where it ends (a struct or list: begins), and its depth, `END` after the last."""
     if wire_type == STRUCT:
         depth += 1
         path[depth], left[depth] = 0, IN_STRUCT
