@@ -68,9 +68,7 @@ class FileDeadLetterSource(Source):
         self._foreign_identities: Mapping[str, Snapshot] = {}
         self._source = source
         self._parts = parts or {"": source}
-        self.format: Format = ReplayFormat(
-            {begin: _line_format(s) for begin, s in self._parts.items()}
-        )
+        self.format: Format = self._replay_format()
         self._waiting: deque[Records] = deque()
 
     def schema(self, declared: Schema) -> Schema:
@@ -98,6 +96,7 @@ class FileDeadLetterSource(Source):
 
     def use_parse_settings(self, parse_settings: Mapping[str, Any]) -> None:
         self._source.use_parse_settings(parse_settings)
+        self.format = self._replay_format()
 
     def origin_columns(self) -> Collection[str]:
         """The pipeline's own."""
@@ -135,6 +134,9 @@ class FileDeadLetterSource(Source):
 
     def close(self) -> None:
         self._inner.close()
+
+    def _replay_format(self) -> ReplayFormat:
+        return ReplayFormat({begin: _line_format(s) for begin, s in self._parts.items()})
 
     def _unwrapped(self, letters: Records) -> Iterator[Records]:
         """Unwrap dead letters, adjacent ones from one source at a time."""

@@ -95,7 +95,7 @@ class SourceGroup(SharedSource, Buffered):
 
     def __init__(self, parts: Sequence[WeightedSource]) -> None:
         self._parts = parts
-        self.format: Format = MixFormat({p.name: p.source.format for p in parts})
+        self.format: Format = self._joint_format()
 
     @property
     def parts(self) -> dict[str, Source]:
@@ -159,6 +159,7 @@ class SourceGroup(SharedSource, Buffered):
     def use_parse_settings(self, parse_settings: Mapping[str, Any]) -> None:
         for member in self._parts:
             member.source.use_parse_settings(parse_settings)
+        self.format = self._joint_format()
 
     def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
         return {
@@ -244,6 +245,9 @@ class SourceGroup(SharedSource, Buffered):
     def keep_alive(self) -> None:
         for _, source in self._shared:
             source.keep_alive()
+
+    def _joint_format(self) -> MixFormat:
+        return MixFormat({member.name: member.source.format for member in self._parts})
 
     @property
     def _shared(self) -> list[tuple[WeightedSource, SharedSource]]:

@@ -138,7 +138,8 @@ class Source(ABC):
 
     def use_parse_settings(self, parse_settings: Mapping[str, Any]) -> None:
         """Parse cells with the `parse_settings` of the source a model learned from. Its own
-        settings take precedence; keys for other formats are ignored. Called before `schema`."""
+        settings take precedence; keys for other formats are ignored. Called before `schema`; may
+        replace `format`."""
         return
 
     @abstractmethod

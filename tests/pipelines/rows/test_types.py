@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from connectors.dead_letters import FileDeadLetterSource
 from connectors.files import inspection
 from connectors.files.source import FilesSource
 from engine.commands.preflight import preflight
 from engine.commands.progress import finish
 from engine.config import Pipeline
 from engine.run import Run
+from engine.types import Mark
 from models.serving.predictor import OnnxPredictor
 from tests.pipelines.conftest import Headrace
 
@@ -156,8 +159,9 @@ def test_a_model_file_knows_how_cells_were_read(
     assert f"[{', '.join(cells)}]" == read
 
 
-def test_a_resumed_server_reads_cells_as_its_first_run_did(tmp_path: Path) -> None:
-    """Whatever files come later, they are parsed as in training."""
+@pytest.mark.parametrize("mixed", [False, True], ids=["files", "mix"])
+def test_a_resumed_server_reads_cells_as_its_first_run_did(tmp_path: Path, mixed: bool) -> None:
+    """Whatever files come later, also into a mix, they are parsed as in training."""
     cells = ["n/a" if i % 3 else f"{i % 9},5" for i in range(120)]
     lines = [f"{cell};{'pq'[i % 2]};{i % 7}" for i, cell in enumerate(cells)]
     (tmp_path / "t.csv").write_text("\n".join(["x;c;y", *lines]))
@@ -168,9 +172,10 @@ def test_a_resumed_server_reads_cells_as_its_first_run_did(tmp_path: Path) -> No
     assert run.run().totals.rejected == 0
     run.export(tmp_path / "model.onnx")
     (tmp_path / "new").mkdir()
+    source = {"kind": "files", "path": str(tmp_path / "new")}
     table = {
         "name": "served", "folder": str(tmp_path / "served"),
-        "source": {"kind": "files", "path": str(tmp_path / "new")},
+        "source": {"kind": "mix", "sources": {"one": source}} if mixed else source,
         "infer": {"model": str(tmp_path / "model.onnx")},
         "sink": {"kind": "files", "path": str(tmp_path / "out")},
     }  # fmt: skip
@@ -182,6 +187,24 @@ def test_a_resumed_server_reads_cells_as_its_first_run_did(tmp_path: Path) -> No
     made = pl.read_parquet(tmp_path / "out" / "*.parquet").drop("_position")
     first, second = made.partition_by("_partition", maintain_order=True, include_key=False)
     assert first.head(8).equals(second.head(8))
+
+
+def test_dead_letters_are_read_as_training_read_cells(tmp_path: Path) -> None:
+    (tmp_path / "new.csv").write_text("x;c\n1,5;p\n")
+    (tmp_path / "dead").mkdir()
+    raw = base64.b64encode(b"1,5;p\n").decode()
+    letter = {"_partition": str(tmp_path / "new.csv"), "_position": 4, "raw": raw}
+    (tmp_path / "dead" / "part-00000000.ndjson").write_text(json.dumps(letter) + "\n")
+    own = FilesSource(FilesSource.Settings(path=str(tmp_path / "new.csv")))
+    letters = FileDeadLetterSource(tmp_path / "dead", own)
+    letters.use_parse_settings({"decimal": ",", "delimiter": ";", "null_values": ("p",)})
+    schema = letters.schema({"x": pl.Float64(), "c": pl.String()})
+    letters.seek(Mark())
+    records = letters.read(10, 1 << 20, 1.0)
+    assert records is not None
+    frame, rejects = letters.format.decode(records, schema)
+    assert not rejects
+    assert frame.select("x", "c").row(0) == (1.5, None)
 
 
 def test_what_is_said_now_holds_and_what_does_not_suit_is_passed_over(tmp_path: Path) -> None:
