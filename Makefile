@@ -1,10 +1,10 @@
 # One target per purpose; CI calls the same ones. `make help` lists them.
 PYTHON ?= python3
 BIN := .venv/bin
-JOBS ?= 3
+JOBS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kafka kafka test coverage quick crash fuzz check bench clean
+.PHONY: help demo demo-kafka kafka test bench-check coverage quick crash fuzz check bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +29,11 @@ demo-kafka: .venv/test ## install, start Apache Kafka (Java 17, Maven), learn fr
 kafka: .venv/test ## a broker of one's own until Ctrl-C (Java 17 and Maven)
 	$(BIN)/python -m tests.broker
 
-test: .venv/test ## install, then pass all tests
-	$(BIN)/pytest -n $(JOBS) --dist worksteal
+test: .venv/test ## install, then pass all tests (of the benchmarks: bench-check)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal --ignore tests/bench
+
+bench-check: .venv/test ## every benchmark once, small: they run and leave their figures (2 minutes)
+	$(BIN)/pytest tests/bench
 
 coverage: .venv/test ## all tests, and which lines they reach (half as slow again)
 	$(BIN)/pytest -n $(JOBS) --dist worksteal --cov --cov-report=term

@@ -13,10 +13,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from connectors.files.fingerprint import REPLAYED
+from connectors.files.readers.file_rows import UNREADABLE
 from connectors.files.source import FilesSource
+from connectors.formats.file_content import UnreadFiles
 from connectors.formats.kernels.rows import values
 from connectors.formats.ndjson import Ndjson
-from connectors.kafka.dead_letters import unwrapped
+from connectors.kafka.reading.membership import partition_name
+from connectors.kafka.replayed_letters import ReplayedLetters
 from connectors.kafka.source import KafkaSource
 from connectors.kafka.value_checks import TOMBSTONE
 from engine.types import (
@@ -32,12 +35,15 @@ from engine.types import (
     Source,
     UserError,
 )
+from engine.types.plural import counted
 
 DEAD_LETTER_SCHEMA: Schema = {
     "of": pl.String(), "at": pl.Int64(), "reason": pl.String(), "timestamp": pl.Int64(),
     "value": pl.String(), "raw": pl.String(), "key": pl.String(), "headers": pl.String(),
 }  # fmt: skip
 """The columns read from a file of dead letters; the last three are base64."""
+REPLAYED_LETTERS = "replayed letters"
+"""The name, beside partitions, of what a checkpoint says about the letters of a topic."""
 ORIGIN_PATHS = {"of": PARTITION, "at": POSITION}
 """Where the first two are in a dead letter."""
 
@@ -82,6 +88,10 @@ class FileDeadLetterSource(Source):
     def in_effect(self) -> Mapping[str, Snapshot]:
         """Return the pipeline source's values."""
         return self._source.in_effect()
+
+    def found(self) -> str:
+        """Return what the pipeline's source found."""
+        return self._source.found()
 
     def remarks(self) -> Sequence[str]:
         """Return the pipeline source's remarks."""
@@ -171,14 +181,55 @@ class KafkaDeadLetterSource(KafkaSource):
         self._joins = settings.subscribe
         self.keep_metadata()  # the headers say where they come from
         self.format = ReplayFormat({"": self.format})
+        self._letters = ReplayedLetters()
+        self._waiting: deque[Records] = deque()
 
     def in_effect(self) -> Mapping[str, Snapshot]:
         """Return the pipeline source's values."""
         return {} if self._joins else super().in_effect()
 
+    def seek(self, mark: Mark) -> None:
+        self._waiting.clear()
+        super().seek(mark)
+        own = {} if self._joins else mark.positions  # others may be ahead in a group's partitions
+        self._letters.begin({**own, **self._positions.nexts})
+
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
-        letters = super().read(max_rows, max_bytes, timeout)
-        return unwrapped(letters) if letters else letters
+        if not self._waiting:
+            letters = super().read(max_rows, max_bytes, timeout)
+            if not letters:
+                return letters
+            self._waiting.extend(self._letters.unwrapped(letters))
+        return self._waiting.popleft()
+
+    def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
+        """Return the ids of topics, and what was replayed. Once all letters are, no engine that
+        reads its partitions alone writes another one of the same parent."""
+        stops = self._positions.stops
+        done = bool(stops) and all(
+            mark.positions.get(partition_name(tp), 0) >= stop for tp, stop in stops.items()
+        )
+        known = b"" if done and not self._joins else self._letters.snapshot(mark.positions)
+        return {**super().identities(mark), REPLAYED_LETTERS: known}
+
+    def match_identities(self, identities: Mapping[str, Snapshot]) -> None:
+        topics = {name: known for name, known in identities.items() if name != REPLAYED_LETTERS}
+        super().match_identities(topics)
+        self._letters.restore(identities.get(REPLAYED_LETTERS, b""))
+
+    def remarks(self) -> Sequence[str]:
+        """Return how many letters were left out, and why."""
+        topic, letters = self.settings.topics[0], self._letters
+        one, more = f"dead letter of topic '{topic}' is", f"dead letters of topic '{topic}' are"
+        reasons = {
+            "that has another one there": letters.repeats,
+            "after the checkpoint, which is read again": letters.early,
+        }
+        return [
+            f"{counted(n, one, more)} of a record {why}: left out, so that each record counts once."
+            for why, n in reasons.items()
+            if n
+        ]
 
 
 class ReplayFormat(Format):
@@ -246,7 +297,7 @@ def _matching_prefixes(partitions: pl.Series, known: Mapping[str, object]) -> ND
 def _records(letters: Records, frame: pl.DataFrame, source: Source) -> Records:
     """Unwrap dead letters into the records they contain."""
     raw = frame["raw"].str.decode("base64", strict=False)
-    gone = frame["raw"].is_null() & (frame["reason"] == TOMBSTONE)
+    gone = frame["raw"].is_null() & frame["reason"].is_in([TOMBSTONE, UNREADABLE])
     value = raw.zip_with(raw.is_not_null(), frame["value"].fill_null("").cast(pl.Binary))
     tail = int(isinstance(source, KafkaSource) and source.has_lines)
     if tail:
@@ -275,7 +326,7 @@ def _with_newline(value: pl.Series) -> pl.Series:
 def _line_format(source: Source) -> Format:
     """Return the format of one record of this source, outside its file; columnar rows are JSON."""
     if isinstance(source, FilesSource):
-        return source.format_of_lines()
+        return UnreadFiles(source.format_of_lines())
     return source.format if isinstance(source, KafkaSource) else Ndjson()
 
 

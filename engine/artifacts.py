@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,23 +14,32 @@ import polars as pl
 
 from engine.assembly.parts import Parts
 from engine.assembly.saved_schema import SCHEMA_FILE, SavedSchema, resolved_folders, type_names
+from engine.assembly.served import result_settings, trusted_network
+from engine.quality import error_plot
 from engine.quality.threshold import MIN_ROWS, choose_threshold
-from engine.running import error_plot
 from engine.running.bottleneck import Bottleneck
+from engine.running.late_training import SAME_BATCH
+from engine.running.late_training import STAGE as LABELS_STAGE
 from engine.running.loop import Loop
 from engine.running.reject_limit import TooManyRejects
 from engine.running.totals import Totals
 from engine.running.work import report_quality
 from engine.scrub.fusion import FILLED_BEFORE_LEARNING
 from engine.system import atomic
-from engine.types import HeadraceError, Learner, Mark, Stage, Transform, UserError
+from engine.types import HeadraceError, Learner, Mark, Stage, UserError
 from engine.types.plural import counted
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # an engine that only cleans or serves imports neither
+    from engine.versions.store import Version, Versions
     from models.compress.gate import GateReport
+    from models.serving.predictor import Network
 
 log = logging.getLogger("headrace.run")
 REPORT_FILE, METRICS_FILE, COMPRESSION_FILE = "report.json", "metrics.prom", "compression.json"
+TRIED_ROWS = 1_024
+"""The held-out rows that a version must score before it is published."""
+SAME_BATCH_SHARE = 0.1
+"""The share of labels in the batch of their row from which on that is told."""
 OUTPUT_FILES = (SCHEMA_FILE, REPORT_FILE, *error_plot.FILES, METRICS_FILE, COMPRESSION_FILE)
 """The files a run writes into the pipeline's folder."""
 Counts = Mapping[tuple[str, str], int]
@@ -72,12 +80,15 @@ def output_folders(parts: Parts) -> Iterator[Path]:
     yield parts.endpoints.checkpoints.folder
     for sink in parts.endpoints.sinks.values():
         yield from sink.folders()
+    export = parts.pipeline.export
+    if parts.pipeline.exports and export is not None and export.versions is not None:
+        yield parts.pipeline.versions_path  # its own is in the folder
 
 
 def write_schema(parts: Parts) -> None:
     """Save the columns of this run and the inferred classes, for a resume."""
     pipeline, endpoints = parts.pipeline, parts.endpoints
-    inferred = pipeline.trains and not parts.model.common_settings.classes
+    inferred = pipeline.trains and not parts.model.common_settings.given_classes
     saved = SavedSchema(
         declared=pipeline.source.get("schema", {}),
         columns=type_names(parts.scrub.content_schema),
@@ -124,24 +135,51 @@ def _leave(
     folder.mkdir(parents=True, exist_ok=True)
     files = _places(parts, loop.totals)
     _log_remarks(parts, loop.totals, before)
-    compression, too_many = None, isinstance(failed, TooManyRejects)
-    if pipeline.trains:
-        files |= _write_report(parts, loop.totals)
-        _catch_up(parts, loop.mark)
-        if pipeline.export is not None and not (loop.stopped or too_many):
-            files["model"] = export(parts, loop.mark)
-            if pipeline.export.compress is not None:
-                compression = compress(parts)
-                files |= {
-                    "served model": pipeline.model_path,
-                    "compression": folder / COMPRESSION_FILE,
-                }
-                compression.to_json(files["compression"])
-    files["metrics"] = folder / METRICS_FILE
-    parts.metrics.render_final(files["metrics"])
-    if pipeline.export is not None and (too_many or (loop.stopped and not failed)):
+    too_many = isinstance(failed, TooManyRejects)
+    compression: GateReport | None = None
+    try:
+        if pipeline.trains:
+            files |= _write_report(parts, loop.totals)
+            _catch_up(parts, loop.mark)
+            if pipeline.export is not None and not (loop.stopped or too_many):
+                compression = _write_model(parts, loop, files)
+    finally:
+        files["metrics"] = folder / METRICS_FILE
+        parts.metrics.render_final(files["metrics"])
+    exports = pipeline.trains and pipeline.export is not None
+    if exports and (too_many or (loop.stopped and not failed)):
         _log_no_model(pipeline.file, too_many)
     return files, compression
+
+
+def _write_model(parts: Parts, loop: Loop, files: dict[str, Path]) -> GateReport | None:
+    """Export the finished model, compress it, and publish it as a version; add what is written to
+    `files`."""
+    pipeline = parts.pipeline
+    assert pipeline.export is not None, "asked before"
+    try:
+        files["model"] = export(parts, loop.mark)
+    except UserError as error:
+        raise HeadraceError(
+            "The model is trained and its checkpoint is saved, but no model file is written: "
+            f"{error} Then 'headrace export {pipeline.file}' writes it from the checkpoint."
+        ) from None
+    compression = None if pipeline.export.compress is None else compress(parts)
+    if compression is not None:
+        files |= {
+            "served model": pipeline.model_path,
+            "compression": Path(pipeline.folder) / COMPRESSION_FILE,
+        }
+        compression.to_json(files["compression"])
+    if pipeline.model_path.is_file():  # a pipe has been read by somebody by now
+        from engine.versions.publishing import log_version
+        from engine.versions.store import Versions
+
+        added = add_version(parts, rows=loop.totals.learned, data_time=loop.reporter.event_time)
+        log_version(added)
+        number = added.number
+        files[f"version {number}"] = Versions(pipeline.versions_path).path(number)
+    return compression
 
 
 def export(parts: Parts, mark: Mark, path: Path | None = None) -> Path:
@@ -151,26 +189,49 @@ def export(parts: Parts, mark: Mark, path: Path | None = None) -> Path:
         mark: the position that stages and learner have both reached.
         path: `Pipeline.float_model_path`, or, if it is not compressed, `model_path`.
 
-    Raises: UserError if nothing is trained, or a stage cannot be exported.
+    Raises: UserError if nothing is trained, or the model cannot be exported.
     """
     from models.export.model import export as write_model
 
     pipeline, model = parts.pipeline, parts.model
     if not pipeline.trains:
         raise UserError(f"{pipeline.file} has no [model]: there is nothing to export.")
+    seen = model.learner.features.classes
+    if model.features.max_classes and len(seen) < 2:
+        raise UserError(
+            f"{pipeline.file} has seen {counted(len(seen), 'class', 'classes')}, and a model file "
+            "tells two at least apart: train on rows of more."
+        )
     uncompressed = pipeline.export is not None and pipeline.export.compress is None
     path = path or (pipeline.model_path if uncompressed else pipeline.float_model_path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    transforms: list[Transform] = []
-    for stage in parts.scrub.stages[parts.scrub.export_from :]:
-        transforms += stage.transforms() or ()
     rows = None if model.holdout is None else model.holdout.frame()
     file = write_model(
-        path, model.learner, transforms, _metadata(parts, mark), ranges=_ranges(rows)
+        path,
+        model.learner,
+        parts.scrub.transforms,
+        _metadata(parts, mark),
+        ranges=_ranges(rows),
+        schema=parts.scrub.export_schema,
+        scales=parts.scrub.scales,
+        rows=rows,
     )
     if model.common_settings.threshold_settings.is_chosen:
         _annotate_threshold(parts, file, rows)
     return file
+
+
+def try_export(parts: Parts) -> None:
+    """Make the model file of the untrained model, without writing it: what fails here would fail
+    after hours of training.
+
+    Raises: UserError if it cannot be exported.
+    """
+    from models.export.model import make
+
+    scrub = parts.scrub
+    schema, scales = scrub.export_schema, scrub.scales
+    make(parts.model.learner, scrub.transforms, {}, schema=schema, scales=scales)
 
 
 def compress(parts: Parts) -> GateReport:
@@ -190,6 +251,82 @@ def compress(parts: Parts) -> GateReport:
     rows = None if holdout is None else holdout.frame()
     settings = parts.model.compression or Compression()
     return compress_model(pipeline.float_model_path, rows, settings, path=pipeline.model_path)
+
+
+def add_version(parts: Parts, *, rows: int, data_time: float | None) -> Version:
+    """Publish the exported model as a version, if it gives the held-out rows a score; it serves if
+    it is not surely worse on them than the version that serves. The same model is no other version.
+
+    Args:
+        rows: learned so far.
+        data_time: the newest time of a record, in seconds since the epoch; None if unknown.
+
+    Raises: HeadraceError if it gives none a finite score; OSError. The pointer stays then.
+    """
+    from engine.versions.store import Details, Versions
+    from models.export.model_files import metadata
+
+    pipeline = parts.pipeline
+    assert pipeline.export is not None
+    _require_scores(parts)
+    properties = metadata(pipeline.model_path)
+    versions = Versions(pipeline.versions_path)
+    same = versions.same(properties["version"], properties["precision"])
+    if same is not None:
+        return same
+    details = Details(
+        model_version=properties["version"],
+        rows=rows,
+        data_time=data_time,
+        precision=properties["precision"],
+        positions=json.loads(properties["mark"]),
+        kept_back=_worse(parts, versions),
+    )
+    return versions.publish(pipeline.model_path, details, keep=pipeline.export.keep)
+
+
+def _worse(parts: Parts, versions: Versions) -> str:
+    """Return by how much the exported model is surely worse than the version that serves; "" if it
+    is not, or there is none to compare it with."""
+    from models.compress.successor import surely_worse
+
+    pipeline, holdout = parts.pipeline, parts.model.holdout
+    rows = None if holdout is None else holdout.frame()
+    assert pipeline.export is not None
+    try:
+        current = versions.current()
+    except UserError:  # none is there, or it is torn
+        return ""
+    if rows is None or not rows.height:
+        return ""
+    allowed = pipeline.export.max_quality_loss
+    model = versions.model(current.number)
+    network = _own_network(parts)
+    worse = surely_worse(pipeline.model_path, model, rows, allowed=allowed, network=network)
+    return f"beside version {current.number}, {worse}" if worse else ""
+
+
+def _require_scores(parts: Parts) -> None:
+    """Check that the exported model gives some held-out row a finite score."""
+    from models.serving.predictor import OnnxPredictor
+
+    holdout = parts.model.holdout
+    rows = None if holdout is None else holdout.frame()
+    if rows is None or not rows.height:
+        return
+    model = str(parts.pipeline.model_path)
+    settings = OnnxPredictor.Settings(model=model, threads=1)
+    scores = OnnxPredictor(settings, network=_own_network(parts)).scores(rows.tail(TRIED_ROWS))
+    if not np.isfinite(scores).any():
+        raise HeadraceError(
+            f"The model in {model} gives none of {counted(len(scores), 'held-out row')} a finite "
+            "score: no version of it is published."
+        )
+
+
+def _own_network(parts: Parts) -> Network | None:
+    """Return what makes the pipeline's own network from a model file, where torch runs it."""
+    return trusted_network((parts.pipeline.model or {}).get("module"))
 
 
 def _log_no_model(file: str, too_many: bool) -> None:
@@ -221,8 +358,35 @@ def _log_remarks(parts: Parts, totals: Totals, before: Counts) -> None:
     for part in remarking if totals.read else ():
         for remark in part.remarks():
             log.warning("%s", remark)
-    for remark in _early_fills(totals.counts, before):
+    for remark in (
+        *_early_fills(totals.counts, before),
+        *_waiting(totals),
+        *_together(totals, before),
+    ):
         log.warning("%s", remark)
+
+
+def _together(totals: Totals, before: Counts) -> Iterator[str]:
+    """Describe labels that came in the batch of their row, if they are many and some are new."""
+    counter = (LABELS_STAGE, SAME_BATCH)
+    n = totals.counts.get(counter, 0)
+    if n > before.get(counter, 0) and n > SAME_BATCH_SHARE * totals.matched:
+        yield (
+            f"{n:,} of {counted(totals.matched, 'label')} came in the batch of their own row. All "
+            "rows of a batch are scored before any of its labels is learned, so the quality "
+            "reported is that of a model that knew fewer labels than had come: lower [loader] "
+            "batch_rows."
+        )
+
+
+def _waiting(totals: Totals) -> Iterator[str]:
+    """Describe rows and labels that wait, where none have found each other so far."""
+    if totals.waiting and not (totals.matched or totals.learned or totals.expired):
+        yield (
+            f"Nothing is learned yet: {counted(totals.waiting, 'row or label', 'rows and labels')} "
+            "wait for each other in the checkpoint, and a run with more of them goes on there. If "
+            "labels of these rows have come, compare the keys ([labels] by) of both."
+        )
 
 
 def _early_fills(counts: Counts, before: Counts) -> Iterator[str]:
@@ -267,13 +431,13 @@ def _catch_up(parts: Parts, mark: Mark) -> None:
 def _metadata(parts: Parts, mark: Mark) -> dict[str, str]:
     """Return the metadata of a model file."""
     scrub = parts.scrub
-    outside, exported = scrub.stages[: scrub.export_from], scrub.stages[scrub.export_from :]
-    positions = json.dumps(dict(mark.positions), sort_keys=True)
+    stages, exported = scrub.stages[: scrub.export_from], scrub.stages[scrub.export_from :]
+    outside = [stage for stage in stages if stage.transforms() != ()]
     return {
         "pipeline": parts.pipeline.name,
-        "version": hashlib.sha256(positions.encode()).hexdigest()[:8],
         "stages": json.dumps([stage.name for stage in exported]),
-        "before": json.dumps([stage.name for stage in outside if stage.transforms() != ()]),
+        "before": json.dumps([stage.name for stage in outside]),
+        "before_settings": json.dumps({stage.name: result_settings(stage) for stage in outside}),
         "columns": json.dumps(type_names(scrub.export_schema)),
         "parse_settings": json.dumps(parts.endpoints.source.parse_settings()),
         "mark": json.dumps(dict(mark.positions)),
@@ -287,10 +451,13 @@ def _annotate_threshold(parts: Parts, file: Path, rows: pl.DataFrame | None) -> 
     from models.serving.predictor import OnnxPredictor
 
     features, threshold = parts.model.features, None
-    if rows is not None:
+    if features.state is not None:  # held-out rows by themselves lack the rows before them
+        threshold = parts.model.threshold.value
+    elif rows is not None:
         label = pl.col(str(features.target)).cast(pl.String)
         rows = rows.filter(label.is_in(features.classes).fill_null(False))
-        scores = OnnxPredictor(OnnxPredictor.Settings(model=str(file))).scores(rows)
+        own = OnnxPredictor.Settings(model=str(file))
+        scores = OnnxPredictor(own, network=_own_network(parts)).scores(rows)
         codes = label.cast(pl.Enum(features.classes)).to_physical().cast(pl.Int64)
         target = rows.select(codes).to_series().to_numpy()
         finite = np.isfinite(scores)
@@ -312,6 +479,8 @@ def _ranges(rows: pl.DataFrame | None) -> dict[str, tuple[float, float]]:
     numeric = [
         c for c, dtype in rows.schema.items() if dtype.is_numeric() and not c.startswith("_")
     ]
+    if not numeric:
+        return {}
     ends = rows.with_columns(pl.selectors.decimal().cast(pl.Float64)).select(
         pl.col(numeric).min().name.prefix("a"), pl.col(numeric).max().name.prefix("b")
     )
@@ -322,9 +491,11 @@ def _ranges(rows: pl.DataFrame | None) -> dict[str, tuple[float, float]]:
 __all__ = [
     "OUTPUT_FILES",
     "Summary",
+    "add_version",
     "compress",
     "export",
     "leave",
     "output_folders",
+    "try_export",
     "write_schema",
 ]

@@ -63,6 +63,7 @@ STEP_VALUES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "skipped": (lambda why: isinstance(why, str | None), "a word, or None"),
     "augmented": (lambda rows: isinstance(rows, Mapping), "name -> rows"),
     "challenges": (lambda times: isinstance(times, Mapping), "outcome -> number"),
+    "counts": (lambda times: isinstance(times, Mapping), "what was counted -> number"),
 }
 """Value of a Step, besides arrays -> what it must be, also in words."""
 
@@ -450,8 +451,7 @@ def _step_mistake(step: Any, rows: int, features: Features) -> str | None:
 
 def _scores_mistake(scores: Any, rows: int, features: Features) -> str | None:
     """Return what is wrong with the scores of so many rows; None if nothing."""
-    multiclass = features.task == "multiclass"
-    shape = (rows, features.outputs) if multiclass else (rows,)
+    shape = features.score_shape(rows)
     if isinstance(scores, np.ndarray) and scores.dtype.kind in "fiu" and scores.shape == shape:
         return None
     return (

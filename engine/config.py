@@ -9,14 +9,13 @@ file, the file named by its ``base``.
 from __future__ import annotations
 
 import difflib
-import importlib
 import json
 import os
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -26,27 +25,22 @@ from pydantic import (
     PositiveInt,
     PrivateAttr,
     ValidationError,
+    create_model,
     field_validator,
     model_validator,
 )
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
-from pydantic_settings.exceptions import SettingsError
 
 from engine.observing.logs import hide
 from engine.quality.threshold import ThresholdSettings
 from engine.settings_docs import expected, expected_in, field_of
 from engine.types import Duration, Name, Names, Settings, UserError, nearest
-from engine.types.changes import Free, Learned, Warned
+from engine.types.changes import Fixed, Free, Learned, Warned
 from engine.types.contract_checks import IMPORT_STRING
+from engine.types.imports import imported
 
 S = TypeVar("S", bound=Settings)
 ENVIRONMENT = "HEADRACE_"
-CODE_KEYS = ("kind", "format")
+CODE_KEYS = ("kind", "format", "module", "loss")
 """Keys whose value may be an import string."""
 MAX_VALUE_CHARS = 200
 """Characters of a wrong value that a sentence shows."""
@@ -84,7 +78,17 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "categorical": ("categories",),
     "hidden": ("layers",),
     "hidden_layers": ("layers",),
-    "hidden_size": ("layers",),
+    "hidden_size": ("layers", "width"),
+    "units": ("width",),
+    "dim": ("width",),
+    "channels": ("width",),
+    "filters": ("width",),
+    "kernel_size": ("size",),
+    "num_heads": ("heads",),
+    "num_layers": ("blocks",),
+    "num_experts": ("count",),
+    "top_k": ("top",),
+    "norm": ("normalization",),
     "objective": ("task",),
     "random_state": ("seed",),
     "random_seed": ("seed",),
@@ -231,6 +235,48 @@ class SourceTable(Settings):
     declared: dict[str, Any] = Field(default_factory=dict, alias="schema")
 
 
+class LabelSettings(Settings):
+    """``[labels]``: labels that come after their rows, from a source of their own, which
+    ``[labels.source]`` describes with the keys of ``[source]``. A row is scored when it is read,
+    and learned when its label comes.
+
+    Attributes:
+        source: where the labels come from, with the keys of ``[source]``: ``[labels.source]``.
+        by: the key columns, as they are after the stages; or column = "column of the labels" for
+            each. A row or label whose key came less than a horizon before is a duplicate.
+        time: event time of the rows: a datetime, date or integer column of ``[source]``.
+        label_time: event time of the labels; the column is called as that of the rows unless given.
+        horizon: how far apart a row and its label may be: a duration ("7d"), or an integer where
+            time is one. A row without a label by then has expired.
+        on_missing: the label of rows whose horizon passes without one, which are learned with it
+            then: of payments nobody has reported, "no". Unless given, they are not learned.
+        corrections: how much later than its row a label may still come and correct `on_missing`;
+            same form as horizon, and longer. The row is kept until then, and learned once more with
+            its label.
+        lateness: how much older than the newest time a row or a label may come and still find the
+            other; same form as horizon. An eighth of the horizon, or of corrections, unless given.
+    """
+
+    source: dict[str, Any]
+    by: Fixed[Names | dict[str, str]] = Field(min_length=1)
+    time: Fixed[Name]
+    label_time: Fixed[Name | None] = None
+    horizon: Free[str | int]
+    on_missing: Free[str | bool | int | float | None] = None
+    corrections: Free[str | int | None] = None
+    lateness: Free[str | int | None] = None
+
+    @property
+    def key_columns(self) -> dict[str, str]:
+        """Key column of the rows -> that of the labels."""
+        return dict(self.by) if isinstance(self.by, dict) else {c: c for c in self.by}
+
+    @property
+    def time_of_labels(self) -> str:
+        """The time column of the labels."""
+        return self.label_time or self.time
+
+
 class SinkTable(Settings):
     """``[sink]``: what every kind has; its other keys are the kind's own.
 
@@ -292,23 +338,32 @@ class ModelSettings(Settings):
     """``[model]``: what every learner needs; its other keys are the learner's own.
 
     Attributes:
-        kind: ``tabular``, ``linear`` or an import string ("package.module:Class").
+        kind: ``tabular``, ``linear``, ``module``, ``trees``, ``prototypes`` or an import string
+            ("package.module:Class"). Unless given, ``module`` where `module`, `inputs`, `head`
+            or `state` is, else ``tabular``.
         task: regression, binary or multiclass; unless given, by the target's type: regression for
             numbers, one of the others for text and bools.
-        target: the label's column.
+        target: the label's column; or several of a regression, ["a", "b"], predicted together as
+            ``prediction_a`` and ``prediction_b`` (``tabular``, ``module``). A row may lack some of
+            them.
         numeric: feature columns; globs are allowed ("count_lag_*").
         categories: category columns, encoded by a ``categories`` stage.
         classes: the label's values in class order; for binary, (negative, positive). Unless given,
             false and true for a bool target, else the values in the first 100,000 rows of a source
-            that ends, sorted (numbers by value), at most 100.
+            that ends, sorted (numbers by value), at most 100. "grow": classes appear as they come
+            (not ``linear``; ``prototypes`` does so unless they are given).
+        max_classes: where classes appear as they come, the most that are kept: for one more, the
+            one that was not seen for longest leaves. A network has so many outputs.
         threshold: of two classes, the probability above which the second is predicted, 0.5 unless
             given; or a goal for which it is chosen on held-out rows: "f1", {precision = 0.9},
             {recall = 0.8} or {false_positive = 1, false_negative = 20}, the cost of such mistakes.
         images: columns of arrays of shape (height, width, channels), as an ``image`` stage makes
-            them; globs are allowed, here and in the next three.
+            them; globs are allowed, here and in the next four.
         ragged: columns of lists, as a ``tokens`` stage makes them: values and offsets.
         padded: columns of lists, padded with 0, and a mask.
         sparse: columns of lists of ids, as the count of each id.
+        arrays: columns of arrays of shape (length, width), as a ``history`` stage makes them:
+            values and a mask.
         max_length [values]: the most values of a list that are kept, from its start; needed for
             `padded` without `buckets`.
         buckets [values]: the lengths to which lists are padded; powers of two unless given.
@@ -316,19 +371,23 @@ class ModelSettings(Settings):
 
     kind: str = "tabular"
     task: str | None = None
-    target: Name
+    target: Name | Names
     numeric: Names = ()
     categories: Names = ()
-    classes: tuple[str, ...] = ()
+    classes: Literal["grow"] | tuple[str, ...] = ()
+    max_classes: int = Field(256, ge=2)
     threshold: float | Literal["f1"] | ThresholdSettings | None = None
     images: Names = ()
     ragged: Names = ()
     padded: Names = ()
     sparse: Names = ()
+    arrays: Names = ()
     max_length: int | None = Field(None, ge=1)
     buckets: tuple[PositiveInt, ...] = ()
 
-    @field_validator("classes", mode="before", json_schema_input_type=list[str | bool | float])
+    @field_validator(
+        "classes", mode="before", json_schema_input_type=Literal["grow"] | list[str | bool | float]
+    )
     @classmethod
     def _as_text(cls, classes: Any) -> Any:
         """Return labels as text: ``[0, 1]`` and ``[false, true]`` are the labels "0", "1" and
@@ -336,6 +395,16 @@ class ModelSettings(Settings):
         if not isinstance(classes, list | tuple):
             return classes
         return tuple(json.dumps(c) if isinstance(c, bool | int | float) else c for c in classes)
+
+    @field_validator("target", mode="before", json_schema_input_type=str | list[str])
+    @classmethod
+    def _different(cls, target: Any) -> Any:
+        """Return the only column of a list of one."""
+        if not isinstance(target, list | tuple):
+            return target
+        if not target or len(set(map(str, target))) < len(target):
+            raise ValueError(f"expected different columns, got {json.dumps(target)}")
+        return target[0] if len(target) == 1 else target
 
     @field_validator("task")
     @classmethod
@@ -357,6 +426,16 @@ class ModelSettings(Settings):
         return self
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """The columns of the label."""
+        return (self.target,) if isinstance(self.target, str) else self.target
+
+    @property
+    def given_classes(self) -> tuple[str, ...]:
+        """The classes that the file names; empty if it names none."""
+        return () if self.classes == "grow" else self.classes
+
+    @property
     def threshold_settings(self) -> ThresholdSettings:
         """Return the threshold as settings."""
         given = self.threshold
@@ -364,10 +443,21 @@ class ModelSettings(Settings):
 
 
 class ExportSettings(Settings):
-    """``[export]``: at the end of a training run, write the model, compress it and test it.
+    """``[export]``: at the end of a training run, write the model, compress it and test it, and
+    add it to the versions; while it runs, too, with `every` or `every_rows`.
 
     Attributes:
         path: the model file; ``<folder>/model.onnx`` unless given.
+        every: publish a version while the run learns, at the first checkpoint after this time
+            ("10m"), in a process of low priority beside it.
+        every_rows [rows]: the same after so many learned rows.
+        versions: the folder of versions, ``<folder>/versions`` unless given: one folder for each,
+            and the pointer ``current`` to the one that serves.
+        keep: how many of the newest versions stay, beside the one that serves, the one before it
+            and the one in the shadow.
+        max_quality_loss: how much worse than the version that serves a new one may be, surely, on
+            the newest held-out rows: percent of MAE and RMSE; for classes points of error and
+            of log loss. One that is worse is added and does not serve.
         holdout [share]: share of the rows (0-1), chosen by a hash of their content, that is
             predicted and never learned, to calibrate and evaluate with.
         holdout_rows [rows]: newest held-out rows that are kept.
@@ -375,6 +465,11 @@ class ExportSettings(Settings):
     """
 
     path: Free[Name | None] = None
+    every: Free[Duration | None] = Field(None, gt=0)
+    every_rows: Free[int | None] = Field(None, ge=1)
+    versions: Free[Name | None] = None
+    keep: Free[int] = Field(5, ge=1)
+    max_quality_loss: Free[float] = Field(5.0, ge=0)
     holdout: Free[float] = Field(0.02, gt=0, lt=1)
     holdout_rows: Free[int] = Field(20_000, ge=100)
     compress: Free[dict[str, Any] | None] = Field(default_factory=dict)
@@ -449,11 +544,11 @@ def key_location(where: str, section: str, key: str) -> str:
     if who_set is None and (maker := made_by(where, section)):
         return f"{maker} it"
     if who_set is not None:
-        return f"{who_set}: [{section}]" if section else f"{who_set}: a pipeline"
-    return f"[{section}] in {where}" if section else where
+        return f"{who_set}: {_bracketed(path[:-1])}" if section else f"{who_set}: a pipeline"
+    return f"{_bracketed(path[:-1])} in {where}" if section else where
 
 
-class Pipeline(BaseSettings):
+class Pipeline(BaseModel):
     """A validated pipeline file; parts named by ``kind`` are still tables, see `load_class`.
 
     Attributes:
@@ -462,13 +557,7 @@ class Pipeline(BaseSettings):
         folder: where a run leaves its checkpoints, models and report; ``runs/<name>`` unless given.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix=ENVIRONMENT,
-        env_nested_delimiter="__",
-        frozen=True,
-        extra="forbid",
-    )
-    sources: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = ({}, {})
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     name: str = Field(pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$")
     base: Name | None = None
@@ -477,6 +566,7 @@ class Pipeline(BaseSettings):
     source: dict[str, Any]
     scrub: dict[str, dict[str, Any]] = Field(default_factory=dict)
     loader: LoaderSettings = LoaderSettings()
+    labels: LabelSettings | None = None
     model: dict[str, Any] | None = None
     train: dict[str, Any] | None = None
     augment: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -487,24 +577,6 @@ class Pipeline(BaseSettings):
     checkpoint: dict[str, Any] = Field(default_factory=dict)
     export: ExportSettings | None = None
     service: dict[str, Any] | None = None
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Rank the sources: --set, then the environment, then the file (which also gives the
-        order of tables)."""
-        overrides, file = cls.sources
-        return (
-            InitSettingsSource(settings_cls, dict(overrides)),
-            env_settings,
-            InitSettingsSource(settings_cls, dict(file)),
-        )
 
     @classmethod
     def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
@@ -530,20 +602,25 @@ class Pipeline(BaseSettings):
     ) -> Self:
         """Build the same from a table in memory."""
         overrides = list(overrides)
-        where = ConfigOrigin.of(where, overrides, table)
-        # A subclass a call: pydantic-settings takes its sources from the class.
-        reader: type[Self] = type(cls.__name__, (cls,), {"sources": (_overrides(overrides), table)})
-        _known_variables(reader)
+        origin = ConfigOrigin.of(where, overrides, table)
+        return cls._validated(origin, _overrides(overrides), table)
+
+    @classmethod
+    def resolved(cls, table: Mapping[str, Any], *, where: str) -> Self:
+        """Build it from its own `table`, in another process: overrides and environment are in it
+        already."""
+        return cls._validated(ConfigOrigin.of(where, (), table), table, table)
+
+    @classmethod
+    def _validated(
+        cls, where: ConfigOrigin, above: Mapping[str, Any], table: Mapping[str, Any]
+    ) -> Self:
+        # The file gives the order of tables.
+        given = _merge(_merge(table, _environment(), by_kind=False), above, by_kind=False)
         try:
-            pipeline = reader()
+            pipeline = cls.model_validate(given)
         except ValidationError as error:
-            raise UserError(_error_message(error, reader, "", where)) from None
-        except SettingsError as error:
-            name = f"{ENVIRONMENT}{str(error).split(chr(34))[1].upper()}"
-            raise UserError(
-                f"{name} in the environment: expected a JSON object; a single key of the table is "
-                f"set by {name}__KEY."
-            ) from None
+            raise UserError(_error_message(error, cls, "", where)) from None
         pipeline._check_tables(where)
         folder = pipeline.folder or f"runs/{pipeline.name}"
         result = pipeline.model_copy(update={"folder": folder})
@@ -561,6 +638,16 @@ class Pipeline(BaseSettings):
         return self.model is not None and self.infer is None
 
     @property
+    def late_labels(self) -> LabelSettings | None:
+        """The labels that come later; None if it does not learn, or each row has its label."""
+        return self.labels if self.trains else None
+
+    @property
+    def exports(self) -> bool:
+        """Whether its runs write a model."""
+        return self.trains and self.export is not None
+
+    @property
     def model_path(self) -> Path:
         """Where the served model goes."""
         given = None if self.export is None else self.export.path
@@ -570,6 +657,12 @@ class Pipeline(BaseSettings):
     def float_model_path(self) -> Path:
         """Where the float32 model goes before it is compressed."""
         return self.model_path.with_suffix(".fp32.onnx")
+
+    @property
+    def versions_path(self) -> Path:
+        """The folder of the versions that are published."""
+        given = None if self.export is None else self.export.versions
+        return Path(given or Path(self.folder) / "versions")
 
     @property
     def dead_letters_path(self) -> Path:
@@ -589,6 +682,8 @@ class Pipeline(BaseSettings):
     def _check_tables(self, where: str) -> None:
         """Check what tables of user-defined kinds have in common."""
         validate(SourceTable, self.source, "source", where)
+        if self.labels is not None:
+            validate(SourceTable, self.labels.source, "labels.source", where)
         if self.sink is not None:
             validate(SinkTable, self.sink, "sink", where)
         for section, tables in (("scrub", self.scrub), ("augment", self.augment)):
@@ -597,7 +692,10 @@ class Pipeline(BaseSettings):
 
     def table(self) -> dict[str, Any]:
         """The table it was built from, environment and overrides included."""
-        return self.model_dump(exclude_none=True, exclude={"base"})
+        table = self.model_dump(exclude_none=True, exclude={"base"})
+        if self.export is not None and self.export.compress is None:
+            table["export"]["compress"] = False
+        return table
 
     def settings(self, settings_class: type[S], table: Mapping[str, Any], section: str) -> S:
         """Return a component's own settings from its table.
@@ -636,15 +734,7 @@ def load_class(name: Any, known: Mapping[str, str], section: str, where: str = "
     if ":" not in target:
         head = f"{maker} it" if (maker := made_by(where, section)) else f"[{section}]"
         raise UserError(f"{head} has no kind '{name}'.{suggested_kind(name, known, section)}")
-    module, _, attribute = target.partition(":")
-    try:
-        loaded = getattr(importlib.import_module(module), attribute)
-    except Exception as error:
-        raise UserError(
-            f"[{section}] kind '{name}' cannot be imported: {type(error).__name__}: {error}; "
-            "expected 'package.module:Class', and the module beside the pipeline file, installed, "
-            "or in a folder on PYTHONPATH."
-        ) from error
+    loaded = imported(target, f"[{section}] kind")
     if not isinstance(loaded, type):
         raise UserError(f"[{section}] kind '{name}' names {loaded!r}, expected a class.")
     return loaded
@@ -679,6 +769,15 @@ def detached_source(source: Mapping[str, Any], *, whole: bool = True) -> dict[st
             for name, own in table["sources"].items()
         }
     return table
+
+
+def detached_tables(pipeline: Pipeline, *, whole: bool = True) -> dict[str, Any]:
+    """Return the tables of a pipeline that read, changed as by `detached_source`."""
+    tables: dict[str, Any] = {"source": detached_source(pipeline.source, whole=whole)}
+    if pipeline.labels is not None:
+        source = detached_source(pipeline.labels.source, whole=whole)
+        tables["labels"] = pipeline.labels.model_copy(update={"source": source})
+    return tables
 
 
 def _with_base(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -719,19 +818,25 @@ def _file_hint(path: Path) -> str:
     return f" To look at data: headrace explore {path}."
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(
+    below: Mapping[str, Any], above: Mapping[str, Any], *, by_kind: bool = True
+) -> dict[str, Any]:
+    """Return the tables as one, key by key; the keys of `above` win.
+
+    Args:
+        by_kind: whether a table of another kind replaces the whole table below it.
+    """
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and not _another_kind(old, value):
-            merged[key] = _merge(old, value)
-        else:
-            merged[key] = value
+        merged[key] = value
+        if isinstance(old, dict) and isinstance(value, dict):
+            whole = by_kind and _another_kind(old, value)
+            merged[key] = value if whole else _merge(old, value, by_kind=by_kind)
     return merged
 
 
 def _another_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Return whether an override replaces the whole table, because its kind differs."""
     return "kind" in old and "kind" in new and old["kind"] != new["kind"]
 
 
@@ -777,16 +882,38 @@ def _value(text: str) -> Any:
     return table["value"]
 
 
-def _known_variables(reader: type[BaseSettings]) -> None:
+def _environment() -> dict[str, Any]:
+    """Return the table that the environment sets. Raises: UserError"""
+    _require_known_variables()
+    if not any(name.upper().startswith(ENVIRONMENT) for name in os.environ):
+        return {}
+    from pydantic_settings import BaseSettings, EnvSettingsSource  # 30 ms of an engine's start
+    from pydantic_settings.exceptions import SettingsError
+
+    fields: dict[str, Any] = {
+        name: (field.annotation, field) for name, field in Pipeline.model_fields.items()
+    }
+    asked = create_model("Variables", __base__=BaseSettings, **fields)
+    try:
+        return EnvSettingsSource(asked, env_prefix=ENVIRONMENT, env_nested_delimiter="__")()
+    except SettingsError as error:
+        name = f"{ENVIRONMENT}{str(error).split(chr(34))[1].upper()}"
+        raise UserError(
+            f"{name} in the environment: expected a JSON object; a single key of the table is "
+            f"set by {name}__KEY."
+        ) from None
+
+
+def _require_known_variables() -> None:
     """Raises: UserError for a variable that sets a table which is none. Others of the prefix are
     let be: Kubernetes sets HEADRACE_SERVICE_HOST where a service is called headrace."""
     for name in _variables():
         table = name.partition("__")[0].lower()
-        field = reader.model_fields.get(table)
+        field = Pipeline.model_fields.get(table)
         if field is None:
             raise UserError(
                 f"The environment's {ENVIRONMENT}{name} names no table of a pipeline file: there "
-                f"is no '{table}'.{nearest(table, reader.model_fields)}"
+                f"is no '{table}'.{nearest(table, Pipeline.model_fields)}"
             )
         if not _is_table(field.annotation):
             raise UserError(
@@ -801,19 +928,25 @@ def _error_message(
     """Return the first complaint of a validation: expected, got, where, what to do. An unknown
     key comes before a missing one: it is likely the same one, misspelt."""
     first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
-    if not first["loc"]:  # they do not fit together, and say so themselves; the input holds secrets
+    inner, tables, rest = _located(settings, [str(part) for part in first["loc"]])
+    tables = [*section.split("."), *tables] if section else tables
+    if not rest:  # they do not fit together, and say so themselves; the input holds secrets
         complaint = first["msg"].removeprefix("Value error, ")
-        return f"[{section}] in {where}: {complaint}." if section else f"{where}: {complaint}."
-    inner, path, inside = _located(settings, [str(part) for part in first["loc"]])
-    *tables, key = full = [*section.split("."), *path] if section else path
+        return (
+            f"{_bracketed(tables)} in {where}: {complaint}." if tables else f"{where}: {complaint}."
+        )
+    key, *inside = rest
+    field = field_of(inner, key)
+    if field is not None and _is_of_no_kind(first):
+        table = key_location(where, ".".join([*tables, key, *map(_entry, inside)]), "kind")
+        return _wrong_kind(table, first, _kinds_in(field.annotation))
     table = key_location(where, ".".join(tables), key)
     if first["type"] == "extra_forbidden":
         names = [field.alias or name for name, field in inner.model_fields.items()]
-        shared = shared_keys(section) if len(path) == 1 else []
+        shared = shared_keys(section) if tables == section.split(".") else []
         return f"{table} has no key '{key}'.{suggestion(key, [*names, *shared], section)}"
     if first["type"] == "missing":
         return f"{table} needs the key '{key}', which is not there."
-    field = field_of(inner, key)
     assert field is not None
     wanted = f"expected {expected(field)}"
     if inside and (value := expected_in(field)) is not None:
@@ -823,7 +956,7 @@ def _error_message(
         if not wanted.startswith("expected"):
             wanted = f"expected another value ({wanted})"
     got = _shown(first["input"], field)
-    if isinstance(where, ConfigOrigin) and (who_set := where.who_set(full)):
+    if isinstance(where, ConfigOrigin) and (who_set := where.who_set([*tables, key])):
         table = who_set
     return f"{table}: {wanted} for '{key}', got {got}{' in it' if inside else ''}."
 
@@ -831,15 +964,84 @@ def _error_message(
 def _located(
     settings: type[BaseModel], loc: list[str]
 ) -> tuple[type[BaseModel], list[str], list[str]]:
-    """Locate a validation error: the Settings class, the path of the key, and the rest, which is
-    inside a value or pydantic's name for a member of a union."""
-    for i, part in enumerate(loc):
-        field = field_of(settings, part)
-        nested = None if field is None else _nested(field.annotation)
-        if nested is None or i + 1 == len(loc):
-            return settings, loc[: i + 1], loc[i + 1 :]
-        settings = nested
-    raise AssertionError(loc)
+    """Locate a validation error: the Settings class, the tables on the way to it, and the rest:
+    the key, and what is inside its value or pydantic's name for a member of a union."""
+    tables: list[str] = []
+    while True:
+        field = field_of(settings, loc[0]) if loc else None
+        found = None if field is None else _table_in(field.annotation, loc[1:])
+        if found is None:
+            return settings, tables, loc
+        tables.append(loc[0])
+        settings, entries, loc = found
+        tables += entries
+
+
+def _table_in(
+    annotation: Any, loc: list[str]
+) -> tuple[type[BaseModel], list[str], list[str]] | None:
+    """Return the Settings class of the table in a value that a location leads to, the entries on
+    the way to it, and the rest; None if it leads to no table."""
+    if not loc:
+        return None
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _table_in(inner[0], loc)
+    if isinstance(origin, type) and issubclass(origin, Mapping | Sequence):
+        found = _table_in(inner[-1] if issubclass(origin, Mapping) else inner[0], loc[1:])
+        return None if found is None else (found[0], [_entry(loc[0]), *found[1]], found[2])
+    tables = _tables_among(annotation, *inner)
+    if len(tables) > 1:
+        table = _by_kind(tables).get(loc[0])
+        return None if table is None else (table, [], loc[1:])
+    if tables:
+        return tables[0], [], loc
+    return next((found for kind in inner if (found := _table_in(kind, loc))), None)
+
+
+def _entry(name: str) -> str:
+    """Return an entry of a list or table as part of a path: the second of a list is ``#2``."""
+    return f"#{int(name) + 1}" if name.isdecimal() else name
+
+
+def _bracketed(path: Sequence[str]) -> str:
+    """Return a table for a sentence: ``[model]``, ``[model.inputs.words] layer 2``."""
+    *tables, entries, last = ["", *path]
+    if not last.startswith("#"):
+        return f"[{'.'.join(path)}]"
+    return f"[{'.'.join(tables[1:])}] {entries.removesuffix('s')} {last[1:]}"
+
+
+def _kinds_in(annotation: Any) -> Mapping[str, type[BaseModel]]:
+    """Return kind -> Settings class of a value whose tables are of several kinds."""
+    inner = get_args(annotation)
+    tables = _tables_among(*inner)
+    if len(tables) > 1:
+        return _by_kind(tables)
+    return next((kinds for part in inner if (kinds := _kinds_in(part))), {})
+
+
+def _tables_among(*annotations: Any) -> list[type[BaseModel]]:
+    plain = [get_args(k)[0] if get_origin(k) is Annotated else k for k in annotations]
+    return [k for k in plain if isinstance(k, type) and issubclass(k, BaseModel)]
+
+
+def _by_kind(tables: Iterable[type[BaseModel]]) -> Mapping[str, type[BaseModel]]:
+    tagged = [table for table in tables if "kind" in table.model_fields]
+    return {get_args(table.model_fields["kind"].annotation)[0]: table for table in tagged}
+
+
+def _is_of_no_kind(complaint: Any) -> bool:
+    untagged = complaint["type"] in ("union_tag_invalid", "union_tag_not_found")
+    return untagged and isinstance(complaint["input"], Mapping)
+
+
+def _wrong_kind(table: str, complaint: Any, kinds: Iterable[str]) -> str:
+    """Return a sentence about a table of no kind, or of a kind that there is not."""
+    if complaint["type"] == "union_tag_not_found":
+        return f"{table} needs the key 'kind', which is not there.{nearest('', kinds)}"
+    kind = complaint["ctx"]["tag"]
+    return f"{table} has no kind '{kind}'.{nearest(kind, kinds)}"
 
 
 def _is_table(annotation: Any) -> bool:

@@ -35,13 +35,16 @@ def projected(
         return schema
     own = [stage.settings for stage in stages]
     tables += [settings.model_dump() for settings in own if isinstance(settings, Settings)]
+    read = {*named_columns(tables, schema), *more}
+    return {c: dtype for c, dtype in schema.items() if c in read} or schema
+
+
+def named_columns(tables: Iterable[Mapping[str, Any]], schema: Schema) -> list[str]:
+    """Return the columns that the values of tables name."""
     texts = {text for table in tables for value in table.values() for text in _texts(value)}
-    words = {word for text in texts for word in WORD.findall(text)}
+    read = texts | {word for text in texts for word in WORD.findall(text)}
     globs = [text for text in texts if GLOB.search(text)]
-    read = {*texts, *words, *more}
-    return {
-        c: dtype for c, dtype in schema.items() if c in read or _named(c, texts, globs)
-    } or schema
+    return [column for column in schema if column in read or _named(column, texts, globs)]
 
 
 def _named(column: str, texts: Iterable[str], globs: Iterable[str]) -> bool:
@@ -92,4 +95,4 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(inner)
 
 
-__all__ = ["projected"]
+__all__ = ["named_columns", "projected"]

@@ -17,7 +17,7 @@ from engine.artifacts import OUTPUT_FILES
 from engine.assembly.parts import Parts
 from engine.assembly.saved_schema import resolved_folders
 from engine.config import Pipeline, made_by
-from engine.loading.mix import Mix
+from engine.loading.sources.mix import SourceGroup
 from engine.running.loop import Loop
 from engine.running.reject_limit import TooManyRejects
 from engine.running.work import written
@@ -44,6 +44,8 @@ def require_sections(pipeline: Pipeline) -> None:
     for section in ("train", "evaluation", "export"):
         if getattr(pipeline, section) is not None and pipeline.model is None:
             raise UserError(f"{_head(file, section)} needs a [model], which is not there.")
+    if pipeline.labels is not None and pipeline.model is None:
+        raise UserError(f"{_head(file, 'labels')} needs a [model] that learns, which is not there.")
     if pipeline.augment and pipeline.model is None:
         head = _head(file, "augment")
         raise UserError(f"{head} needs a [model] that learns, which is not there.")
@@ -65,8 +67,9 @@ def require_writable(parts: Parts) -> None:
     atomic.require_folder(endpoints.checkpoints.folder, "[checkpoint] path")
     for name in OUTPUT_FILES:
         atomic.require_file(folder / name, "folder")
-    if pipeline.export is not None:
+    if pipeline.exports:
         atomic.require_file(pipeline.model_path, "[export] path")
+        atomic.require_folder(pipeline.versions_path, "[export] versions")
     folders = {"checkpoint": {endpoints.checkpoints.folder.resolve()}}
     folders |= {table: resolved_folders([sink]) for table, sink in endpoints.sinks.items()}
     for one, other in combinations(folders, 2):
@@ -106,9 +109,10 @@ def _outputs(parts: Parts) -> Iterator[tuple[str, Path]]:
     for table, sink in parts.endpoints.sinks.items():
         for file in sink.files():
             yield f"[{table}]", file
-    if pipeline.export is not None:
+    if pipeline.exports:
         yield "[export] path", pipeline.model_path
         yield "[export] path", pipeline.float_model_path
+        yield "[export] versions", pipeline.versions_path / "1" / "model.onnx"
 
 
 def require_static_member(parts: Parts) -> None:
@@ -118,8 +122,8 @@ def require_static_member(parts: Parts) -> None:
         return
     if not source.tracks_owners and parts.keeps_state:
         raise UserError(
-            f"{parts.pipeline.file} keeps a state (it trains, or a stage learns) and shares its "
-            "partitions: give this engine a fixed name in its group, [source] "
+            f"{parts.pipeline.file} keeps a state (it trains, a stage learns, or its model carries "
+            "one) and shares its partitions: give this engine a fixed name in its group, [source] "
             "group_instance_id."
         )
 
@@ -134,6 +138,11 @@ def require_shufflable(parts: Parts) -> None:
             f"[loader] shuffle_rows in {pipeline.file} is for training: expected a [train] "
             "section, or take it out; results keep the order of their rows."
         )
+    if parts.model.features.state is not None:
+        raise UserError(
+            f"[loader] shuffle_rows in {pipeline.file} mixes rows, and [model.state] follows the "
+            "rows of a key in their order: take one of them out."
+        )
     if isinstance(source, SharedSource) and source.shares_partitions:
         raise UserError(
             f"[loader] shuffle_rows in {pipeline.file} needs fixed partitions, and [source] "
@@ -141,16 +150,55 @@ def require_shufflable(parts: Parts) -> None:
         )
 
 
+def require_late_labels(parts: Parts) -> None:
+    """Check what labels that come later do not go with."""
+    pipeline = parts.pipeline
+    if pipeline.labels is None or pipeline.infer is not None:
+        return
+    head = f"[labels] in {pipeline.file}"
+    if pipeline.loader.shuffle_rows:
+        raise UserError(
+            f"{head} joins rows in the order of their times, and [loader] shuffle_rows mixes them: "
+            "take one of them out."
+        )
+    if parts.endpoints.replay:
+        raise UserError(
+            f"{head} joins rows with the labels that come up to a horizon later, and those of dead "
+            "letters have come already: put the mended records into [source] and [labels.source]."
+        )
+    if parts.endpoints.source.epochs > 1:
+        raise UserError(
+            f"{head} learns each label once, and [source] epochs reads every row again: take it "
+            "out."
+        )
+    if parts.model.features.state is not None:
+        raise UserError(
+            f"{head} learns rows when their labels come, and [model.state] follows the rows of a "
+            "key in their order: take one of them out."
+        )
+    if parts.model.features.max_classes:
+        raise UserError(
+            f"{head} keeps the scores that rows have when they come, and more classes may appear "
+            "before their labels do: name them all in [model] classes."
+        )
+
+
 def require_repeatable(parts: Parts) -> None:
-    """Check that no stage treats the rows of a second epoch as duplicates."""
+    """Check that neither a stage nor the model takes the rows of a second epoch for later ones."""
     if parts.endpoints.source.epochs == 1:
         return
+    if parts.pipeline.trains and parts.model.features.state is not None:
+        raise UserError(
+            f"[source] epochs in {parts.pipeline.file} reads every row again, and [model.state] "
+            "would go on from the last rows of a key to its first ones: take one of them out."
+        )
     for stage in parts.scrub.stages:
         if stage.single_pass:
             raise UserError(
                 f"[source] epochs in {parts.pipeline.file} reads every row again, and "
-                f"[scrub.{stage.name}] would treat it as a duplicate or as late: write the cleaned "
-                "rows first, with a pipeline that has no model, or leave the stage out."
+                f"[scrub.{stage.name}] would treat it as a duplicate, as late or as its own past: "
+                "write the cleaned rows first, with a pipeline that has no model, or leave the "
+                "stage out."
             )
 
 
@@ -173,7 +221,7 @@ def require_sink_schema(parts: Parts) -> None:
     sink, pipeline, columns = parts.endpoints.sink, parts.pipeline, parts.pipeline.sink_columns
     if sink is None:
         return
-    own = {**dict.fromkeys(RESERVED, pl.String()), **parts.scrub.schema}
+    own = {**dict.fromkeys(RESERVED, pl.String()), **parts.scrub.learned_schema}
     added = parts.model_columns
     for name in added:
         if name in own and (columns is None or name in columns):
@@ -216,6 +264,15 @@ def require_learned(pipeline: Pipeline, loop: Loop) -> None:
     allowed = pipeline.dead_letters.limit >= 1
     if not pipeline.trains or loop.stopped or allowed or totals.learned + totals.predicted:
         return
+    if totals.waiting and not totals.expired:
+        return  # their labels may still come
+    if totals.expired:
+        raise TooManyRejects(
+            f"Ended: none of {counted(totals.read, 'row and label', 'rows and labels')} could be "
+            f"learned: {totals.matched:,} labels found their row, {totals.expired:,} rows expired "
+            f"without one, {totals.waiting:,} rows and labels wait, {totals.rejected:,} were "
+            "rejected: compare the keys ([labels] by) and the times of both, and the horizon."
+        )
     if totals.rejected:
         (stage, reason), n = max(totals.reasons.items(), key=lambda item: item[1])
         raise TooManyRejects(
@@ -234,7 +291,7 @@ def _head(file: str, section: str) -> str:
 def uncalled_members(parts: Parts) -> Iterator[str]:
     """Yield a sentence for each member of a user's own class that nothing calls."""
     endpoints, source = parts.endpoints, parts.endpoints.source
-    sources = source.parts.values() if isinstance(source, Mix) else (source,)
+    sources = source.parts.values() if isinstance(source, SourceGroup) else (source,)
     of_contract: list[tuple[object, type]] = [(own, Source) for own in sources]
     of_contract += [(stage, Stage) for stage in parts.scrub.stages]
     of_contract += [(sink, Sink) for sink in endpoints.sinks.values()]
@@ -253,6 +310,7 @@ def log_uncalled_members(parts: Parts) -> None:
 __all__ = [
     "log_uncalled_members",
     "require_exportable",
+    "require_late_labels",
     "require_learned",
     "require_no_feedback",
     "require_own_output",

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine import artifacts, rules
 from engine.artifacts import Summary
@@ -23,11 +24,12 @@ from engine.assembly.loop import (
 from engine.assembly.parts import Parts
 from engine.config import Pipeline
 from engine.loading.loader import Loader
+from engine.observing import compiling
 from engine.observing.metrics import Metrics
 from engine.quality.evaluation import Evaluation
-from engine.running.checkpoint import CheckpointFailed, Checkpoints
 from engine.running.loop import Loop
 from engine.running.reject_limit import TooManyRejects
+from engine.running.saving.checkpoint import CheckpointFailed, Checkpoints
 from engine.system.lock import locked
 from engine.types import (
     Batch,
@@ -42,6 +44,9 @@ from engine.types import (
     UserError,
 )
 
+if TYPE_CHECKING:
+    import torch
+
 
 class Run:
     """A pipeline, whose parts are built on first use; an unused part is never opened.
@@ -52,6 +57,8 @@ class Run:
         watch: called after every batch.
         replay: whether to read the dead letters instead of the source. The result is in the same
             checkpoint, so a letter is replayed once.
+        module: a `torch.nn.Module` to train, in place of [model] module. It stays as it is: the
+            run trains a copy, `learner.unwrapped.module`.
 
     Attributes:
         parts: all parts; the most used ones are also properties of the run.
@@ -64,6 +71,7 @@ class Run:
         *,
         watch: Callable[[Loop, Batch], None] | None = None,
         replay: bool = False,
+        module: torch.nn.Module | None = None,
     ) -> None:
         if not isinstance(pipeline, Pipeline):
             pipeline = Pipeline.load(pipeline, overrides)
@@ -71,7 +79,7 @@ class Run:
         self.pipeline = pipeline
         self.folder = Path(pipeline.folder)
         self.metrics = Metrics()
-        self.parts = Parts(pipeline, self.metrics, replay=replay)
+        self.parts = Parts(pipeline, self.metrics, replay=replay, module=module)
         self._watch = watch
         self._mark = Mark()
 
@@ -94,8 +102,8 @@ class Run:
 
     @property
     def features(self) -> Features:
-        """The features of the model in training."""
-        return self.parts.model.features
+        """The features of the model in training, with the classes that it knows now."""
+        return self.learner.features
 
     @property
     def learner(self) -> Learner:
@@ -136,7 +144,7 @@ class Run:
         """The loop, ready to resume and run."""
         return make_loop(self.parts, self._watch)
 
-    # -------------------------------------------------------------------------------------- deeds
+    # -------------------------------------------------------------------------------------- actions
 
     def assemble(self) -> None:
         """Build every part and check the rules, so that what cannot work is refused before a row is
@@ -170,21 +178,22 @@ class Run:
             HeadraceError; what user code in stages or learners raises.
         """
         self.parts.endpoints.fresh = fresh
-        self.assemble()  # mistakes in the file are reported before a folder is made
-        loop = self.loop
-        with self.exclusive():
-            if fresh:
-                self.delete_all()
-            else:
-                rules.require_own_output(self.parts)
-            return self._run(loop)
+        with compiling.reported(self.parts.heartbeat):
+            self.assemble()  # mistakes in the file are reported before a folder is made
+            loop = self.loop
+            with self.exclusive():
+                if fresh:
+                    self.delete_all()
+                else:
+                    rules.require_own_output(self.parts)
+                return self._run(loop)
 
     def exclusive(self) -> contextlib.AbstractContextManager[None]:
         """Lock the output folders for a block.
 
         Raises: UserError if another engine holds one.
         """
-        files = [] if self.pipeline.export is None else [self.pipeline.model_path]
+        files = [self.pipeline.model_path] if self.pipeline.exports else []
         return locked(artifacts.output_folders(self.parts), files)
 
     def delete_all(self) -> None:
@@ -200,6 +209,14 @@ class Run:
         self._mark = self._mark if mark is None else mark
         return mark is not None
 
+    def require_checkpoint(self) -> None:
+        """Restore the newest checkpoint. Raises: UserError if there is none."""
+        if not self.restore():
+            raise UserError(
+                f"There is no checkpoint in {self.checkpoints.settings.path}: run 'headrace run "
+                f"{self.pipeline.file}' first."
+            )
+
     def export(self, path: Path | None = None) -> Path:
         """Write the restored model, or the one the run left; see `engine.artifacts.export`."""
         return artifacts.export(self.parts, self._mark, path)
@@ -213,6 +230,7 @@ class Run:
         rules.require_writable(parts)
         rules.require_no_feedback(parts)
         rules.require_static_member(parts)
+        rules.require_late_labels(parts)
         rules.require_shufflable(parts)
         rules.require_repeatable(parts)
         require_batches_fit(parts)
@@ -228,14 +246,16 @@ class Run:
         rules.log_uncalled_members(parts)
         if self.source.unbounded():
             rehearse(parts)
-        with self._serving(), parts.heartbeat.watched():
+        with self._serving(), parts.heartbeat.watched(), parts.served.watched(self.metrics):
             resumed = loop.resume()
             before = dict(loop.totals.counts)
             if not resumed:
                 artifacts.write_schema(parts)
+                parts.served.log_cold(parts.scrub.stateful)
                 if self.trains:
                     parts.model.label.log_hint()
             failed = self._loop(loop)
+            parts.heartbeat.rest()
             bottleneck = loop.reporter.bottleneck()
             files, compression = artifacts.leave(parts, loop, before, failed)
             if self.trains:
@@ -262,8 +282,9 @@ class Run:
         except CheckpointFailed as error:
             return error
         except TooManyRejects as error:
-            in_files = self.pipeline.dead_letters.kind == "files"
-            where = f" They are in {self.pipeline.dead_letters_path}." if in_files else ""
+            in_files = self.pipeline.dead_letters.kind == "files" and loop.totals.rejected
+            place = self.pipeline.dead_letters_path
+            where = f" The rejected rows are in {place}." if in_files else ""
             return TooManyRejects(f"{error}{where}")
         return None
 

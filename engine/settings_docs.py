@@ -152,7 +152,7 @@ def _type(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(json.dumps(value) for value in inner)
     if origin in (Union, types.UnionType):
-        return " or ".join(_type(part) for part in inner if part is not type(None))
+        return " or ".join(dict.fromkeys(_type(part) for part in inner if part is not type(None)))
     if origin is tuple:
         if len(inner) == 2 and inner[1] is not Ellipsis:
             return f"a list of two {_plural(_type(inner[0]))}"

@@ -3,5 +3,8 @@
 LEARNERS = {
     "tabular": "models.learners.tabular:TabularLearner",
     "linear": "models.learners.linear:LinearLearner",
+    "module": "models.learners.modules.learner:ModuleLearner",
+    "prototypes": "models.learners.prototypes.learner:PrototypeLearner",
+    "trees": "models.learners.trees:TreesLearner",
 }
 """Kind of ``[model]`` -> import string. Nothing is imported before a pipeline names it."""

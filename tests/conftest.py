@@ -6,7 +6,9 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Generator, Iterable
 from itertools import chain, islice
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -22,17 +24,33 @@ settings.load_profile("headrace")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The slow ones first, the slowest before all, and some for each worker: xdist gives each of
-    them a part of the list, and one that begins a slow test at the end is waited for."""
-    items.sort(key=_seconds, reverse=True)
-    slow = sum(_seconds(item) > 0 for item in items)
+    """The slow ones first, and as much of them for each worker: xdist gives each of them a part of
+    the list, and one that begins a slow test at the end is waited for. Those of a module stay
+    together, so that what they share is made once."""
     workers = getattr(config, "workerinput", {}).get("workercount", 1)
-    parts = [items[:slow][worker::workers] for worker in range(workers)]
-    rest = iter(items[slow:])
+    modules: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        if _seconds(item):
+            modules.setdefault(item.path, []).append(item)
+    parts: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    for module in sorted(modules.values(), key=_seconds_of, reverse=True):
+        min(parts, key=_seconds_of).extend(module)
+    rest = iter([item for item in items if not _seconds(item)])
     for worker, part in enumerate(parts):
         given = sum(map(len, parts[:worker]))
-        part.extend(islice(rest, (len(items) - given) // (workers - worker) - len(part)))
+        share = (len(items) - given) // (workers - worker)
+        part.extend(islice(rest, max(0, share - len(part))))
     items[:] = [*chain(*parts), *rest]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Nothing of it is garbage: looking for some takes 1.3 s of a core in each worker."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_finish() -> None:
@@ -45,6 +63,10 @@ def pytest_collection_finish() -> None:
 def _seconds(item: pytest.Item) -> float:
     mark = item.get_closest_marker("slow")
     return 0 if mark is None else mark.args[0] if mark.args else 10
+
+
+def _seconds_of(items: Iterable[pytest.Item]) -> float:
+    return sum(map(_seconds, items))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -28,8 +28,9 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = (
-    "scipy.linalg", "torch.export", "pydantic_settings", "kafka", "starlette.applications",
-    "uvicorn", "prometheus_client", "rich.live", "matplotlib.pyplot", "onnxruntime", "onnx",
+    "scipy.linalg", "pyarrow.compute", "pyarrow.parquet", "torch.export", "pydantic_settings",
+    "kafka", "starlette.applications", "uvicorn", "prometheus_client", "rich.live",
+    "matplotlib.pyplot", "onnxruntime", "onnx",
 )  # fmt: skip
 """What commands import when they come to it."""
 PACKAGES = ("engine", "connectors", "models")
@@ -45,6 +46,9 @@ while the other's child is still without a parent; what is not our child cannot 
 class Command(subprocess.Popen[Any]):
     """``headrace WORDS``, with the settings of `subprocess.Popen`."""
 
+    module = "engine.commands.cli"
+    """Which is run; another one in a subclass. It ends by `sys.exit`."""
+
     def _execute_child(  # in Popen, what makes a process of words and pipes
         self, args: Any, executable: Any, preexec_fn: Any, close_fds: Any, pass_fds: Any, cwd: Any,
         env: Any, startupinfo: Any, creationflags: Any, shell: Any, p2cread: int, p2cwrite: int,
@@ -52,7 +56,10 @@ class Command(subprocess.Popen[Any]):
     ) -> None:  # fmt: skip
         ends = [0 if p2cread < 0 else p2cread, 1 if c2pwrite < 0 else c2pwrite]
         ends.append(2 if errwrite < 0 else errwrite)
-        request = {"words": args, "cwd": str(cwd or Path.cwd()), "env": dict(env or os.environ)}
+        request = {
+            "module": self.module, "words": args, "cwd": str(cwd or Path.cwd()),
+            "env": dict(env or os.environ),
+        }  # fmt: skip
         with _STARTING:
             self.pid = _starter().start(request, ends)
         self._child_created = True
@@ -148,7 +155,7 @@ def _see_no_pool() -> None:
 
 
 def _run(request: dict[str, Any], ends: list[int]) -> None:
-    """As ``python -m engine.commands.cli`` does."""
+    """As ``python -m MODULE`` does."""
     for number, end in enumerate(ends):
         os.dup2(end, number)
         os.close(end)
@@ -160,7 +167,7 @@ def _run(request: dict[str, Any], ends: list[int]) -> None:
     sys.argv[1:] = request["words"]
     random.seed()
     try:
-        runpy.run_module("engine.commands.cli", run_name="__main__", alter_sys=True)
+        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
     except SystemExit as end:
         if isinstance(end.code, int):
             _leave(end.code)

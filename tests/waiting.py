@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 Found = TypeVar("Found")
 
-HANG = 300.0
+HANG = 600.0
 """Seconds after which what takes a moment is called hung. No verdict hangs on how fast the machine
-is: a busy one may need a hundred times as long."""
+is: a busy one may need a hundred times as long, most of all for a child of low priority."""
 
 
 def until(
@@ -35,4 +35,4 @@ def until(
         assert not ended, f"the process ended before {what} was there"
         assert time.monotonic() < end, f"{what} was not there within {HANG:.0f} s"
         # Between two looks; what is looked for needs the core more than one that takes its time.
-        time.sleep(min(0.5, max(0.005, 3 * (time.monotonic() - begun))))
+        time.sleep(min(0.5, max(0.01, 9 * (time.monotonic() - begun))))

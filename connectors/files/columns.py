@@ -67,6 +67,8 @@ class ColumnFinder:
         self._sorted_files = sorted_files
         self._left_out: set[str] = set()
         """The columns already reported as left out."""
+        self._passes_over = False
+        """Whether a file that cannot be read tells nothing of the columns, and is no error."""
 
     def schema(self, declared: Schema) -> Schema:
         """Return the columns of decoded rows, see `engine.types.Source.schema`.
@@ -129,6 +131,7 @@ class ColumnFinder:
                 files = catalog.find()
                 plain = {name: path for name, path in files.items() if compression(path) is None}
                 catalog.files = plain or files
+        self._passes_over = True  # damaged ones: what is read of them is a dead letter
         return self._schema(declared)
 
     def _schema(self, declared: Schema) -> Schema:
@@ -139,15 +142,17 @@ class ColumnFinder:
         if (described := self._described(declared, named, only=only)) is not None:
             return described
         if only and spec.sparse:  # a field may be absent
-            if catalog.format == "ndjson":
+            if catalog.format == "ndjson" and not self._passes_over:
                 require_objects(catalog.files, self._opener.sampled)
             self._opener.columns = list(named)
             return named
-        if not catalog.files:  # files that come later
+        available: Schema = {}
+        if catalog.files:
+            available = self._usable(self.in_files(named, guess=rest is None, only=only))
+        if not catalog.files or (self._passes_over and not available):  # files that come later
             self._require_declared(named)
             self._opener.columns = list(named)
             return named
-        available = self._usable(self.in_files(named, guess=rest is None, only=only))
         if not spec.sparse:
             self._require_there(named, available)
         if catalog.settings.order_by:
@@ -217,16 +222,23 @@ class ColumnFinder:
 
     def _inspection(self, named: Schema | None) -> Inspection:
         catalog, opener, dialects = self._catalog, self._opener, self._dialects
+        passes_over = self._passes_over
         if catalog.spec.layout == "table":
-            return inspect_tables(catalog.files, catalog.format)
+            return inspect_tables(catalog.files, catalog.format, pass_over_damaged=passes_over)
         if catalog.format == "csv":
             inner = self._decoding.inner
             decoder = inner if isinstance(inner, Csv) else dialects.decoder()
             words = "null_values" not in dialects.declared
             inspection = inspect_csv(
-                catalog.files, opener.sampled, decoder, dialects.headers, named, words=words
+                catalog.files,
+                opener.sampled,
+                decoder,
+                dialects.headers,
+                named,
+                words=words,
+                pass_over_damaged=passes_over,
             )
-            if not inspection.schema:
+            if not inspection.schema and not passes_over:
                 raise UserError(
                     f"{catalog.first[0]} is empty: expected a CSV header in its first line."
                 )
@@ -238,7 +250,14 @@ class ColumnFinder:
             return inspect_json(
                 files, lambda _, name: opener.files(name), paths, declared=declared, per_file=True
             )
-        return inspect_json(catalog.files, opener.sampled, paths, declared=declared, per_file=False)
+        return inspect_json(
+            catalog.files,
+            opener.sampled,
+            paths,
+            declared=declared,
+            per_file=False,
+            pass_over_damaged=passes_over,
+        )
 
     def _nested(self, available: Schema) -> Schema:
         """Return the columns that `paths` extracts from others.

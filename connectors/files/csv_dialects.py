@@ -50,6 +50,8 @@ class CsvDialects:
             _must_differ(roles, ("delimiter", "quote", "comment", "decimal"), "[source]")
         self.sniffed: dict[str, Any] | None = None
         self.headers: dict[str, list[str]] = {}
+        self._unclear: str | None = None
+        """A delimiter that may be meant instead of the one in use."""
         self._decoders: list[Csv] = []
         self._words: dict[str, set[str]] = {}
         """Column -> fields that may stand for missing values."""
@@ -64,6 +66,12 @@ class CsvDialects:
             words = {*fields.get("null_values", ()), *self._model_null_values}
             fields["null_values"] = tuple(word for word in NULL_WORDS if word in words)
         return Dialect(**{**fields, **self.declared})
+
+    @property
+    def found(self) -> str:
+        """What the first rows say that is not declared, as a declaration; empty if nothing."""
+        sniffed = {k: v for k, v in (self.sniffed or {}).items() if k not in self.declared}
+        return Dialect(**sniffed).description()
 
     def in_effect(self) -> dict[str, Snapshot]:
         """Return the dialect as settings."""
@@ -98,10 +106,11 @@ class CsvDialects:
         self.use(sniff_dialect(head, self.declared))
         roles = dataclasses.asdict(self.dialect)
         _must_differ(roles, ("delimiter", "quote", "comment"), f"{name}:")
-        if self.sniffed:
+        self._unclear = unclear(head, self.dialect)
+        if found := self.found:
             log.info(
                 "%s is read with %s: that is how its first rows are written; [source] settings of "
-                "these names say otherwise.", name, self.dialect.told(),
+                "these names say otherwise.", name, found,
             )  # fmt: skip
 
     def take_header(self, raw: bytes | None, name: str, *, sniffed_now: bool) -> list[str]:
@@ -115,10 +124,10 @@ class CsvDialects:
         """
         encoding = self._catalog.settings.encoding or "utf-8"
         self.headers[name] = columns = header(raw, name, self.dialect, encoding)
-        if sniffed_now and (maybe := unclear(columns)) is not None:
+        if sniffed_now and self._unclear is not None:
             log.warning(
                 "%s has one column, '%s': where '%s' stands between columns, set [source] "
-                "delimiter.", name, columns[0], maybe,
+                "delimiter.", name, *columns, self._unclear,
             )  # fmt: skip
         return columns
 

@@ -6,7 +6,7 @@ from connectors.files.catalog import Catalog
 from connectors.files.csv_dialects import CsvDialects
 from connectors.formats.bounded import SizeLimited
 from connectors.formats.custom import load_custom
-from connectors.formats.file_content import FileContent
+from connectors.formats.file_content import FileContent, UnreadFiles
 from connectors.formats.inference.misses import InferredTypes
 from connectors.formats.options import FormatOptions
 from connectors.formats.registry import CUSTOM, FILES, require_option
@@ -40,8 +40,10 @@ class Decoding:
         self.inferred = InferredTypes(self.inner, lambda: self._dialects.dialect.decimal)
         counted = self.inferred if catalog.has_lines and catalog.spec.guessed else self.inner
         self.format = counted
+        if catalog.settings.follow:  # where a damaged file is a dead letter
+            self.format = UnreadFiles(self.format)
         if any(catalog.folders.values()) and not catalog.is_single_partition:
-            self.format = self.beside_folders(counted)
+            self.format = self.beside_folders(self.format)
 
     def beside_folders(self, format: Format) -> HivePartitions:
         """Return a format that adds the columns of folders."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -26,6 +27,7 @@ from engine.types import (
     PART,
     RESERVED,
     WILDCARD,
+    HeadraceError,
     Records,
     Schema,
     UserError,
@@ -125,7 +127,7 @@ class Inspection:
                 _some(self.empty),
             )
         self._tell_lacking(files)
-        self._tell_mixed()
+        self._tell_mixed(declared)
         if self.blank and self.rows:
             log.warning(
                 "%s no value, and is read as text: declare its type in [source.schema] where it "
@@ -169,31 +171,46 @@ class Inspection:
         for column, missing_in in self.missing_in.items():
             log.debug("Column '%s' is not in %s.", column, ", ".join(missing_in))
 
-    def _tell_mixed(self) -> None:
-        said = list(self.mixed.values())
-        for sentence in said[:MAX_FILES_NAMED]:
+    def _tell_mixed(self, declared: Schema) -> None:
+        sentences = [said for column, said in self.mixed.items() if column not in declared]
+        for sentence in sentences[:MAX_FILES_NAMED]:
             log.warning("%s", sentence)
-        for sentence in said[MAX_FILES_NAMED:]:
+        for sentence in sentences[MAX_FILES_NAMED:]:
             log.debug("%s", sentence)
-        if len(said) > MAX_FILES_NAMED:
+        if len(sentences) > MAX_FILES_NAMED:
             log.warning(
                 "%d more columns are of several types; --log-level debug lists them.",
-                len(said) - MAX_FILES_NAMED,
+                len(sentences) - MAX_FILES_NAMED,
             )
 
 
-def inspect_tables(files: Mapping[str, Path], format: str) -> Inspection:
+@contextmanager
+def passing_over(damaged: bool) -> Iterator[None]:
+    """Pass over a file that cannot be read, where so asked: its reader reports it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except HeadraceError:
+        if not damaged:
+            raise
+
+
+def inspect_tables(
+    files: Mapping[str, Path], format: str, *, pass_over_damaged: bool = False
+) -> Inspection:
     """Inspect all footers. Raises: UserError for a column whose types have no common type."""
     inspection = Inspection()
     columns_by_file: dict[str, list[str]] = {}
     for name, path in files.items():
-        table = open_table(format, path, name)
-        table.close()
-        if not table.rows:
-            inspection.empty.append(name)
-        inspection.schema = _merge_schema(inspection, table.schema, name, columns_by_file)
-        inspection.rows |= table.rows > 0
-        columns_by_file[name] = list(table.schema)
+        with passing_over(pass_over_damaged):
+            table = open_table(format, path, name)
+            table.close()
+            if not table.rows:
+                inspection.empty.append(name)
+            inspection.schema = _merge_schema(inspection, table.schema, name, columns_by_file)
+            inspection.rows |= table.rows > 0
+            columns_by_file[name] = list(table.schema)
     _note_lacking(inspection, columns_by_file)
     return inspection
 
@@ -230,6 +247,7 @@ def inspect_csv(
     declared: Iterable[str] | None,
     *,
     words: bool = True,
+    pass_over_damaged: bool = False,
 ) -> Inspection:
     """Inspect all headers, and rows to infer undeclared types.
 
@@ -242,8 +260,7 @@ def inspect_csv(
     columns_by_file: dict[str, list[str]] = {}
     shares = SampleBudget(len(files))
     for name, path in files.items():
-        file = opened(path, name)
-        try:
+        with passing_over(pass_over_damaged), closing(opened(path, name)) as file:
             guess.decimal = csv.dialect.decimal  # as the first file with rows has it
             columns = headers[name]
             _check_column_count(len(columns) if declared is not None else 0, name)
@@ -260,8 +277,6 @@ def inspect_csv(
             if not seen:
                 inspection.empty.append(name)
             inspection.rows |= seen > 0
-        finally:
-            file.close()
     inspection.null_values = guess.null_values if words else ()
     inspection.words = guess.words if words else {}
     inspection.blank = guess.blank
@@ -279,6 +294,7 @@ def inspect_json(
     *,
     declared: bool,
     per_file: bool,
+    pass_over_damaged: bool = False,
 ) -> Inspection:
     """Inspect the keys of the objects, and infer types that hold all their values.
 
@@ -293,8 +309,7 @@ def inspect_json(
     shares = SampleBudget(len(files))
     head: bytes | None = None
     for name, path in files.items():
-        file = opened(path, name)
-        try:
+        with passing_over(pass_over_damaged), closing(opened(path, name)) as file:
             seen = 0
             for records in shares.parts(file, name, inspection):
                 seen += len(records)
@@ -308,8 +323,6 @@ def inspect_json(
                         raise _no_object(name, lines) if per_file else _no_objects(name, lines)
             if not seen:
                 inspection.empty.append(name)
-        finally:
-            file.close()
     inspection.rows = head is not None
     inspection.schema = {c: _resolved_type(dtype) for c, dtype in inspection.schema.items()}
     return inspection

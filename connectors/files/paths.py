@@ -99,7 +99,7 @@ def common_format(files: dict[str, Path]) -> str:
 
 def _shown(path: str | Path) -> str:
     """Return the name of a file's partition: its path as found, in its shortest spelling."""
-    return readable(str(Path(path)))
+    return readable(str(path if isinstance(path, Path) else Path(path)))  # parsing is slow
 
 
 def _once(files: dict[str, Path]) -> dict[str, Path]:
@@ -144,8 +144,9 @@ def _kind(path: Path) -> str | None:
 
 def _extension(path: Path) -> str:
     suffix = path.suffix.lower()
-    plain = path.with_suffix("") if compression(path) else path
-    return suffix if suffix in EXTENSIONS else plain.suffix.lower()
+    if suffix in EXTENSIONS or not compression(path):
+        return suffix
+    return path.with_suffix("").suffix.lower()
 
 
 def _below(folder: str, format: str | None) -> dict[str, Path]:

@@ -293,5 +293,10 @@ class FileDeadLetterSink(FilesSink):
         verify_parts: Free[bool] = False
         format: ClassVar[Literal["ndjson"]] = "ndjson"
 
+    def write(self, frame: pl.DataFrame, positions: pl.DataFrame | None = None) -> None:
+        """Write without `replayed`: what a killed engine wrote to a file is truncated, so no letter
+        is there twice."""
+        super().write(frame.drop("replayed", strict=False), positions)
+
 
 __all__ = ["FileDeadLetterSink", "FilesSink"]

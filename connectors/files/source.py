@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from connectors.files.later_columns import LaterColumns
 from connectors.files.opening import Opener
 from connectors.files.order_by import SortedFiles
 from connectors.files.paths import find_files, would_match
+from connectors.files.readers.file_rows import unreadable
 from connectors.files.readers.stdin import STDIN, StdinRows
 from connectors.files.readers.table import SortedRows
 from connectors.files.settings import FilesSettings
@@ -33,6 +35,7 @@ from engine.types import (
     SAMPLE_BYTES,
     WILDCARD,
     Format,
+    HeadraceError,
     Mark,
     Records,
     Schema,
@@ -197,10 +200,16 @@ class FilesSource(Source):
             for name in PARSE_SETTINGS
             if name in parse_settings and suits.get(name, name in own)
         }
+        words = parse_settings.get(NULL_WORDS_KEY, ()) if "null_values" in own else ()
+        _log_learned({k: v for k, v in {**learned, "null_values": words}.items() if k not in given})
         self.settings = self._catalog.settings = FilesSettings(**{**learned, **given})
-        self._dialects.declare_again(parse_settings.get(NULL_WORDS_KEY, ()))
+        self._dialects.declare_again(words)
         self._decoding.make()
         self.format = self._decoding.format
+
+    def found(self) -> str:
+        """Return the CSV dialect of the first rows, as far as it is not set."""
+        return self._dialects.found if self._catalog.format == "csv" else ""
 
     def remarks(self) -> list[str]:
         return self._decoding.inferred.misses()
@@ -232,9 +241,20 @@ class FilesSource(Source):
         return pieces
 
     def _head(self, name: str, rows: int) -> list[Records]:
-        """Return the first rows of a file; none if it has none."""
+        """Return the first rows of a file; none if it has none; a row that says why if it cannot
+        be read, where the run goes on after it."""
         path = self._catalog.files[name]
         self._catalog.note_folders(name, path)
+        try:
+            return self._first_rows(path, name, rows)
+        except UserError:
+            raise
+        except HeadraceError as error:
+            if not self.settings.follow or self.settings.on_replaced == "fail":
+                raise
+            return [unreadable(path, name, 0, 1, str(error))]
+
+    def _first_rows(self, path: Path, name: str, rows: int) -> list[Records]:
         file = self._opener.file(path, name)
         try:
             records = file.read(rows, SAMPLE_BYTES)
@@ -295,6 +315,21 @@ class FilesSource(Source):
         if isinstance(self.format, HivePartitions):
             return self._decoding.beside_folders(lines)
         return lines
+
+
+def _log_learned(settings: Mapping[str, Any]) -> None:
+    """Say which settings come from the model that serves."""
+    usual = {name: field.default for name, field in FilesSettings.model_fields.items()}
+    parts = [
+        f"{name} = {json.dumps(value, ensure_ascii=False)}"
+        for name, value in settings.items()
+        if value and value != usual[name]
+    ]
+    if parts:
+        log.info(
+            "Cells are read as where the model learned: %s; [source] settings of these names say "
+            "otherwise.", ", ".join(parts),
+        )  # fmt: skip
 
 
 __all__ = ["FilesSource"]

@@ -34,12 +34,12 @@ class Dialect:
         """The quote as a byte, which compiled loops compare faster; or -1, which no byte is."""
         return np.uint8(ord(self.quote)) if self.quote else -1
 
-    def told(self) -> str:
+    def description(self) -> str:
         """Return what differs from the default, as a declaration; empty if nothing does."""
         usual = Dialect()
         parts = [
-            f"{name} = {json.dumps(value)}"
-            for name in ("delimiter", "quote", "decimal", "comment")
+            f"{name} = {json.dumps(value, ensure_ascii=False)}"
+            for name in ("delimiter", "quote", "decimal", "comment", "null_values")
             if (value := getattr(self, name)) != getattr(usual, name)
         ]
         if self.preamble:

@@ -18,7 +18,18 @@ from connectors.formats.kernels.rows import (
 )
 from connectors.formats.options import FormatOptions
 from connectors.formats.values.casts import conform
-from engine.types import Format, Records, Rejects, Schema, UserError, Values, nearest
+from connectors.formats.wrapping import WrappingFormat
+from engine.types import (
+    PARTITION,
+    POSITION,
+    Format,
+    Records,
+    Rejects,
+    Schema,
+    UserError,
+    Values,
+    nearest,
+)
 
 CONTENTS: dict[str, tuple[str, pl.DataType]] = {
     "images": ("image", pl.Binary()),
@@ -73,12 +84,7 @@ class FileContent(Format):
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """Decode every readable file; a text that is not UTF-8 is rejected."""
-        values = records.values
-        assert isinstance(values, Values)
-        rejects: list[Rejects] = []
-        if values.null is not None and values.null.any():
-            rejects += _unread(records, np.flatnonzero(values.null))
-            records = select_records(records, np.flatnonzero(~values.null))
+        records, rejects = without_unread(records)
         if self._inner is not None:
             frame, more = self._inner.decode(records, schema)
             return frame, [*rejects, *more]
@@ -110,6 +116,31 @@ class FileContent(Format):
             columns[PATH] = paths
             columns[LABEL] = paths.str.extract(r"([^/]+)/+[^/]*$")
         return pl.DataFrame([columns[c].alias(c) for c in schema])
+
+
+class UnreadFiles(WrappingFormat):
+    """Rejects what a source could not read of a file, with the source's reason, and passes the
+    other rows on."""
+
+    def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
+        read, rejects = without_unread(records)
+        if not rejects:
+            return self.inner.decode(records, schema)
+        if not len(read):
+            return pl.DataFrame(
+                schema={PARTITION: pl.String, POSITION: pl.Int64, **schema}
+            ), rejects
+        frame, more = self.inner.decode(read, schema)
+        return frame, [*rejects, *more]
+
+
+def without_unread(records: Records) -> tuple[Records, list[Rejects]]:
+    """Return the records with content, and the others as rejects."""
+    values = records.values
+    if not isinstance(values, Values) or values.null is None or not values.null.any():
+        return records, []
+    unread = _unread(records, np.flatnonzero(values.null))
+    return select_records(records, np.flatnonzero(~values.null)), unread
 
 
 def _unread(records: Records, at: NDArray[np.int64]) -> list[Rejects]:
@@ -163,4 +194,4 @@ def documents(options: FormatOptions) -> FileContent:
     return FileContent("documents")
 
 
-__all__ = ["FileContent"]
+__all__ = ["FileContent", "UnreadFiles"]

@@ -42,7 +42,7 @@ def warn_about_nulls(frame: pl.DataFrame, warned: set[str]) -> None:
     """Warn once per column that NaN and infinities are written as null: JSON has neither.
 
     Args:
-        warned: columns of which it was said.
+        warned: columns of which a warning was logged.
     """
     for column in frame.get_columns():
         if not column.dtype.is_float() or column.name in warned:

@@ -273,7 +273,7 @@ class Xml(Format):
                 try:
                     yield parsed(raw, parser)
                 except etree.XMLSyntaxError as error:
-                    bad[row] = BROKEN, f"Expected an XML document: {said(error)}."
+                    bad[row] = BROKEN, f"Expected an XML document: {parser_message(error)}."
                 except EntityError:
                     bad[row] = ENTITY, REFUSED
 
@@ -301,7 +301,7 @@ def parsed(raw: bytes, parser: etree.XMLParser) -> etree._Element:
     return root
 
 
-def said(error: etree.XMLSyntaxError) -> str:
+def parser_message(error: etree.XMLSyntaxError) -> str:
     """Return libxml2's error, without its advice to lift the limits."""
     text = str(error).partition(" (<string>")[0].replace("\n", "")
     return re.sub(r",? (?:use|try) XML_PARSE_HUGE(?: option)?", "", text)
@@ -313,7 +313,19 @@ def make(options: FormatOptions) -> Xml:
 
 
 __all__ = [
-    "ENTITY", "REFUSED", "ROW", "SAFE", "EntityError", "Fields", "Xml", "columns_of",
-    "declares_entities", "documents", "local", "parse_place", "parsed", "refers_to_entities",
-    "said",
+    "ENTITY",
+    "REFUSED",
+    "ROW",
+    "SAFE",
+    "EntityError",
+    "Fields",
+    "Xml",
+    "columns_of",
+    "declares_entities",
+    "documents",
+    "local",
+    "parse_place",
+    "parsed",
+    "parser_message",
+    "refers_to_entities",
 ]  # fmt: skip

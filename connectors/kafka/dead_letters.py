@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import numpy as np
 import polars as pl
 from pydantic import Field
 
 from connectors.formats.kernels import rows
-from connectors.formats.kernels.varints import write_varint
-from connectors.kafka.chunks import header_entries
 from connectors.kafka.producer import TopicSettings, VerifiedProducer
 from connectors.kafka.record_batches import OutgoingRecords, encode_headers
 from connectors.kafka.sink import KafkaSink
-from engine.types import NO_TIMESTAMP, PARTITION, POSITION, Buffered, Records, Sink, Snapshot
+from engine.types import PARTITION, POSITION, Buffered, Sink, Snapshot
 from engine.types.changes import Free
 
 PREFIX = "headrace."
-ORIGIN_HEADERS = ("topic", "partition", "offset", "timestamp")
 
 
 class KafkaDeadLetterSink(Sink, Buffered):
@@ -28,8 +24,9 @@ class KafkaDeadLetterSink(Sink, Buffered):
     value, key and headers, and gets in addition:
 
     ``headrace.reason``, ``headrace.stage``, ``headrace.detail``, ``headrace.topic``,
-    ``headrace.partition``, ``headrace.offset``, ``headrace.timestamp`` (ms since the epoch) and
-    ``headrace.pipeline``.
+    ``headrace.partition``, ``headrace.offset``, ``headrace.timestamp`` (ms since the epoch),
+    ``headrace.pipeline``, and ``headrace.replayed`` if a replay rejected it again: the place of the
+    letter that was replayed.
 
     At least once, as `KafkaSink` is; part of its transaction where that one is `exactly_once`.
     """
@@ -107,47 +104,6 @@ class KafkaDeadLetterSink(Sink, Buffered):
         return {} if self._shared else {"failed_records": self.delivery.failed}
 
 
-def unwrapped(records: Records) -> Records:
-    """Return letters as their original records: key and value unchanged, headers without those a
-    letter adds, timestamp and position as first read."""
-    assert records.headers is not None, "letters were read without their headers"
-    opened = [_opened(raw or b"") for raw in records.headers.take(np.arange(len(records)))]
-    own = [own for own, _ in opened]
-    why = pl.DataFrame(
-        [{name: added.get(PREFIX + name) for name in ORIGIN_HEADERS} for _, added in opened],
-        schema=dict.fromkeys(ORIGIN_HEADERS, pl.String),
-    )
-    place = pl.concat_str("topic", "partition", separator="/")
-    times = why["timestamp"].cast(pl.Int64, strict=False).fill_null(NO_TIMESTAMP)
-    return replace(
-        records,
-        headers=rows.values(pl.Series(own, dtype=pl.Binary)),
-        timestamps=times.to_numpy(),
-        origins=why.select(
-            pl.coalesce(place, "topic").fill_null("").alias(PARTITION),
-            pl.col("offset").cast(pl.Int64, strict=False).fill_null(-1).alias(POSITION),
-        ),
-    )
-
-
-def _opened(raw: bytes) -> tuple[bytes, dict[str, str]]:
-    """Return the headers of a letter: those of its record, unchanged, and those the letter added
-    after them."""
-    entries = list(header_entries(raw))
-    names = [name for _, name, _ in entries]
-    begins = [i for i, name in enumerate(names) if name == PREFIX + "topic"]
-    cut = begins[-1] if begins else len(entries)
-    if PREFIX + "pipeline" in names[:cut]:  # what every letter has comes first
-        cut -= 1 + names[:cut][::-1].index(PREFIX + "pipeline")
-    if not cut:
-        own = b""
-    else:
-        count = np.empty(10, np.uint8)
-        end = entries[cut][0] if cut < len(entries) else len(raw)
-        own = count[: write_varint(count, 0, cut)].tobytes() + raw[entries[0][0] : end]
-    return own, {name: value.decode("utf-8", "replace") for _, name, value in entries[cut:]}
-
-
 def _why(frame: pl.DataFrame) -> dict[str, pl.Series]:
     parts = pl.col(PARTITION).str.extract_groups(r"^(?<topic>.*)/(?<number>\d+)$")
     columns = frame.select(
@@ -158,8 +114,9 @@ def _why(frame: pl.DataFrame) -> dict[str, pl.Series]:
         pl.col("reason").alias("headrace.reason"),
         pl.col("detail").alias("headrace.detail"),
         pl.col("timestamp").cast(pl.String).alias("headrace.timestamp"),
+        pl.col("replayed").alias("headrace.replayed"),
     )
     return columns.to_dict()
 
 
-__all__ = ["KafkaDeadLetterSink", "unwrapped"]
+__all__ = ["PREFIX", "KafkaDeadLetterSink"]

@@ -78,7 +78,8 @@ class KafkaSink(Sink, Buffered):
                 records, at the latest; sooner where nothing more comes. Each commit takes a
                 checkpoint: where a state is large, it waits until that is no more than a tenth of
                 the time, or a checkpoint is due.
-            provenance: headers of every record; the pipeline's name and the model's version.
+            provenance: headers of every record; the pipeline's name and the model's version (where
+                a folder of versions serves, the column ``model_version`` alone says it).
         """
 
         format: Warned[Literal["json", "avro", "raw"]] = "json"

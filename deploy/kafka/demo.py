@@ -63,8 +63,6 @@ def main() -> None:
         # One thread each: two engines and a broker share this machine.
         here = {"OMP_NUM_THREADS": "1", **os.environ, "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers}
         source, sink = topics.values()
-        for name, port in PORTS.items():
-            PORTS[name] = free(port)
         both = [f"source.topics={source}", *sys.argv[1:]]
         sets = {
             TRAIN: [*both, f"source.group_id=train-{tag}"],
@@ -95,8 +93,10 @@ def main() -> None:
         finally:
             for process in engines.values():
                 process.send_signal(signal.SIGTERM)
-            codes = {name: process.wait(60) for name, process in engines.items()}
-        assert not any(codes.values()), f"an engine failed: {codes}, see runs/"
+            codes = {name: process.wait(PATIENCE) for name, process in engines.items()}
+        for name, code in codes.items():
+            if code:
+                raise SystemExit(f"{name} failed: {log_of(name)[-1]}")
         out.print(summary(bootstrap_servers, sink, rates))
     out.print(
         f"{time.monotonic() - start:.0f} s in all.", f"runs/{TRAIN}", f"runs/{SERVE}", sep="\n"
@@ -130,9 +130,9 @@ def headrace(here: dict[str, str], command: str, name: str, sets: list[str], *, 
     words = [sys.executable, "-m", "engine.commands.cli", command, str(PIPELINES / f"{name}.toml")]
     words += [word for text in sets for word in ("--set", text)]
     words += ["--fresh"] * fresh + (["--to", to] if to else [])
-    subprocess.run(
-        words, env=here, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    done = subprocess.run(words, env=here, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
 
 
 def engine(here: dict[str, str], name: str, sets: list[str]) -> subprocess.Popen[bytes]:
@@ -147,19 +147,29 @@ def engine(here: dict[str, str], name: str, sets: list[str]) -> subprocess.Popen
         str(PIPELINES / f"{name}.toml"),
         "--fresh",
     ]
-    sets = [*sets, f"service.port={PORTS[name]}"]
+    sets = [f"service.port={free(PORTS[name])}", *sets]
     words += [word for text in sets for word in ("--set", text)]
     with (folder / "log.txt").open("wb") as log:
         return subprocess.Popen(words, env=here, stdout=log, stderr=log)
 
 
 def free(port: int) -> int:
-    """This port, or another one."""
+    """This port, or 0 for any other one."""
     with suppress(OSError), socket.create_server(("127.0.0.1", port)):
         return port
-    with socket.create_server(("127.0.0.1", 0)) as any_other:
-        found: int = any_other.getsockname()[1]
-        return found
+    return 0
+
+
+def log_of(name: str) -> list[str]:
+    """The lines of an engine's log."""
+    return (Path("runs") / name / "log.txt").read_text().splitlines()
+
+
+def url(name: str) -> str | None:
+    """Where an engine's page is; None before it is up."""
+    lines = [json.loads(line) for line in log_of(name) if line.endswith("}")]
+    urls = [line["url"] for line in lines if line["message"] == "service listens"]
+    return urls[-1] if urls else None
 
 
 def offset(bootstrap_servers: str, topic: str, ms: int | None) -> int:
@@ -172,15 +182,17 @@ def offset(bootstrap_servers: str, topic: str, ms: int | None) -> int:
     return at
 
 
-SAID = {TRAIN: "learns", SERVE: "predicts"}
+ROLES = {TRAIN: "learns", SERVE: "predicts"}
 PORTS = {TRAIN: 9108, SERVE: 9109}
-"""Where their pages are; any other free one where these are taken."""
+"""Where their pages are; elsewhere where these are taken."""
 
 
 def page(name: str) -> dict[str, float]:
     """An engine's metrics; nothing before it is up."""
+    if (address := url(name)) is None:
+        return {}
     with suppress(OSError):
-        text = urllib.request.urlopen(f"http://127.0.0.1:{PORTS[name]}/metrics", timeout=2).read()
+        text = urllib.request.urlopen(f"{address}/metrics", timeout=2).read()
         found: dict[str, float] = {}
         for line in text.decode().splitlines():
             series, _, value = line.rpartition(" ")
@@ -210,7 +222,8 @@ def watch(live: Live, engines: dict[str, subprocess.Popen[bytes]], *, until, rat
         if until(pages):
             return
         for name, process in engines.items():
-            assert process.poll() is None, f"{name} ended, see runs/{name}/log.txt"
+            if process.poll() is not None:
+                raise SystemExit(f"{name} ended: {log_of(name)[-1]}")
         time.sleep(0.5)  # between two looks
     raise TimeoutError(f"not there after {PATIENCE:.0f} s: {pages}")
 
@@ -223,7 +236,8 @@ def done(pages: dict[str, dict[str, float]], end: int, begin: int) -> bool:
 
 def table(pages: dict[str, dict[str, float]], rates: dict[str, float]) -> Table:
     """What the engines say of themselves."""
-    made = Table(title="live")
+    addresses = [f"{ROLES[name]}: {address}" for name in pages if (address := url(name))]
+    made = Table(title="live", caption="\n".join(addresses))
     columns = ("engine", "records", "rows", "rows/s", "lag", "latency", "error", "baseline")
     for column in columns:
         made.add_column(column, justify="left" if column == "engine" else "right", no_wrap=True)
@@ -231,7 +245,7 @@ def table(pages: dict[str, dict[str, float]], rates: dict[str, float]) -> Table:
         rows = found.get("learned", 0) + found.get("predicted", 0)
         latency = 2 * found.get("busy", 0) / found["batches"] if found.get("batches") else None
         made.add_row(
-            SAID[name], f"{found.get('records', 0):,.0f}", f"{rows:,.0f}",
+            ROLES[name], f"{found.get('records', 0):,.0f}", f"{rows:,.0f}",
             f"{rates.get(name, 0):,.0f}",
             f"{found.get('lag', 0):,.0f}", "" if latency is None else f"{1000 * latency:,.0f} ms",
             *(f"{found[k]:.1f}" if k in found else "" for k in ("error", "baseline")),

@@ -10,9 +10,10 @@ from typing import Any
 from engine.assembly.components import Configured, configure
 from engine.assembly.saved_schema import SavedSchema
 from engine.assembly.served import Served
-from engine.config import Pipeline
-from engine.loading.mix import Mix, sources_of
-from engine.running.checkpoint import Checkpoints
+from engine.config import Pipeline, key_location
+from engine.loading.sources.labelled_source import SECTION, LabelledSource
+from engine.loading.sources.mix import Mix, SourceGroup, naming, sources_of
+from engine.running.saving.checkpoint import Checkpoints
 from engine.types import Sink, Source, Transaction, UserError
 
 MIXED = "source.sources."
@@ -48,9 +49,29 @@ class Endpoints:
         return self._dead_letter_source() if self.replay else self.another_source()
 
     def another_source(self) -> Source:
-        """Build a second source from [source], to read rows beside the run."""
+        """Build a second source from [source], and [labels] if there are any, to read beside the
+        run."""
         table = {k: v for k, v in self._pipeline.source.items() if k != "schema"}
+        if self._pipeline.late_labels is not None:
+            return self._labelled(table)
         return self._mix(table) if table.get("kind") == "mix" else self._source("source", table)
+
+    @cached_property
+    def labelled(self) -> LabelledSource | None:
+        """The source of rows and late labels; None if each row has its label.
+
+        Replaying dead letters, it is what they were read from.
+        """
+        if self._pipeline.late_labels is None:
+            return None
+        source = self.another_source() if self.replay else self.source
+        assert isinstance(source, LabelledSource)
+        return source
+
+    def another_label_source(self) -> Source:
+        """Build a second source of what the labels come from."""
+        source = self.another_source()
+        return source.labels if isinstance(source, LabelledSource) else source
 
     @cached_property
     def sink(self) -> Sink | None:
@@ -102,6 +123,14 @@ class Endpoints:
         table = {**own, "path": path}
         return Checkpoints(self._pipeline.settings(Checkpoints.Settings, table, "checkpoint"))
 
+    @property
+    def private(self) -> bool:
+        """Whether files of the checkpoints, or of an endpoint built so far, are for their owner
+        alone."""
+        ends = [each.settings for each in self.configured.values()]
+        all_settings = [self.checkpoints.settings, *ends]
+        return any(each.model_dump(include={"private"}).get("private") for each in all_settings)
+
     @cached_property
     def saved_schema(self) -> SavedSchema:
         """The columns the last run started with, even if it saved no checkpoint."""
@@ -122,6 +151,40 @@ class Endpoints:
         settings = self._pipeline.settings(Mix.Settings, own, "source")
         self.configured["source"] = Configured(kind="mix", settings=settings)
         return Mix(settings, sources)
+
+    def _labelled(self, table: Mapping[str, Any]) -> LabelledSource:
+        pipeline, settings = self._pipeline, self._pipeline.late_labels
+        assert settings is not None
+        for section, own in (("source", table), (SECTION, settings.source)):
+            if own.get("subscribe") or own.get("kind") == "mix":
+                raise UserError(
+                    f"[{section}] in {pipeline.file} expects files or topics without 'subscribe', "
+                    "as [labels] joins the two: what shares its partitions, or is a mix, has its "
+                    "labels in its rows."
+                )
+        target = (pipeline.model or {}).get("target")
+        if isinstance(target, list) and len(target) > 1:
+            raise UserError(
+                f"[labels] in {pipeline.file} joins one label, and [model] target names "
+                f"{len(target)} columns: name one."
+            )
+        target = target[0] if isinstance(target, list) and target else target
+        if not isinstance(target, str):
+            raise UserError(
+                f"{key_location(pipeline.file, 'model', 'target')} needs the key 'target', a "
+                "column of [labels.source]."
+            )
+        labels = {k: v for k, v in settings.source.items() if k != "schema"}
+        rows = self._source("source", table)
+        with naming(SECTION):
+            late = self._source(SECTION, labels)
+        return LabelledSource(
+            rows,
+            late,
+            settings,
+            target=target,
+            declared=settings.source.get("schema", {}),
+        )
 
     def _source(self, section: str, table: Mapping[str, Any]) -> Source:
         from connectors import SOURCES
@@ -151,7 +214,7 @@ class Endpoints:
         letters: Any = self.dead_letters
         kind = self._pipeline.dead_letters.kind
         if kind == "files":
-            parts = own.parts if isinstance(own, Mix) else None
+            parts = own.parts if isinstance(own, SourceGroup) else None
             return FileDeadLetterSource(self._pipeline.dead_letters_path, own, parts)
         if kind == "kafka" and "topics" in type(own.settings).model_fields:
             return KafkaDeadLetterSource(letters.settings.topic, own.settings)

@@ -19,6 +19,7 @@ from engine.types import (
     WILDCARD,
     HeadraceError,
     SharedSource,
+    Source,
     UserError,
     require,
 )
@@ -29,8 +30,13 @@ log = logging.getLogger("headrace.run")
 class Label:
     """Resolves [model] target, task and classes on first use.
 
+    Attributes:
+        columns: of the label; several of a regression.
+        column: the first of them.
+
     Args:
         file: the pipeline file, for error messages.
+        grows: whether classes appear while the model learns, so that none are known yet.
         inferred_classes: returns classes inferred before; reads rows if not given.
     """
 
@@ -41,13 +47,16 @@ class Label:
         scrub: Scrub,
         *,
         file: str,
+        grows: bool = False,
         inferred_classes: Callable[[], tuple[str, ...]] | None = None,
     ) -> None:
-        self.column = model.target
+        self.columns = model.targets
+        self.column = self.columns[0]
         self._model = model
         self._endpoints = endpoints
         self._scrub = scrub
         self._file = file
+        self._grows = grows
         self._infer = inferred_classes or self._infer_classes
 
     @cached_property
@@ -57,7 +66,9 @@ class Label:
         Raises: UserError if the task cannot predict the column.
         """
         model = self._model
-        require(self._scrub.schema, [self.column], where="[model] target")
+        require(self._scrub.schema, self.columns, where="[model] target")
+        if len(self.columns) > 1:
+            return self._several()
         dtype = self._scrub.schema[self.column]
         given, where = model.task, f"[model] task in {self._file}"
         if given == "regression" and not dtype.is_numeric():
@@ -71,7 +82,9 @@ class Label:
                 f"{where} is '{given or 'binary'}', which expects text, numbers or true and false "
                 f"in target '{self.column}', got {dtype}."
             )
-        task = given or labels.task_of(dtype, len(model.classes or self.inferred_classes))
+        if self._grows:
+            return self._growing_task(dtype)
+        task = given or labels.task_of(dtype, len(model.given_classes or self.inferred_classes))
         if task == "regression" and model.classes:
             raise UserError(
                 f"{where} is 'regression', and [model] classes are given: set task to "
@@ -83,13 +96,14 @@ class Label:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """The classes: given, those of the resumed run, or inferred; empty for a regression.
+        """The classes: given, those of the resumed run, or inferred; empty for a regression, and
+        where they appear while the model learns.
 
         Raises: UserError if they do not fit the task.
         """
-        if self.task == "regression":
+        if self.task == "regression" or self._grows:
             return ()
-        given = self._model.classes
+        given = self._model.given_classes
         if not given:
             return self.inferred_classes
         wanted = 2 if self.task == "binary" else len(given)
@@ -101,6 +115,44 @@ class Label:
             )
         return given
 
+    def _several(self) -> str:
+        """Return the task of several targets."""
+        model, where = self._model, f"[model] target in {self._file}"
+        if model.task not in (None, "regression") or model.classes:
+            raise UserError(
+                f"{where} names {len(self.columns)} columns, which are predicted together as "
+                "numbers, and [model] asks for classes: name one, or take task and classes out."
+            )
+        for column in self.columns:
+            if not (dtype := self._scrub.schema[column]).is_numeric():
+                raise UserError(
+                    f"{where} names {len(self.columns)} columns, which are predicted together as "
+                    f"numbers, and '{column}' is {dtype}: name columns of numbers."
+                )
+        if model.threshold is not None:
+            raise UserError(
+                f"[model] threshold in {self._file} is for task binary, got 'regression'."
+            )
+        return "regression"
+
+    def _growing_task(self, dtype: pl.DataType) -> str:
+        model, where = self._model, f"[model] task in {self._file}"
+        if model.task not in (None, "multiclass"):
+            raise UserError(
+                f"{where} is '{model.task}', and classes that appear while the model learns are "
+                "for 'multiclass': name the classes, or take task out."
+            )
+        if model.task is None and (dtype.is_float() or dtype.is_decimal()):
+            raise UserError(
+                f"[model] in {self._file} learns classes, and target '{self.column}' holds "
+                f"fractions ({dtype}): where its numbers are classes, set task to 'multiclass'."
+            )
+        if model.threshold is not None:
+            raise UserError(
+                f"[model] threshold in {self._file} is for task binary, got 'multiclass'."
+            )
+        return "multiclass"
+
     @cached_property
     def inferred_classes(self) -> tuple[str, ...]:
         """The classes that the file leaves out; empty if the type of the column needs none.
@@ -110,7 +162,7 @@ class Label:
         return self._infer()
 
     def _infer_classes(self) -> tuple[str, ...]:
-        model, dtype, source = self._model, self._scrub.schema[self.column], self._endpoints.source
+        model, dtype, source = self._model, self._scrub.schema[self.column], self._source
         if dtype == pl.Boolean:
             return labels.BOOLS
         if model.task is None and dtype.is_numeric():
@@ -138,11 +190,11 @@ class Label:
     @property
     def is_left_to_type(self) -> bool:
         """Whether the task is regression only because the column holds numbers."""
-        return not self._model.task and self.task == "regression"
+        return not self._model.task and self.task == "regression" and len(self.columns) == 1
 
     def log_hint(self) -> None:
         """Log a warning if the task is inferred and the first labels look like classes."""
-        source = self._endpoints.source
+        source = self._source
         readable = not (self._endpoints.replay or source.unbounded()) and source.can_be_reread()
         if not (self.is_left_to_type and readable):
             return
@@ -154,9 +206,20 @@ class Label:
         if hint is not None:
             log.warning("%s", hint)
 
+    @property
+    def _source(self) -> Source:
+        """The source that the labels come from."""
+        labelled = self._endpoints.labelled
+        return self._endpoints.source if labelled is None else labelled.labels
+
     def _look(self, most: int = labels.ROWS, *, staged: bool = True) -> labels.Labels:
         """Read labels through a second source and stages; those of the run stay unchanged."""
-        scrub, own = self._scrub, self._endpoints.source
+        scrub, own, labelled = self._scrub, self._endpoints.source, self._endpoints.labelled
+        if labelled is not None:
+            schema = {self.column: labelled.label_schema[self.column]}
+            with contextlib.closing(self._endpoints.another_label_source()) as source:
+                source.schema({**labelled.label_schema, WILDCARD: DROPPED})
+                return labels.look(source, schema, [], self.column, most)
         if isinstance(own, SharedSource) and own.shares_partitions:
             return labels.Labels(values=(), rows=0, whole=False)  # a reader would rebalance it
         stages = scrub.another_chain() if staged else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from engine.assembly.identity import identity_of
 from engine.assembly.parts import Parts
@@ -12,15 +13,19 @@ from engine.loading.nested_tensors import array_bytes
 from engine.observing.metrics import Metrics
 from engine.observing.timing import TimingSnapshot
 from engine.running.bottleneck import Bottleneck, diagnose
-from engine.running.checkpoint import Saved, size_of
+from engine.running.late_training import LateTraining
 from engine.running.loop import Loop
-from engine.running.migration import migrate
 from engine.running.reject_limit import RejectLimit
 from engine.running.reporter import Reporter
-from engine.running.saver import Saver
+from engine.running.saving.checkpoint import Saved, size_of
+from engine.running.saving.migration import migrate
+from engine.running.saving.saver import Saver
 from engine.running.warm_up import warm_up
 from engine.system import environment
-from engine.types import Batch, Buffered, Schema, Stage, UserError
+from engine.types import Batch, Buffered, Learner, Schema, Stage, UserError
+
+if TYPE_CHECKING:
+    from engine.versions.publishing import Publisher
 
 MEMORY_SHARES = {"source": 0.25, "sink": 0.25, "dead letters": 0.0625}
 """The share of the memory budget that a component may buffer itself."""
@@ -35,7 +40,7 @@ def make_loader(parts: Parts, schema: Schema) -> Loader:
     Raises: UserError if a batch would not fit into the budget.
     """
     require_batches_fit(parts)
-    source = parts.endpoints.source
+    source, labelled = parts.endpoints.source, parts.endpoints.labelled
     loader = Loader(
         source,
         schema=schema,
@@ -46,6 +51,7 @@ def make_loader(parts: Parts, schema: Schema) -> Loader:
         metrics=parts.metrics,
         keep_raw_from=parts.keep_raw_from,
         keep_records=True,
+        labels=None if labelled is None else labelled.label_schema,
     )
     _limit_memory(loader, "source", source, parts.metrics)
     return loader
@@ -63,12 +69,16 @@ def make_loop(parts: Parts, watch: Callable[[Loop, Batch], None] | None = None) 
     _limit_memory(loader, "dead letters", endpoints.dead_letters, metrics)
     if pipeline.trains:
         _limit_replay(loader, parts)
+    if isinstance(parts.work, LateTraining):
+        join = parts.work.join
+        loader.budget.watch("late labels", lambda: join.nbytes)
     reporter = Reporter(
         metrics,
         source=endpoints.source,
         sink=endpoints.sink,
         timer=loader.timer,
         diagnose=functools.partial(_diagnose, parts, loader),
+        notes=parts.notes,
     )
     return Loop(
         source=endpoints.source,
@@ -80,8 +90,28 @@ def make_loop(parts: Parts, watch: Callable[[Loop, Batch], None] | None = None) 
         saver=_saver(parts, reporter),
         reject_limit=RejectLimit(pipeline.dead_letters, again=endpoints.replay),
         heartbeat=parts.heartbeat,
+        publisher=_publisher(parts),
         watch=watch,
     )
+
+
+def _publisher(parts: Parts) -> Publisher | None:
+    """Return what publishes versions while the run learns; None if nothing is to be."""
+    pipeline, export = parts.pipeline, parts.pipeline.export
+    if export is None or not pipeline.trains or parts.endpoints.replay:
+        return None
+    if export.every is None and export.every_rows is None:
+        return None
+    from engine.versions.publishing import Job, Publisher
+
+    job = Job(
+        table=pipeline.table(),
+        file=str(pipeline.file),
+        module=parts.module,
+        versions=str(pipeline.versions_path),
+        keep=export.keep,
+    )
+    return Publisher(job, parts.metrics, every=export.every, every_rows=export.every_rows)
 
 
 def _saver(parts: Parts, reporter: Reporter) -> Saver:
@@ -126,8 +156,12 @@ def watch_memory(parts: Parts, loader: Loader) -> None:
         memory = model.learner.memory
         for name in memory():
             metrics.watch_memory(name, functools.partial(_held, memory, name))
+        _watch_experts(metrics, model.learner)
     if parts.served.predictor is not None:
         metrics.model.labels(**parts.served.predictor.info()).set(1)
+        memory = parts.served.predictor.memory
+        for name in memory():
+            metrics.watch_memory(name, functools.partial(_held, memory, name))
     for stage in parts.scrub.stages:
         metrics.watch_memory(f"stage {stage.name}", functools.partial(_state_bytes, stage))
     if parts.pipeline.trains:
@@ -138,6 +172,14 @@ def watch_memory(parts: Parts, loader: Loader) -> None:
     budget = loader.budget
     metrics.watch_memory("loader", lambda: budget.used)
     metrics.memory_budget_bytes.set(budget.total)
+
+
+def _watch_experts(metrics: Metrics, learner: Learner) -> None:
+    """Register a gauge of the load of each expert."""
+    for layer, loads in learner.expert_loads().items():
+        for expert in range(len(loads)):
+            load = functools.partial(_load, learner, layer, expert)
+            metrics.watch(metrics.expert_load_ratio, load, layer=layer, expert=str(expert))
 
 
 def _limit_memory(loader: Loader, name: str, part: object, metrics: Metrics) -> None:
@@ -209,6 +251,10 @@ def _batch_rows_caveat(parts: Parts) -> str:
 
 def _held(memory: Callable[[], Mapping[str, int]], name: str) -> int:
     return memory()[name]
+
+
+def _load(learner: Learner, layer: str, expert: int) -> float:
+    return learner.expert_loads()[layer][expert]
 
 
 def _state_bytes(stage: Stage) -> int:

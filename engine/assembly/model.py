@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from engine import calls
 from engine.assembly.endpoints import Endpoints
 from engine.assembly.label import Label
+from engine.assembly.learner import make_augmentation, wrapped
 from engine.assembly.scrub import Scrub
 from engine.config import (
     ExportSettings,
@@ -20,25 +22,30 @@ from engine.config import (
     suggestion,
     validate,
 )
-from engine.loading.nested_tensors import nested_features
+from engine.loading.feature_columns import network_features, tabular_features
 from engine.quality.evaluation import Evaluation
 from engine.quality.threshold import Threshold
 from engine.running.holdout import Holdout
 from engine.scrub.columns import expand_columns
-from engine.types import PART, Features, Learner, UserError, nearest
+from engine.types import PART, Features, KeyedState, Learner, UserError
 from engine.types.contract_checks import require_contract
 
 if TYPE_CHECKING:
+    import torch
+
     from models.augment import Augmentation
     from models.compress.gate import Compression
 
 log = logging.getLogger("headrace.run")
+MODULE_KEYS = {"module", "inputs", "head", "state"}
+"""Keys of [model] that make its kind 'module' where no kind is given."""
 
 
 class Model:
     """Builds what [model], [train], [augment] and [evaluation] describe, on first use.
 
     Args:
+        module: a `torch.nn.Module` in place of [model] module.
         inferred_classes: see `engine.assembly.label.Label`.
     """
 
@@ -48,19 +55,24 @@ class Model:
         endpoints: Endpoints,
         scrub: Scrub,
         *,
+        module: torch.nn.Module | None = None,
         inferred_classes: Callable[[], tuple[str, ...]] | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._endpoints = endpoints
         self._scrub = scrub
+        self._module = module
         self._infer_classes = inferred_classes
 
     @cached_property
     def learner_class(self) -> type[Any]:
-        """The class that [model] kind names."""
+        """The class that [model] kind names; by default `tabular`, or `module` where a key of it is
+        given."""
         from models import LEARNERS
 
-        kind = (self._pipeline.model or {}).get("kind", "tabular")
+        table = self._own_keys
+        default = "module" if MODULE_KEYS & table.keys() else "tabular"
+        kind = (self._pipeline.model or {}).get("kind", default)
         learner_class = load_class(kind, LEARNERS, "model")
         require_contract(learner_class, Learner, "model", ("Settings", "Training"))
         return learner_class
@@ -71,15 +83,35 @@ class Model:
 
         Raises: UserError for an unknown key.
         """
-        common, own = self._tables
         known = self.learner_class.Settings.model_fields
-        for key in own:
+        for key in self._own_keys:
             if key not in known:
                 raise UserError(
                     f"{key_location(self._pipeline.file, 'model', key)} has no key '{key}'."
                     f"{suggestion(key, [*ModelSettings.model_fields, *known], 'model')}"
                 )
+        table = self._pipeline.model or {}
+        common = {key: value for key, value in table.items() if key in ModelSettings.model_fields}
         return validate(ModelSettings, common, "model", self._pipeline.file)
+
+    @cached_property
+    def settings(self) -> Any:
+        """The learner's own keys of [model].
+
+        Raises: UserError for a wrong setting.
+        """
+        _ = self.common_settings  # an unknown key comes before a wrong value
+        settings_class = self.learner_class.Settings
+        return validate(settings_class, self._own_keys, "model", self._pipeline.file)
+
+    @cached_property
+    def input_columns(self) -> tuple[str, ...]:
+        """Columns that the model reads although [model] does not name them: a network asks for
+        its inputs."""
+        if not self._pipeline.trains or not self.learner_class.reads_inputs:
+            return ()
+        named = self.learner_class.named_inputs(self.settings)
+        return tuple(name for name, columns in named.items() if columns is None)
 
     @cached_property
     def training(self) -> Any:
@@ -103,8 +135,35 @@ class Model:
             self._endpoints,
             self._scrub,
             file=self._pipeline.file,
+            grows=self._grows,
             inferred_classes=self._infer_classes,
         )
+
+    @cached_property
+    def _grows(self) -> bool:
+        """Whether classes appear while the model learns.
+
+        Raises: UserError if the learner cannot learn them.
+        """
+        model, learner_class, file = self.common_settings, self.learner_class, self._pipeline.file
+        always = learner_class.grows == "always" and model.task in (None, "multiclass")
+        grows = model.classes == "grow" or (always and not model.classes)
+        if grows and learner_class.grows == "never":
+            raise UserError(
+                f"[model] classes in {file} is 'grow', and kind = '{model.kind}' needs to know its "
+                "classes: name them, or use kind = 'tabular' or 'prototypes'."
+            )
+        if grows and self._pipeline.writes_probabilities:
+            raise UserError(
+                f"[sink] probabilities in {file} is a column for each class, and new classes may "
+                "appear: name them in [model] classes, or take probabilities out."
+            )
+        if not grows and "max_classes" in model.model_fields_set:
+            raise UserError(
+                f"[model] max_classes in {file} is for classes that appear while the model learns, "
+                "and these are known: take it out."
+            )
+        return grows
 
     @cached_property
     def features(self) -> Features:
@@ -113,28 +172,28 @@ class Model:
         Raises: UserError for a column that is missing or cannot be a feature.
         """
         model, schema, stages = self.common_settings, self._scrub.schema, self._scrub.stages
-        sizes = self._vocabulary_sizes()
-        for column in model.categories:
-            if column not in sizes:
-                raise UserError(
-                    f"No [scrub] stage of kind 'categories' encodes [model] category '{column}'."
-                    f"{nearest(column, sizes)}"
-                )
+        sizes = self._scrub.vocabulary_sizes
+        if self.learner_class.reads_inputs:
+            named = self.learner_class.named_inputs(self.settings)
+            columns = network_features(named, model, schema, sizes)
+        else:
+            columns = tabular_features(model, schema, sizes)
         task, classes = self.label.task, self.label.classes
-        numeric = (
-            expand_columns(model.numeric, schema, where="[model] numeric") if model.numeric else ()
-        )
         threshold = model.threshold_settings.value
         features = Features(
-            numeric=numeric,
-            categories={column: sizes[column] for column in model.categories},
-            target=model.target,
+            target=None if len(model.targets) > 1 else model.targets[0],
+            targets=model.targets if len(model.targets) > 1 else (),
             task=task,
             classes=classes,
+            max_classes=model.max_classes if self._grows else 0,
             scaled=tuple(c for stage in stages for c in stage.scaled),
+            moving=tuple(c for stage in stages for c in stage.moving),
+            lowest_label=self.learner_class.lowest_label(self.settings, self.training),
+            deviance_power=self.learner_class.deviance_power(self.training),
             threshold=0.5 if threshold is None else threshold,
             probabilities=self._pipeline.writes_probabilities,
-            **nested_features(model, schema, sizes),
+            state=self._keyed_state(),
+            **columns,
         )
         self._require_learnable(features)
         return features
@@ -145,19 +204,7 @@ class Model:
 
         Raises: UserError for a wrong setting.
         """
-        pipeline = self._pipeline
-        if not pipeline.augment:
-            return None
-        from models.augment import AUGMENTS, Augment, Augmentation
-
-        augments = []
-        for name, table in pipeline.augment.items():
-            own, section = dict(table), f"augment.{name}"
-            augment_class = load_class(own.pop("kind", name), AUGMENTS, section, pipeline.file)
-            require_contract(augment_class, Augment, section)
-            settings = pipeline.settings(augment_class.Settings, own, section)
-            augments.append(calls.construct(section, augment_class, Augment, name, settings))
-        return Augmentation(augments)
+        return make_augmentation(self._pipeline)
 
     @cached_property
     def learner(self) -> Learner:
@@ -165,31 +212,18 @@ class Model:
 
         Raises: UserError for a wrong setting.
         """
-        file, learner_class = self._pipeline.file, self.learner_class
-        settings = validate(learner_class.Settings, self._tables[1], "model", file)
         learner: Learner = calls.construct(
-            "model", learner_class, Learner, settings, self.training, self.features
+            "model", self.learner_class, Learner, self.settings, self.training, self.features
         )
         if self.augmentation is not None:
-            self.augmentation.attach(learner, self._encoders())
-        from models.challenge.challenger import (
-            Challengeable,
-            ChampionChallenger,
-            require_challengeable,
+            self.augmentation.attach(learner, self._scrub.encoders)
+        return wrapped(
+            learner,
+            self._pipeline,
+            challenged=self.forget_on,
+            stages=[stage.name for stage in self._scrub.stages],
+            grows=self._grows,
         )
-        from models.learners.sampling import ResampledLearner, SamplingSettings
-
-        challenged, sampling = self.forget_on, (self._pipeline.train or {}).get("sampling")
-        if challenged != "never":
-            names = [stage.name for stage in self._scrub.stages]
-            require_challengeable(learner, challenged, names)
-        if sampling is not None:
-            sampling_settings = validate(SamplingSettings, sampling, "train.sampling", file)
-            learner = ResampledLearner(learner, sampling_settings)
-        if challenged == "never":
-            return learner
-        assert isinstance(learner, Challengeable), "require_challengeable checks this"
-        return ChampionChallenger(learner, challenged)
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -202,9 +236,9 @@ class Model:
             parts = {part: f"{PART} = '{part}'" for part in ("train", "validation", "test")}
             table["slices"] = {**parts, **table.get("slices", {})}
         settings = self._pipeline.settings(Evaluation.Settings, table, "evaluation")
-        evaluation = Evaluation(settings, self.features)
+        evaluation = Evaluation(settings, self.features, self.learner_class.baselines)
         # Columns are read as they are before the stages inside a model file: unscaled.
-        evaluation.bind({**scrub.schema, **scrub.export_schema})
+        evaluation.bind({**scrub.learned_schema, **scrub.export_schema})
         self._require_unscaled(evaluation)
         return evaluation
 
@@ -233,10 +267,16 @@ class Model:
         return Holdout(
             export.holdout,
             export.holdout_rows,
-            ignored={*unread, *self._endpoints.source.origin_columns()},
+            # A row that is learned again with another label stays on its side.
+            ignored={*unread, *self._endpoints.source.origin_columns(), *self._late_target},
             by_content=not stateful,
             needed=[column for column in scrub.export_schema if column in learned],
         )
+
+    @property
+    def _late_target(self) -> tuple[str, ...]:
+        labelled = self._endpoints.labelled
+        return () if labelled is None else (labelled.target,)
 
     @cached_property
     def compression(self) -> Compression | None:
@@ -258,35 +298,46 @@ class Model:
         return Threshold(self.common_settings.threshold_settings, rows)
 
     @property
-    def _tables(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The keys of [model]: those every learner shares, and the learner's own."""
+    def _own_keys(self) -> dict[str, Any]:
+        """The keys of [model] that not every learner shares."""
         table = self._pipeline.model or {}
-        common = {key: value for key, value in table.items() if key in ModelSettings.model_fields}
-        return common, {key: value for key, value in table.items() if key not in common}
+        own = {key: value for key, value in table.items() if key not in ModelSettings.model_fields}
+        if self._module is None:
+            return own
+        if (named := own.get("module")) is not None:
+            raise UserError(
+                f"[model] module in {self._pipeline.file} is '{named}', and Run was given a "
+                "module: take one of them out."
+            )
+        return {**own, "module": self._module}
 
-    def _vocabulary_sizes(self) -> dict[str, int]:
-        sizes: dict[str, int] = {}
-        for stage in self._scrub.stages:
-            sizes |= stage.vocabulary_sizes()
-        return sizes
-
-    def _encoders(self) -> dict[str, Any]:
-        encoders: dict[str, Any] = {}
-        for stage in self._scrub.stages:
-            encoders |= stage.encoders()
-        return encoders
+    def _keyed_state(self) -> KeyedState | None:
+        """Return the state that the model carries per key, its columns expanded."""
+        named: KeyedState | None = self.learner_class.named_state(self.settings)
+        if named is None:
+            return None
+        by = expand_columns(named.by, self._scrub.export_schema, where="[model.state] by")
+        return dataclasses.replace(named, by=by)
 
     def _require_learnable(self, features: Features) -> None:
-        if features.target in (*features.numeric, *features.categories, *features.nested):
+        read = {*features.numeric, *features.categories, *features.nested}
+        if features.targets and not self.learner_class.predicts_several:
             raise UserError(
-                f"[model] in {self._pipeline.file} reads its target '{features.target}' as a "
-                "feature, which is unknown when it predicts: take it out of the features."
+                f"[model] target in {self._pipeline.file} names {len(features.targets)} columns, "
+                f"and kind = '{self.common_settings.kind}' predicts one: name one, or use kind = "
+                "'tabular' or 'module'."
             )
-        if features.nested and self._pipeline.export is not None:
-            raise UserError(
-                f"[export] in {self._pipeline.file} writes models of numbers and categories, and "
-                f"[model] reads images or lists ('{features.nested[0]}'): take [export] out."
-            )
+        for target in features.labels:
+            if features.state is not None and target in features.state.by:
+                raise UserError(
+                    f"[model.state] by in {self._pipeline.file} names the target '{target}', which "
+                    "is unknown when it predicts: name other columns."
+                )
+            if target in read:
+                raise UserError(
+                    f"[model] in {self._pipeline.file} reads its target '{target}' as a feature, "
+                    "which is unknown when it predicts: take it out of the features."
+                )
 
     def _require_unscaled(self, evaluation: Evaluation) -> None:
         stages, export_from = self._scrub.stages, self._scrub.export_from

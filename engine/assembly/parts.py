@@ -3,23 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from polars.exceptions import PolarsError
 
 from engine.assembly.endpoints import Endpoints
 from engine.assembly.model import Model
+from engine.assembly.outline import outline
+from engine.assembly.saved_schema import parsed_types
 from engine.assembly.scrub import Scrub
 from engine.assembly.served import Served
 from engine.config import Pipeline
 from engine.loading.collate import Collate
+from engine.loading.sources.label_times import LabelTimes
+from engine.loading.sources.labelled_source import LabelledSource
 from engine.observing.metrics import Metrics
-from engine.observing.service import Health, Heartbeat, Service
-from engine.running.migration import BoundStages
+from engine.observing.service import Heartbeat, Service
+from engine.observing.status import Health
+from engine.running.label_join import LabelJoin
+from engine.running.late_training import LabelColumns, LateTraining
+from engine.running.notes import Notes
+from engine.running.saving.migration import BoundStages
 from engine.running.work import Cleaning, Serving, Training, Work
-from engine.types import RESERVED, Batch, Features, Schema, SharedSource, require
+from engine.types import (
+    RESERVED,
+    Batch,
+    Features,
+    Predictor,
+    Schema,
+    SharedSource,
+    UserError,
+    require,
+    type_name,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+
+LATE_SHARE = 0.25
+"""The share of the memory budget that may hold rows and labels that wait for each other."""
 
 
 class Parts:
@@ -27,37 +54,61 @@ class Parts:
 
     Args:
         replay: whether to read the dead letters instead of the source.
+        module: a `torch.nn.Module` in place of [model] module.
 
     Attributes:
         served: the model file of [infer].
         endpoints: source, sink, dead letters and checkpoints.
         scrub: columns and stages.
         model: the learner with features, evaluation and held-out rows.
+        module: as given.
     """
 
-    def __init__(self, pipeline: Pipeline, metrics: Metrics, *, replay: bool = False) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        metrics: Metrics,
+        *,
+        replay: bool = False,
+        module: torch.nn.Module | None = None,
+    ) -> None:
         self.pipeline = pipeline
         self.metrics = metrics
         self.served = Served(pipeline)
         self.endpoints = Endpoints(pipeline, self.served, replay=replay)
-        self.scrub = Scrub(pipeline, self.endpoints, self.served)
-        self.model = Model(pipeline, self.endpoints, self.scrub)
+        self.scrub = Scrub(pipeline, self.endpoints, self.served, self._input_columns)
+        self.model = Model(pipeline, self.endpoints, self.scrub, module=module)
+        self.module = module
 
     @property
     def keeps_state(self) -> bool:
-        """Whether the pipeline learns, so that this engine alone has the state of its rows."""
-        return self.pipeline.trains or bool(self.scrub.stateful)
+        """Whether the pipeline learns or its model carries a state, so that this engine alone has
+        the state of its rows."""
+        served = self.served.predictor
+        carries = served is not None and served.carries_state
+        return self.pipeline.trains or carries or bool(self.scrub.stateful)
+
+    @cached_property
+    def predictor(self) -> Predictor | None:
+        """The model that serves, bound to the columns after the stages; None if none does.
+
+        Raises: UserError if they do not fit.
+        """
+        predictor = self.served.predictor
+        if predictor is not None:
+            predictor.bind(self.scrub.schema)
+        return predictor
 
     @cached_property
     def collate(self) -> Callable[[Batch], Batch] | None:
         """The last step before the model: makes tensors to train with, a feed to predict with."""
-        if self.served.predictor is not None:
-            return self.served.predictor.collate
+        if self.predictor is not None:
+            return self.predictor.collate
         if not self.pipeline.trains:
             return None
-        collate = Collate(self.model.features)
-        collate.bind(self.scrub.schema)
-        return collate
+        if self.pipeline.late_labels is not None:
+            return self._collate_of(replace(self.model.features, target=None))
+        return self._collate_of(self.model.features)
 
     @cached_property
     def transfer(self) -> Callable[[Batch], Batch] | None:
@@ -76,39 +127,71 @@ class Parts:
         Raises: UserError for a missing column of [sink] columns.
         """
         columns = self.pipeline.sink_columns
-        predictor = self.served.predictor
-        if predictor is not None:
-            predictor.bind(self.scrub.schema)
-        known = {**self.scrub.schema, **self.model_columns, **dict.fromkeys(RESERVED, pl.String())}
+        known = {
+            **self.scrub.learned_schema,
+            **self.model_columns,
+            **dict.fromkeys(RESERVED, pl.String()),
+        }
         require(known, columns or (), where="[sink] columns")
-        if predictor is not None:
-            return Serving(predictor, columns)
+        if self.predictor is not None:
+            return Serving(self.predictor, columns)
         if not self.pipeline.trains:
             return Cleaning(columns)
-        return Training(
-            self.model.learner,
-            self.model.evaluation,
-            columns=columns,
-            emit_predictions=self.endpoints.sink is not None,
-            holdout=self.model.holdout,
-            threshold=self.model.threshold,
-            metrics=self.metrics,
+        training: Mapping[str, Any] = {
+            "learner": self.model.learner,
+            "evaluation": self.model.evaluation,
+            "columns": columns,
+            "emit_predictions": self.endpoints.sink is not None,
+            "holdout": self.model.holdout,
+            "threshold": self.model.threshold,
+            "metrics": self.metrics,
+        }
+        labelled = self.endpoints.labelled
+        return Training(**training) if labelled is None else self._late(labelled, training)
+
+    def _late(self, labelled: LabelledSource, training: Mapping[str, Any]) -> LateTraining:
+        """Return the training on late labels. Raises: UserError if they do not fit the rows."""
+        settings, features, labels = labelled.settings, self.model.features, labelled.label_schema
+        times = LabelTimes.of(settings, self.scrub.source_schema, labels)
+        columns = LabelColumns(by=settings.key_columns, times=times, target=labelled.target)
+        columns.require(self.scrub.columns, labels)
+        label = Features(
+            numeric=(), target=labelled.target, task=features.task, classes=features.classes
         )
+        return LateTraining(
+            join=LabelJoin(
+                horizon=times.horizon,
+                lateness=times.lateness,
+                most=int(int(self.pipeline.loader.memory_budget) * LATE_SHARE),
+                corrections=times.corrections,
+            ),
+            by=columns,
+            # Of its own: the loader's is in use on another thread.
+            collate=self._collate_of(replace(features, target=None)),
+            collate_labels=Collate(label),
+            on_missing=_missing_label(settings.on_missing, labelled),
+            **training,
+        )
+
+    def _collate_of(self, features: Features) -> Collate:
+        collate = Collate(features)
+        collate.bind(self.scrub.schema)
+        return collate
 
     @property
     def model_columns(self) -> Schema:
         """The columns the model adds for the sink."""
-        predictor = self.served.predictor
-        if predictor is not None:
-            return {**_prediction_columns(predictor.features), "model_version": pl.String()}
+        if self.predictor is not None:
+            return self.predictor.answers
         return _prediction_columns(self.model.features) if self.pipeline.trains else {}
 
     @property
     def keep_raw_from(self) -> int | None:
-        """The index of the stage before which rows are kept raw, for held-out rows and the
-        evaluation; None if neither needs them."""
+        """The index of the stage before which rows are kept raw, for held-out rows, the evaluation
+        and the keys of a state; None if none needs them."""
         evaluates = self.pipeline.trains and bool(self.model.evaluation.needed)
-        keeps = self.model.holdout is not None or evaluates
+        carries = self.pipeline.trains and self.model.features.state is not None
+        keeps = self.model.holdout is not None or evaluates or carries
         return self.scrub.export_from if keeps else None
 
     @cached_property
@@ -118,33 +201,65 @@ class Parts:
         return self.pipeline.settings(Service.Settings, table, "service")
 
     @cached_property
+    def notes(self) -> Notes:
+        """What the live page shows beside the metrics."""
+        features = self.model.features if self.pipeline.trains else None
+        return Notes(outline(self.pipeline, self.endpoints, features))
+
+    @cached_property
     def heartbeat(self) -> Heartbeat:
         """The heartbeat behind /livez."""
         return Heartbeat(self.service_settings.stall_timeout, metrics=self.metrics)
 
     @cached_property
     def service(self) -> Service:
-        """The HTTP service: metrics and health."""
-        settings, heartbeat = self.service_settings, self.heartbeat
-        return Service(self.metrics, settings, live=heartbeat.health, ready=self._readiness)
+        """The HTTP service: the live page, metrics and health."""
+        return Service(
+            self.metrics,
+            self.service_settings,
+            live=self.heartbeat.health,
+            ready=self._readiness,
+            facts=self._facts,
+        )
 
     @property
     def bound_stages(self) -> BoundStages:
         """The bound stages, and the features of a model in training."""
         return _bound_stages(self.pipeline, self.scrub, self.model)
 
-    def other_stages(self, tables: Mapping[str, Any]) -> BoundStages:
-        """Bind other tables of [scrub] to the same columns of the same source."""
+    def other_stages(
+        self, tables: Mapping[str, Any], columns: Mapping[str, str] | None = None
+    ) -> BoundStages:
+        """Bind other tables of [scrub] to columns of the same source.
+
+        Args:
+            columns: name -> type name; those of this pipeline unless given.
+
+        Raises: UserError if they do not fit.
+        """
         pipeline = self.pipeline.model_copy(update={"scrub": tables})
-        scrub = Scrub(pipeline, self.endpoints, self.served)
-        scrub.source_schema = self.scrub.source_schema
+        scrub = Scrub(pipeline, self.endpoints, self.served, self._input_columns)
+        known = self.scrub.source_schema
+        scrub.source_schema = known if columns is None else parsed_types(columns, known)
         model = Model(
             pipeline,
             self.endpoints,
             scrub,
+            module=self.module,
             inferred_classes=lambda: self.model.label.inferred_classes,
         )
         return _bound_stages(pipeline, scrub, model)
+
+    def _input_columns(self) -> tuple[str, ...]:
+        late = self.pipeline.late_labels
+        joined = () if late is None else (*late.key_columns, late.time)
+        return (*self.model.input_columns, *joined)
+
+    def _facts(self, samples: bool) -> Mapping[str, Any]:
+        """Return what the live page shows beside the metrics; private rows only if [service] says
+        so."""
+        private = self.service_settings.samples is None and self.endpoints.private
+        return self.notes.facts(samples and not private)
 
     def _readiness(self) -> Health:
         """Return the health for /readyz: alive, and the source can give records."""
@@ -155,14 +270,29 @@ class Parts:
         return health
 
 
+def _missing_label(value: Any, labelled: LabelledSource) -> pl.Series | None:
+    """Return a label as a column of the labels has it. Raises: UserError if it cannot."""
+    if value is None:
+        return None
+    target = labelled.target
+    dtype = labelled.label_schema[target]
+    try:
+        return pl.Series(target, [value]).cast(dtype)
+    except PolarsError:
+        raise UserError(
+            f"[labels] on_missing expects a label as '{target}' holds them, {type_name(dtype)}, "
+            f"got {value!r}."
+        ) from None
+
+
 def _bound_stages(pipeline: Pipeline, scrub: Scrub, model: Model) -> BoundStages:
     features = model.features if pipeline.trains else None
-    return BoundStages(stages=scrub.stages, features=features)
+    return BoundStages(stages=scrub.stages, schema=scrub.schema, features=features)
 
 
 def _prediction_columns(features: Features) -> Schema:
     """Return the columns that a model of these features adds."""
-    scores = np.empty((0, features.outputs) if features.task == "multiclass" else 0)
+    scores = np.empty(features.score_shape(0))
     return {column.name: column.dtype for column in features.prediction_columns(scores)}
 
 

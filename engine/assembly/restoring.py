@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from engine.assembly.identity import identity_of
 from engine.assembly.parts import Parts
-from engine.config import detached_source
+from engine.config import detached_tables
 from engine.observing.metrics import Metrics
-from engine.running.checkpoint import require_plain
+from engine.running.saving.checkpoint import require_plain
 from engine.scrub.base import restore as restore_stages
 from engine.scrub.base import snapshots
 from engine.types import EndOfStream, Mark, SharedSource, Snapshot
@@ -38,7 +38,7 @@ def try_resume(parts: Parts) -> None:
     source = parts.endpoints.source
     if isinstance(source, SharedSource) and source.shares_partitions:
         return  # only members of its group learn the positions
-    detached = {"source": detached_source(parts.pipeline.source)}
+    detached = detached_tables(parts.pipeline)
     other = Parts(parts.pipeline.model_copy(update=detached), Metrics())
     _ = other.scrub.source_schema
     with contextlib.closing(other.endpoints.source) as tried, contextlib.suppress(EndOfStream):

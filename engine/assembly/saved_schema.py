@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from engine.system import atomic
-from engine.types import Schema, Sink, Snapshot, parse_type, type_name
+from engine.types import Schema, Sink, Snapshot, UserError, parse_type, type_name
 
 log = logging.getLogger("headrace.run")
 SCHEMA_FILE = "schema.json"
@@ -86,9 +86,21 @@ def type_names(schema: Schema) -> dict[str, str]:
     return {column: type_name(dtype) for column, dtype in schema.items()}
 
 
+def parsed_types(names: Mapping[str, str], known: Schema) -> Schema:
+    """Return the columns of `type_names`; `known` has those that no name says.
+
+    Raises: UserError for an unknown type.
+    """
+    now = type_names(known)
+    try:
+        return {c: known[c] if now.get(c) == n else parse_type(n) for c, n in names.items()}
+    except ValueError as error:
+        raise UserError(f"The columns of the checkpoint cannot be read: {error}") from error
+
+
 def resolved_folders(sinks: Iterable[Sink]) -> set[Path]:
     """Return the folders these sinks write to, resolved."""
     return {folder.resolve() for sink in sinks for folder in sink.folders()}
 
 
-__all__ = ["SCHEMA_FILE", "SavedSchema", "resolved_folders", "type_names"]
+__all__ = ["SCHEMA_FILE", "SavedSchema", "parsed_types", "resolved_folders", "type_names"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from engine import calls
@@ -17,12 +18,17 @@ from engine.assembly.served import Served
 from engine.config import Pipeline
 from engine.projection import projected
 from engine.types import (
+    DELAY,
     DROPPED,
     PART,
     RESERVED,
     WILDCARD,
+    Affine,
+    Scale,
+    Scales,
     Schema,
     Stage,
+    Transform,
     UserError,
     parse_schema,
     require_names,
@@ -35,12 +41,22 @@ class Scrub:
     """Resolves the columns of the source and binds the stages, on first use.
 
     A caller that knows the columns may set `source_schema` first.
+
+    Args:
+        input_columns: returns columns that the model reads and no table names.
     """
 
-    def __init__(self, pipeline: Pipeline, endpoints: Endpoints, served: Served) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        endpoints: Endpoints,
+        served: Served,
+        input_columns: Callable[[], Iterable[str]] = tuple,
+    ) -> None:
         self._pipeline = pipeline
         self._endpoints = endpoints
         self._served = served
+        self._input_columns = input_columns
 
     @cached_property
     def source_schema(self) -> Schema:
@@ -51,7 +67,8 @@ class Scrub:
         """
         schema = self._resolved_schema()
         require_names(schema, f"[source] in {self._pipeline.file}")
-        for column in (PART, *RESERVED):
+        late = () if self._endpoints.labelled is None else (DELAY,)
+        for column in (PART, *late, *RESERVED):
             if column in schema:
                 raise UserError(
                     f"[source] in {self._pipeline.file} has a column '{column}', a name that "
@@ -79,13 +96,28 @@ class Scrub:
 
     @cached_property
     def schema(self) -> Schema:
+        """The columns after the last stage, and the label's, if it comes later."""
+        columns, labelled = self.columns, self._endpoints.labelled
+        if labelled is None:
+            return columns
+        target = labelled.target
+        return {**columns, target: labelled.label_schema[target]}
+
+    @property
+    def learned_schema(self) -> Schema:
+        """The columns of a learned row: `schema`, and how much later its label came."""
+        late = self._endpoints.labelled is not None
+        return {**self.schema, DELAY: pl.Float64()} if late else self.schema
+
+    @property
+    def columns(self) -> Schema:
         """The columns after the last stage."""
         return self._bound[1][-1]
 
     @cached_property
     def read_schema(self) -> Schema:
         """The columns of the source that the pipeline uses; a run decodes no others."""
-        more = self._served.required_columns
+        more = [*self._served.columns_read(self.schema), *self._input_columns()]
         return projected(self._pipeline, self.source_schema, self.stages, more)
 
     @property
@@ -95,7 +127,8 @@ class Scrub:
         without: dict[str, Any] = dict.fromkeys(("train", "evaluation", "export"))
         without |= {"sink": {"columns": []}, "augment": {}}
         alone = self._pipeline.model_copy(update=without)
-        return self.source_schema.keys() - projected(alone, self.source_schema, self.stages).keys()
+        read = projected(alone, self.source_schema, self.stages, self._input_columns())
+        return self.source_schema.keys() - read.keys()
 
     @property
     def export_from(self) -> int:
@@ -109,6 +142,32 @@ class Scrub:
     def export_schema(self) -> Schema:
         """The columns a model file reads: those before the stages inside it."""
         return self._bound[1][self.export_from]
+
+    @property
+    def transforms(self) -> list[Transform]:
+        """What the stages inside the model file do now."""
+        stages = self.stages[self.export_from :]
+        return [transform for stage in stages for transform in stage.transforms() or ()]
+
+    @property
+    def vocabulary_sizes(self) -> dict[str, int]:
+        """Column -> the number of its codes, of the columns that stages encode."""
+        return {c: n for stage in self.stages for c, n in stage.vocabulary_sizes().items()}
+
+    @property
+    def encoders(self) -> dict[str, Any]:
+        """Column -> what encodes a value of it, of the columns that stages encode."""
+        return {c: one for stage in self.stages for c, one in stage.encoders().items()}
+
+    @property
+    def scales(self) -> Scales:
+        """What all stages scale columns with now, in their order."""
+        return tuple(
+            Scale(columns=(t.column,), shift=np.array([t.shift]), factor=np.array([t.scale]))
+            for stage in self.stages
+            for t in stage.transforms() or ()
+            if isinstance(t, Affine) and t.column in stage.scaled
+        )
 
     @property
     def stateful(self) -> list[Stage]:
@@ -144,6 +203,7 @@ class Scrub:
         for stage in stages:
             schemas.append(calls.bind(stage, schemas[-1]))
             require_names(schemas[-1], f"[scrub.{stage.name}] in {self._pipeline.file}")
+        self._served.require_trained_behind(stages)
         return stages, schemas
 
     def _resolved_schema(self) -> Schema:
@@ -171,6 +231,7 @@ class Scrub:
         undeclared columns that no stage precedes: a guess from other rows may differ."""
         predictor, source = self._served.predictor, self._endpoints.source
         schema = calls.schema(source, declared)
+        self._served.require_processed(schema)
         if predictor is None or set(self._pipeline.scrub) - set(predictor.stages):
             return schema
         types: Schema = {

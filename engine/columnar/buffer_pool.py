@@ -52,7 +52,8 @@ class BufferPool:
         free = [i for i in range(len(blocks)) if _holders(blocks, i) == FREE_REFERENCES]
         at = next((i for i in free if size <= len(blocks[i]) <= 2 * size), None)
         block = np.empty(size, np.uint8) if at is None else blocks[at]
-        gone = {*[i for i in free if i != at][self._spare :], at}
+        others = [i for i in free if i != at]
+        gone = {*others[: max(len(others) - self._spare, 0)], at}  # those of the latest sizes stay
         self._blocks = [*(blocks[i] for i in range(len(blocks)) if i not in gone), block]
         return block[:size].view(dtype).reshape(shape)
 

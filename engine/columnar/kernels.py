@@ -90,9 +90,12 @@ def clip(column: pl.Series, low: float, high: float) -> tuple[pl.Series, int]:
 def scale_by(column: pl.Series, shift: float, scale: float) -> pl.Series:
     """Return ``(x - shift) * scale`` of a Float64 column. Null stays null, NaN NaN; infinite values
     stay infinite even if the scale is 0."""
-    if column.null_count() and scale:
-        return (column - shift) * scale
-    return _each(scale_into, column, shift, scale)
+    if column.null_count():
+        return (column - shift) * scale if scale else _each(scale_into, column, shift, scale)
+    numbers, _ = buffers(column)
+    out = np.empty(len(numbers))
+    scale_into(numbers, shift, scale, out)
+    return pl.Series(column.name, out)
 
 
 def power_transform(column: pl.Series, above: float, below: float) -> pl.Series:

@@ -1,5 +1,5 @@
-"""The command line: ``headrace run | check | explore | profile | folds | export | compress | replay
-| predict | reference | schema``.
+"""The command line: ``headrace run | check | explore | profile | folds | interpret | export |
+compress | versions | replay | predict | adopt | reference | schema``.
 
 Exit codes: 0 done (also after a signal), 1 failed, 2 the user's mistake, 3 too many rejected rows;
 a second signal ends with 128 and its number.
@@ -14,16 +14,20 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine.errors import HeadraceError, ReaderLeft, UserError, nearest
 from engine.system import environment, signals
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from engine.run import Run
 
+NEWEST, NONE = "newest", "none"
+"""What --promote and --shadow without a number stand for."""
 EXIT = {"done": 0, "failed": 1, "mistake": 2, "too_many_rejects": 3}
 
 RUN = """\
@@ -67,6 +71,20 @@ the fastest that passes the gate.
 
   headrace compress deploy/pipelines/pedestrians.toml
 """
+VERSIONS = """\
+List the versions of a model that a pipeline publishes or serves, and say which one serves. Engines
+that serve the folder follow within a moment.
+
+  headrace versions deploy/pipelines/pedestrians.toml
+  headrace versions runs/pedestrians/versions --rollback      # the one before serves again
+  headrace versions runs/pedestrians/versions --promote 7
+  headrace versions runs/pedestrians/versions --promote       # the newest, and those to come
+  headrace versions runs/pedestrians/versions --shadow 8      # answers beside it, unseen
+  headrace versions runs/pedestrians/versions --shadow        # none does any more
+
+After --rollback, or --promote of an older version, new versions are published and do not serve,
+until the newest is promoted. The exit code is 2 where no engine can serve what the pointer names.
+"""
 REPLAY = """\
 Process dead letters again once the cause is fixed, in the pipeline file, the model or the code.
 Stages may be added, and stages that learn nothing may be changed or removed; the others keep what
@@ -94,10 +112,34 @@ deviation.
 A [scrub] stage of kind "split" assigns rows to folds (folds, by, stratify); without one they are
 assigned in turn.
 """
+INTERPRET = """\
+Show what the model of a pipeline relies on, and where it is wrong: the importance of each column,
+by permutation, with an interval; integrated gradients of networks; reliability of probabilities;
+errors by slice; the worst rows with their positions.
+
+  headrace interpret deploy/pipelines/phishing.toml
+  headrace interpret my.toml --html model.html --rows 2000 --metric auc
+  headrace interpret serve.toml --target label    # a model file of [infer]; its rows have labels
+
+The model is that of the newest checkpoint, or the file that [infer] serves. It is judged on rows
+that were held out ([export], or a 'split' stage), else on the newest rows of the source. Learns
+nothing, and writes only the files you name.
+"""
 PREDICT = """\
 Read files and write their rows with the predictions of a model.
 
   headrace predict runs/pedestrians/model.onnx --input 'new/*.parquet' --output predictions
+"""
+ADOPT = """\
+Look at an ONNX file that was made elsewhere: inputs, outputs, operators, batch size. Free a fixed
+batch size, prove on a few rows that the answers stay the same, and print the [infer] table that
+serves it.
+
+  headrace adopt detector.onnx
+  headrace adopt detector.onnx --shape image=n,3,h,w --to free.onnx
+  headrace adopt detector.onnx --pipeline photos.toml --write
+
+A file that is already free is not written again.
 """
 REFERENCE = """\
 Print every key of a table of the pipeline file, with its type, unit, default and meaning. Without a
@@ -136,8 +178,16 @@ COMMAND_SYNONYMS = {
     "lint": "check",
     "inspect": "explore",
     "describe": "explore",
+    "explain": "interpret",
+    "importance": "interpret",
+    "evaluate": "interpret",
     "score": "predict",
+    "import": "adopt",
     "quantize": "compress",
+    "promote": "versions FILE --promote",
+    "rollback": "versions FILE --rollback",
+    "models": "versions",
+    "registry": "versions",
     "cv": "folds",
     "bench": "profile",
     "config": "reference",
@@ -154,6 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if arguments is None:
         signals.install()
+        environment.collect_rarely()
     _open_streams()
     try:
         with signals.handling(signals.stop):
@@ -213,6 +264,13 @@ class _Parser(argparse.ArgumentParser):
     """A parser that reports where its help cannot be written, which argparse ignores; it does not
     import `engine.commands.progress`, which loads for longer than the help takes."""
 
+    def error(self, message: str) -> NoReturn:
+        """Name a wrong argument in one sentence; the usage is for arguments that make no sense
+        together."""
+        if message.startswith("argument "):
+            self.exit(EXIT["mistake"], f"headrace: {message.removeprefix('argument ')}.\n")
+        super().error(message)
+
     def _print_message(self, message: str, file: Any = None) -> None:
         if file is not sys.stdout:
             super()._print_message(message, file)
@@ -249,20 +307,19 @@ def _runs(options: argparse.Namespace, *, fresh: bool = False, replay: bool = Fa
 
 def _check(options: argparse.Namespace) -> int:
     from engine.commands.preflight import preflight
+    from engine.observing import compiling
     from engine.run import Run
 
     if options.rows < 1:
         raise UserError(f"Expected --rows of 1 or more, got {options.rows}.")
-    good = preflight(Run(options.file, options.set), options.rows)
+    with compiling.reported():
+        good = preflight(Run(options.file, options.set), options.rows)
     return EXIT["done" if good else "mistake"]
 
 
 def _explore(options: argparse.Namespace) -> int:
-    import json
-
     from engine.commands.progress import Progress, console
     from engine.explore import explore, page, terminal
-    from engine.system import atomic
 
     if options.rows is not None and options.rows < 1:
         raise UserError(f"Expected --rows of 1 or more, got {options.rows}.")
@@ -272,16 +329,7 @@ def _explore(options: argparse.Namespace) -> int:
         findings = explore(
             options.what, options.set, rows=options.rows, time=options.time, watch=progress.look
         )
-    for part in terminal.parts(findings):
-        console().print(part, highlight=False)
-    if options.html is not None:
-        page.write(findings, options.html)
-        console().print(f"Wrote {options.html}.", highlight=False, markup=False)
-    if options.json is not None:
-        with _write_errors(options.json):
-            text = json.dumps(findings.plain(), indent=2, ensure_ascii=False)
-            atomic.write(options.json, text + "\n")
-        console().print(f"Wrote {options.json}.", highlight=False, markup=False)
+    _show(findings, terminal.parts(findings), page.write, options)
     if findings.unreadable:
         console().print(
             "! More records could not be read than [dead_letters] limit allows in a run.",
@@ -319,17 +367,63 @@ def _folds(options: argparse.Namespace) -> int:
     return EXIT["done"]
 
 
+def _interpret(options: argparse.Namespace) -> int:
+    from engine.commands.progress import Progress
+    from engine.interpret import interpret, page, terminal
+
+    _require_target(options.html, "--html")
+    _require_target(options.json, "--json")
+    with Progress() as progress:
+        found = interpret(
+            options.file,
+            options.set,
+            rows=options.rows,
+            repeats=options.repeats,
+            metric=options.metric,
+            label=options.target,
+            watch=progress.step,
+        )
+    _show(found, terminal.parts(found), page.write, options)
+    return EXIT["done"]
+
+
+def _show(
+    found: Any,
+    parts: Iterable[RenderableType],
+    write_page: Callable[[Any, Path], None],
+    options: argparse.Namespace,
+) -> None:
+    """Print what was found, and write the page and the JSON that are asked for."""
+    from engine.commands.progress import console
+
+    for part in parts:
+        console().print(part, highlight=False)
+    if options.html is not None:
+        write_page(found, options.html)
+        console().print(f"Wrote {options.html}.", highlight=False, markup=False)
+    if options.json is not None:
+        _write_json(found.plain(), options.json)
+
+
+def _write_json(figures: Any, path: Path) -> None:
+    """Write figures as JSON, and say so. Raises: HeadraceError if they cannot be written."""
+    import json
+
+    from engine.commands.progress import console
+    from engine.system import atomic
+
+    with _write_errors(path):
+        atomic.write(path, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    console().print(f"Wrote {path}.", highlight=False, markup=False)
+
+
 def _trained(options: argparse.Namespace) -> Run:
     from engine.run import Run
 
     run = Run(options.file, options.set)
     if not run.trains:
         raise UserError(f"{options.file} has no [model] to train: expected a training pipeline.")
-    if not run.restore():
-        raise UserError(
-            f"There is no checkpoint in {run.checkpoints.settings.path}: run 'headrace run "
-            f"{options.file}' first."
-        )
+    run.require_checkpoint()
     return run
 
 
@@ -360,6 +454,21 @@ def _compress(options: argparse.Namespace) -> int:
     return EXIT["done"]
 
 
+def _versions(options: argparse.Namespace) -> int:
+    from engine.commands.progress import console
+    from engine.commands.versions import change, listed, versions_of
+
+    versions = versions_of(options.file, options.set)
+    sentence = change(
+        versions, promote=options.promote, rollback=options.rollback, shadow=options.shadow
+    )
+    console().print(listed(versions), highlight=False)
+    if sentence:
+        console().print(sentence, highlight=False, markup=False, soft_wrap=True)
+    versions.current()  # raises where no engine can serve what the pointer names
+    return EXIT["done"]
+
+
 def _predict(options: argparse.Namespace) -> int:
     from engine.commands.progress import Progress, finish
     from engine.config import Pipeline
@@ -381,6 +490,20 @@ def _predict(options: argparse.Namespace) -> int:
         summary = run.run(fresh=True)
     with signals.handling(signals.ignore):
         finish(summary)
+    return EXIT["done"]
+
+
+def _adopt(options: argparse.Namespace) -> int:
+    from engine.commands.adopt import adopt
+
+    adopt(
+        options.model,
+        pipeline=options.pipeline,
+        overrides=options.set,
+        write=options.write,
+        to=options.to,
+        shapes=options.shape,
+    )
     return EXIT["done"]
 
 
@@ -453,6 +576,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
         COMPRESS,
         _compress,
     )
+    _add_versions(commands)
     _command(commands, "replay", "process dead letters again", REPLAY, _replay)
     profile = _command(
         commands, "profile", "find the bottleneck and the setting to change", PROFILE, _profile
@@ -466,7 +590,9 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     folds.add_argument(
         "--folds", type=int, default=5, help="number of folds, if no split stage sets it (5)"
     )
+    _add_interpret(commands)
     _add_predict(commands)
+    _add_adopt(commands)
     reference = _command(
         commands,
         "reference",
@@ -502,6 +628,52 @@ def _add_explore(commands: Any) -> None:
     explore.add_argument("--time", metavar="SQL", help="SQL expression for the time of a row")
 
 
+def _add_interpret(commands: Any) -> None:
+    interpret = _command(
+        commands,
+        "interpret",
+        "what a model relies on, and where it is wrong",
+        INTERPRET,
+        _interpret,
+    )
+    interpret.add_argument("--html", type=_path, help="write an HTML page with plots")
+    interpret.add_argument("--json", type=_path, help="write all figures as JSON")
+    interpret.add_argument(
+        "--rows", type=int, default=10_000, help="judge at most ROWS rows, the newest (10000)"
+    )
+    interpret.add_argument("--repeats", type=int, default=10, help="permutations per column (10)")
+    interpret.add_argument(
+        "--metric",
+        help="what importance is measured by: mae, rmse, r2; log_loss, brier, accuracy, f1, auc, "
+        "average_precision (mae, log_loss)",
+    )
+    interpret.add_argument(
+        "--target", type=_named, metavar="COLUMN", help="label of a pipeline that serves"
+    )
+
+
+def _add_versions(commands: Any) -> None:
+    versions = _command(
+        commands, "versions", "list the versions of a model, promote one", VERSIONS, _versions,
+        file=False,
+    )  # fmt: skip
+    versions.add_argument(
+        "file", type=_named, metavar="FILE|FOLDER", help="pipeline file, or folder of versions"
+    )
+    moves = versions.add_mutually_exclusive_group()
+    moves.add_argument(
+        "--promote", type=_version, nargs="?", const=NEWEST, metavar="NUMBER",
+        help="let this version serve (the newest)",
+    )  # fmt: skip
+    moves.add_argument(
+        "--rollback", action="store_true", help="let the version before the current one serve"
+    )
+    moves.add_argument(
+        "--shadow", type=_version, nargs="?", const=NONE, metavar="NUMBER",
+        help="let this version answer a share of the rows beside it, unseen (none)",
+    )  # fmt: skip
+
+
 def _add_predict(commands: Any) -> None:
     predict = _command(
         commands, "predict", "add predictions to files", PREDICT, _predict, file=False
@@ -515,6 +687,25 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument("--output", type=_named, required=True, help="folder for the results")
     predict.add_argument(
         "--format", default="parquet", help="parquet, ndjson, csv or arrow (parquet)"
+    )
+
+
+def _add_adopt(commands: Any) -> None:
+    adopt = _command(
+        commands, "adopt", "serve an ONNX file made elsewhere", ADOPT, _adopt, file=False
+    )
+    adopt.add_argument("model", type=_path, metavar="FILE", help="the ONNX file")
+    adopt.add_argument(
+        "--pipeline", type=_named, help="the pipeline whose columns its inputs are matched with"
+    )
+    adopt.add_argument("--write", action="store_true", help="write [infer] into the pipeline file")
+    adopt.add_argument("--to", type=_path, help="the changed file (FILE.adopted.onnx)")
+    adopt.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="INPUT=SIZES",
+        help="a new shape of an input, names for free sizes, e.g. image=n,3,h,w; repeatable",
     )
 
 
@@ -552,6 +743,15 @@ def _named(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("expected a name, got an empty text")
     return text
+
+
+def _version(text: str) -> int | str:
+    """Return the number of a version; argparse asks for those of `NEWEST` and `NONE`, too."""
+    if text in (NEWEST, NONE):
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected the number of a version, got '{text}'")
+    return int(text)
 
 
 def _path(text: str) -> Path:
@@ -611,8 +811,8 @@ def _unexpected(error: BaseException) -> str:
             "by a control group instead (systemd: MemoryMax)."
         )
     head = f"{who} raised " if who else ""
-    said = f": {error}" if str(error) else ""
-    return f"{head}{type(error).__name__}{said} ({place}); --log-level debug shows more."
+    detail = f": {error}" if str(error) else ""
+    return f"{head}{type(error).__name__}{detail} ({place}); --log-level debug shows more."
 
 
 def _open_streams() -> None:

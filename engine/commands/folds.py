@@ -19,9 +19,9 @@ import numpy as np
 from rich.table import Table
 
 from engine.config import Pipeline
+from engine.quality.report import HEADLINE_METRICS
 from engine.run import Run
 from engine.running.loop import Loop
-from engine.running.report import HEADLINE_METRICS
 from engine.types import Batch, Mark, UserError
 
 Watch = Callable[[Loop, Batch], None]

@@ -11,14 +11,18 @@ from dataclasses import replace
 from functools import partial
 
 import polars as pl
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from engine import calls, rules
+from engine.artifacts import try_export
 from engine.assembly.restoring import require_plain_state, try_resume
 from engine.commands.progress import console
-from engine.config import detached_source
+from engine.config import detached_tables
 from engine.explore.notation import hint, reads_null_values
+from engine.loading.decoder import Decoder
+from engine.loading.sources.labelled_source import is_of_labels
 from engine.run import Run
 from engine.running.labels import few_numbers, labels_of
 from engine.scrub.base import FittedStage
@@ -67,7 +71,7 @@ def preflight(run: Run, rows: int = 1_000) -> bool:
             problems = list(_check_sample(run, _sample(run, source, rows), source))
     for problem in checks:
         problems += problem(run)
-    for sentence in problems:
+    for sentence in dict.fromkeys(problems):
         out.print(Text(f"! {sentence}", style="yellow"), soft_wrap=True)
     if not problems:
         out.print(f"{run.pipeline.file} is ready to run.")
@@ -101,10 +105,8 @@ def _unread(run: Run) -> Iterator[str]:
 def _detached_source(run: Run) -> Source:
     """Return the source without its group: it joins nothing, commits nothing, and also sees
     records the group has finished."""
-    table = detached_source(run.pipeline.source)
-    if table == run.pipeline.source:
-        return run.source
-    return Run(run.pipeline.model_copy(update={"source": table})).source
+    detached = run.pipeline.model_copy(update=detached_tables(run.pipeline))
+    return run.source if detached == run.pipeline else Run(detached).source
 
 
 def _check_sample(run: Run, sample: Batch | None, source: Source) -> Iterator[str]:
@@ -115,6 +117,9 @@ def _check_sample(run: Run, sample: Batch | None, source: Source) -> Iterator[st
         return
     table, batch = _steps(run, sample)
     out.print(table)
+    if sample.labels is not None:
+        matched = f"{len(batch):,} of {counted(len(sample.labels), 'sampled label')}"
+        out.print(f"{matched} belong to a sampled row ([labels] by).", highlight=False)
     if names := _unfitted(run, batch):
         out.print(
             f"The sample is a first batch, and stages work with what batches before it taught: "
@@ -129,14 +134,14 @@ def _check_sample(run: Run, sample: Batch | None, source: Source) -> Iterator[st
         if (
             column.dtype == pl.String
             and column.name not in read
-            and (said := hint(column.name, column, null_values=reads_null_values(source)))
+            and (sentence := hint(column.name, column, null_values=reads_null_values(source)))
         ):
-            out.print(said, highlight=False, markup=False, soft_wrap=True)
-    if (said := _task(run, sample)) is not None:
-        out.print(said, highlight=False, markup=False, soft_wrap=True)
+            out.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    if (sentence := _task(run, sample)) is not None:
+        out.print(sentence, highlight=False, markup=False, soft_wrap=True)
     problems = [*_rejected(run, batch)]
-    for said in () if problems else _lost_in_stages(run, batch):
-        out.print(said, highlight=False, markup=False, soft_wrap=True)
+    for sentence in () if problems else _lost_in_stages(run, batch):
+        out.print(sentence, highlight=False, markup=False, soft_wrap=True)
     yield from (*(problems or _unreadable(run, sample)), *source.remarks(), *_labels(run, batch))
 
 
@@ -156,7 +161,7 @@ def _read_by_stages(run: Run, batch: Batch) -> set[str]:
 
 def _lost_in_stages(run: Run, batch: Batch) -> Iterator[str]:
     """Describe the sampled rows that a stage rejects, if a run would accept so few."""
-    for reject in batch.rejects:
+    for reject in _by_reason(batch):
         if reject.reason not in run.pipeline.dead_letters.expected and len(reject):
             rows = f"{len(reject):,} of {counted(batch.raw_rows, 'sampled row')}"
             yield (
@@ -188,27 +193,31 @@ def _closing(source: Source) -> Iterator[Source]:
 def _sample(run: Run, source: Source, rows: int) -> Batch | None:
     """Return some decoded records; None if there are none yet."""
     pieces = calls.sample(source, rows, 10.0)
-    if not pieces:
+    own = [piece for piece in pieces if not is_of_labels(piece)]
+    if not own:
         return None
-    decoded = [
-        calls.decode(run.source.format, piece, run.parts.scrub.read_schema) for piece in pieces
-    ]
-    return Batch(
-        frame=pl.concat([frame for frame, _ in decoded]),
+    frame, rejects = Decoder(run.source.format, run.parts.scrub.read_schema).decode(own)
+    sample = Batch(
+        frame=frame,
         mark=Mark(),
         arrived=pieces[0].arrived,
         raw_rows=sum(map(len, pieces)),
         raw_bytes=sum(piece.nbytes for piece in pieces),
-        rejects=tuple(reject for _, rejects in decoded for reject in rejects),
+        rejects=rejects,
     )
+    if (labelled := run.parts.endpoints.labelled) is None:
+        return sample
+    late = [piece for piece in pieces if is_of_labels(piece)]
+    labels, more = Decoder(run.source.format, labelled.label_schema).decode(late)
+    return replace(sample, labels=labels, rejects=(*rejects, *more))
 
 
 def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
     """Run the sample through every stage; return a table row for each, and the remaining rows."""
-    places = len({*_partitions(batch.frame), *_lost(batch)})
+    places = len({*_partitions(batch), *_lost(batch)})
     where = f" of {places:,} partitions" if places > 1 else ""
     records = f"{counted(batch.raw_rows, 'record')}{where}"
-    table = Table(title=f"{run.pipeline.name}: {records} through the stages")
+    table = Table(title=f"{escape(run.pipeline.name)}: {records} through the stages")
     for heading in ("stage", "rows", "rejected", "counted", "columns"):
         table.add_column(heading, justify="right" if heading in ("rows", "rejected") else "left")
     _row(table, "decode", batch, [])
@@ -224,9 +233,9 @@ def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
         batch = apply(batch)
         _row(table, name, batch, before, seen)
     for name, rows in _augmented(run, batch).items():
-        table.add_row(f"augment {name}", f"{len(batch):,}", "", f"changed {rows:,}", "")
+        table.add_row(f"augment {escape(name)}", f"{len(batch):,}", "", f"changed {rows:,}", "")
     if run.pipeline.model is not None or run.pipeline.infer is not None:
-        if run.trains:
+        if run.trains and batch.labels is None:
             batch = _head(batch, LEARNED_ROWS)
         done = run.parts.work.process(batch)
         outcome, seen = "learned" if done.learned else "predicted", len(batch.rejects)
@@ -258,15 +267,27 @@ def _rejected(run: Run, batch: Batch) -> Iterator[str]:
     settings = run.pipeline.dead_letters
     bad = sum(len(r) for r in batch.rejects if r.reason not in settings.expected)
     total = batch.raw_rows + batch.added
-    if not batch.rejects or (len(batch) and bad <= settings.limit * total):
+    some_left = len(batch) or batch.labels is not None  # rows may wait for their labels
+    if not batch.rejects or (some_left and bad <= settings.limit * total):
         return
     left = f"and [dead_letters] limit allows {settings.limit:.1%}" if bad else "and none is left"
-    worst = max(batch.rejects, key=len)
+    worst = max(_by_reason(batch), key=len)
     n = sum(len(r) for r in batch.rejects)
     yield (
         f"{n:,} of {counted(total, 'sampled row')} {'is' if n == 1 else 'are'} rejected, {left}. "
         f"Most of them, {len(worst):,}, in {worst.stage} as {worst.reason}: {_details(worst)}"
     )
+
+
+def _by_reason(batch: Batch) -> list[Rejects]:
+    """Return the rejects, those of one stage and reason together."""
+    rows: dict[tuple[str, str], list[pl.DataFrame]] = {}
+    for reject in batch.rejects:
+        rows.setdefault((reject.stage, reject.reason), []).append(reject.rows)
+    return [
+        Rejects(stage=stage, reason=reason, rows=pl.concat(frames))
+        for (stage, reason), frames in rows.items()
+    ]
 
 
 def _unreadable(run: Run, sample: Batch) -> Iterator[str]:
@@ -281,14 +302,20 @@ def _unreadable(run: Run, sample: Batch) -> Iterator[str]:
 
 def _lost(batch: Batch) -> dict[str, Rejects]:
     """Return partition -> what rejected most of its rows, for partitions that have none left."""
-    left = _partitions(batch.frame)
+    left = _partitions(batch)
     worst: dict[str, Rejects] = {}
     for reject in sorted(batch.rejects, key=len):
-        worst |= dict.fromkeys(_partitions(reject.rows) - left, reject)
+        worst |= dict.fromkeys(_partitions_in(reject.rows) - left, reject)
     return worst
 
 
-def _partitions(frame: pl.DataFrame) -> set[str]:
+def _partitions(batch: Batch) -> set[str]:
+    """Return the partitions of the rows, and of the labels that came apart from them."""
+    frames = [batch.frame] if batch.labels is None else [batch.frame, batch.labels]
+    return set[str]().union(*map(_partitions_in, frames))
+
+
+def _partitions_in(frame: pl.DataFrame) -> set[str]:
     return set(frame.get_column(PARTITION).unique())
 
 
@@ -383,18 +410,23 @@ def _row(table: Table, name: str, batch: Batch, before: list[str], seen: int = 0
     columns = [c for c in batch.frame.columns if c not in before and c not in RESERVED]
     shown = ", ".join(columns[:6]) + (f", ... ({len(columns)})" if len(columns) > 6 else "")
     table.add_row(
-        name,
+        escape(name),
         f"{len(batch):,}",
-        ", ".join(f"{reason} {n:,}" for reason, n in rejects.items()),
-        ", ".join(counts),
-        shown,
+        escape(", ".join(f"{reason} {n:,}" for reason, n in rejects.items())),
+        escape(", ".join(counts)),
+        escape(shown),
     )
 
 
 def _check_exportable(run: Run) -> Iterator[str]:
-    """Describe a model feature changed by a stage that no model file can contain."""
+    """Describe a model that cannot be exported, and a feature changed by a stage that no model file
+    can contain."""
     if run.pipeline.export is None or not run.trains:
         return
+    try:
+        try_export(run.parts)
+    except HeadraceError as error:
+        yield f"[export] would fail at the end: {error}"
     outside = run.stages[: run.parts.scrub.export_from]
     for stage in outside:
         if stage.transforms():

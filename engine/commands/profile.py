@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 from rich.table import Table
 
-from engine.config import Pipeline, detached_source
+from engine.config import Pipeline, detached_tables
 from engine.observing.timing import TimingSnapshot
 from engine.run import Run
 from engine.running.bottleneck import Bottleneck, part_of
@@ -282,12 +282,12 @@ def _with(pipeline: Pipeline, setting: str) -> Pipeline:
 
 def _sandboxed(pipeline: Pipeline, folder: Path) -> tuple[Pipeline, list[str]]:
     """Return the pipeline with all its outputs in `folder`, and what that leaves out."""
-    table = pipeline.table()
+    table = pipeline.model_copy(update=detached_tables(pipeline, whole=False)).table()
     for section in ("service", "export", "dead_letters"):
         table.pop(section, None)
     left_out = []
-    source, sink = detached_source(table["source"], whole=False), table.get("sink")
-    table |= {"source": source, "folder": str(folder / "run"), "dead_letters": {"limit": 1.0}}
+    sink = table.get("sink")
+    table |= {"folder": str(folder / "run"), "dead_letters": {"limit": 1.0}}
     table["checkpoint"] = {k: v for k, v in pipeline.checkpoint.items() if k != "path"}
     if sink is not None and "path" in sink:
         table["sink"] = {**sink, "path": str(folder / "rows")}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,7 +18,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from engine.errors import HeadraceError, ReaderLeft
-from engine.running import report
+from engine.quality import report
 from engine.running.work import Training
 from engine.types import Batch
 from engine.types.plural import counted
@@ -42,8 +43,11 @@ class Output(Console):
         raise ReaderLeft
 
     def print(self, *parts: Any, **how: Any) -> None:
-        """Print like `rich.console.Console.print`. Raises: ReaderLeft; HeadraceError if nothing
-        can be written."""
+        """Print like `rich.console.Console.print`, but text as it is: "[labels]" is no markup.
+
+        Raises: ReaderLeft; HeadraceError if nothing can be written.
+        """
+        how.setdefault("markup", not any(isinstance(part, str) for part in parts))
         with _printing():
             super().print(*parts, **how)
 
@@ -92,13 +96,13 @@ class Progress:
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("headrace", total=None, said="")
+        self._task = self._bar.add_task("headrace", total=None, text="")
         self._every = SHOW_SECONDS if self._console.is_terminal else LOG_SECONDS
         self._start = self._shown = time.monotonic()
         self._first: int | None = None
@@ -128,6 +132,13 @@ class Progress:
         if self._due(self._rows, batch.raw_rows):
             self._show(self._rows, share, [])
 
+    def step(self, what: str, share: float | None) -> None:
+        """Show what is done in words, and the share of it that is."""
+        now = time.monotonic()
+        if now - self._shown >= self._every:
+            self._shown = now
+            self._put(what, share)
+
     def _due(self, rows: int, new: int) -> bool:
         now = time.monotonic()
         if self._first is None:
@@ -141,10 +152,12 @@ class Progress:
     def _show(self, rows: int, share: float | None, more: list[str]) -> None:
         seconds = self._shown - self._start
         rate = [f"{(rows - (self._first or 0)) / seconds:,.0f} rows/s"] if seconds > 0.05 else []
-        line = "  ".join([counted(rows, "row"), *rate, *more])
+        self._put("  ".join([counted(rows, "row"), *rate, *more]), share)
+
+    def _put(self, line: str, share: float | None) -> None:
         if self._console.is_terminal:
             self._bar.update(
-                self._task, total=None if share is None else 1.0, completed=share or 0.0, said=line
+                self._task, total=None if share is None else 1.0, completed=share or 0.0, text=line
             )
         else:
             done = "" if share is None else f"{share:.0%}  "
@@ -156,14 +169,14 @@ def _quality(loop: Loop) -> list[str]:
     if not isinstance(work, Training):
         return []
     headline = report.headline(work.evaluation.report())
-    return [f"loss {work.loss:.4g}", *([headline] if headline else [])]
+    loss = [] if math.isnan(work.loss) else [f"loss {work.loss:.4g}"]  # nothing learned yet
+    return [*loss, *([headline] if headline else [])]
 
 
 def show(out: Console, parts: Iterable[Table | str]) -> None:
     """Print tables and sentences; a sentence is not markup and is never cut."""
     for part in parts:
-        plain = isinstance(part, str)
-        out.print(part, highlight=False, markup=not plain, soft_wrap=plain)
+        out.print(part, highlight=False, soft_wrap=isinstance(part, str))
 
 
 def finish(summary: Summary) -> None:
@@ -174,14 +187,18 @@ def finish(summary: Summary) -> None:
         show(out, report.tables(summary.report))
     if summary.compression is not None:
         show(out, summary.compression.tables())
-    out.print(_account(summary))
-    show(out, summary.remarks)
+    show(out, [_account(summary), *summary.remarks])
     if summary.bottleneck is not None:
         show(out, [str(summary.bottleneck)])
     files = Table(show_header=False, box=None, pad_edge=False)
     for name, path in summary.files.items():
         files.add_row(name, str(path))
     out.print(files)
+
+
+def _listed(counts: Mapping[tuple[str, str], int]) -> str:
+    """Return what there is of each stage, by its name."""
+    return ", ".join(f"{stage}: {name} {n:,}" for (stage, name), n in sorted(counts.items()) if n)
 
 
 def _account(summary: Summary) -> str:
@@ -193,17 +210,20 @@ def _account(summary: Summary) -> str:
             ("predicted", totals.predicted),
             ("cleaned", totals.cleaned),
             ("rejected", totals.rejected),
+            ("expired", totals.expired),
+            ("matched labels", totals.matched),
+            ("waiting", totals.waiting),
         )
         if n
     ]
-    reasons = ", ".join(
-        f"{stage}: {reason} {n:,}" for (stage, reason), n in sorted(totals.reasons.items())
-    )
+    reasons, counts = _listed(totals.reasons), _listed(totals.counts)
     added = f" + {totals.added:,} added" if totals.added else ""
     sign = "=" if totals.balanced else "!="
     state = "stopped by a signal" if summary.stopped else "end of the source"
-    return (
+    lines = [
         f"{totals.read:,} read{added} {sign} {' + '.join(outcomes) or '0'}"
-        f"{f'  ({reasons})' if reasons else ''}\n"
-        f"{state} after {summary.seconds:.1f} s{', resumed' if summary.resumed else ''}"
-    )
+        f"{f'  ({reasons})' if reasons else ''}",
+        *([f"counted by stages: {counts}"] if counts else []),
+        f"{state} after {summary.seconds:.1f} s{', resumed' if summary.resumed else ''}",
+    ]
+    return "\n".join(lines)

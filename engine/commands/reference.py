@@ -20,6 +20,7 @@ from engine import settings_docs
 from engine.config import (
     DeadLetterSettings,
     ExportSettings,
+    LabelSettings,
     LoaderSettings,
     ModelSettings,
     NamedTable,
@@ -28,10 +29,10 @@ from engine.config import (
     SourceTable,
     load_class,
 )
-from engine.loading.mix import Mix, MixTable, WeightedSourceTable
+from engine.loading.sources.mix import Mix, MixTable, WeightedSourceTable
 from engine.observing.service import Service
 from engine.quality.evaluation import Evaluation
-from engine.running.checkpoint import Checkpoints
+from engine.running.saving.checkpoint import Checkpoints
 from engine.scrub import STAGES
 from engine.types import UserError, nearest
 
@@ -41,6 +42,7 @@ OUTPUT_COLUMNS = {
     "prediction": "the value, or for classes the predicted class as text",
     "probability": "classes only: of the second of two classes, or of the predicted one of more",
     "model_version": "serving only: which model said it",
+    "_delay": "where labels come later: seconds from the row to its label; null if it did not come",
     "_partition": "where the row was read: a file's path, or topic/partition",
     "_position": "where in it: a byte or row, or an offset",
 }
@@ -66,6 +68,7 @@ class SettingsTable:
     Attributes:
         section: ``loader``, ``scrub.NAME``; empty for the file's own keys.
         kind: the ``kind`` that has these keys; empty where there is one only.
+        kind_key: the key that names it.
         settings: the classes that declare them, what all kinds have first.
         about: what it is for; nothing where its keys say enough.
         hidden: keys of theirs that are no user's.
@@ -73,6 +76,7 @@ class SettingsTable:
 
     section: str
     kind: str = ""
+    kind_key: str = "kind"
     settings: tuple[type[BaseModel], ...]
     about: str = ""
     hidden: frozenset[str] = frozenset()
@@ -82,7 +86,7 @@ class SettingsTable:
         """``[source] kind = "kafka"``."""
         head = f"[{self.section}]" if self.section else "Keys of the file"
         of = " of [model]" if self.section == "train" else ""  # it has no kind of its own
-        return f'{head}{of} kind = "{self.kind}"' if self.kind else head
+        return f'{head}{of} {self.kind_key} = "{self.kind}"' if self.kind else head
 
     def entries(self) -> list[settings_docs.Key]:
         """Return the keys in the order of the classes and their fields; the first class defines
@@ -105,17 +109,31 @@ def _tables() -> Iterator[SettingsTable]:
     from models import LEARNERS
     from models.augment import AUGMENTS
     from models.compress.gate import Compression
+    from models.layers import LAYERS
+    from models.learners.modules.learner import HeadSettings, NetInputSettings, StateSettings
     from models.learners.sampling import SamplingSettings
-    from models.serving.predictor import OnnxPredictor
+    from models.serving.answers import ANSWERS, answer_class_of
+    from models.serving.settings import InferSettings, InputSettings
 
     others = frozenset(Pipeline.model_fields) - frozenset(TOP_LEVEL_KEYS)
     yield SettingsTable(section="", settings=(Pipeline,), hidden=others)
     yield from _kinds("source", SOURCES, SourceTable)
     yield SettingsTable(section="source", kind=MIX, settings=(SourceTable, Mix.Settings, MixTable))
     yield SettingsTable(section="source.sources.NAME", settings=(WeightedSourceTable,))
+    yield SettingsTable(section="labels", settings=(LabelSettings,))
     yield from _kinds("scrub.NAME", STAGES, NamedTable)
     yield SettingsTable(section="loader", settings=(LoaderSettings,))
     yield from _kinds("model", LEARNERS, ModelSettings)
+    yield SettingsTable(section="model.inputs.NAME", settings=(NetInputSettings,))
+    yield SettingsTable(section="model.head", settings=(HeadSettings,))
+    yield SettingsTable(section="model.state", settings=(StateSettings,))
+    for layer in LAYERS:
+        yield SettingsTable(
+            section="model.inputs.NAME.layers",
+            kind=layer.model_fields["kind"].default,
+            settings=(layer,),
+            about=_about(layer),
+        )
     for name in LEARNERS:
         yield SettingsTable(
             section="train",
@@ -124,7 +142,17 @@ def _tables() -> Iterator[SettingsTable]:
         )
     yield SettingsTable(section="train.sampling", settings=(SamplingSettings,))
     yield from _kinds("augment.NAME", AUGMENTS, NamedTable)
-    yield SettingsTable(section="infer", settings=(OnnxPredictor.Settings,))
+    yield SettingsTable(section="infer", settings=(InferSettings,))
+    yield SettingsTable(section="infer.inputs.NAME", settings=(InputSettings,))
+    for name in ANSWERS:
+        answer = answer_class_of({"answer": name})
+        yield SettingsTable(
+            section="infer.outputs.NAME",
+            kind=name,
+            kind_key="answer",
+            settings=(answer.Settings,),
+            about=_about(answer),
+        )
     yield SettingsTable(section="evaluation", settings=(Evaluation.Settings,))
     yield from _kinds("sink", SINKS, SinkTable)
     yield from _kinds("dead_letters", DEAD_LETTER_SINKS, DeadLetterSettings)
@@ -197,7 +225,8 @@ def matching(word: str) -> list[SettingsTable]:
 
 def _names(table: SettingsTable) -> set[str]:
     section = table.section.removesuffix(".NAME")
-    names = {section, table.kind, f"{section}.{table.kind}".strip(".")} - {""}
+    last = section.rpartition(".")[2]
+    names = {section, last, table.kind, f"{section}.{table.kind}".strip(".")} - {""}
     return names if section else names | {"pipeline"}
 
 
@@ -263,6 +292,7 @@ def schema() -> dict[str, Any]:
     """Return a JSON Schema of pipeline files. No key is required, since a ``base``, the
     environment or ``--set`` may set it; `headrace check` tells whether a file is complete."""
     from connectors import SOURCES
+    from models.serving.answers import ANSWERS
 
     definitions = {_reference(table): _object(table) for table in tables()}
     gate = {"anyOf": [_to("export.compress"), {"const": False}]}
@@ -279,6 +309,19 @@ def schema() -> dict[str, Any]:
         }
     parts = [*(_to(f"source.sources.{component}") for component in SOURCES), CUSTOM_TABLE]
     definitions["source.mix"]["properties"]["sources"]["additionalProperties"] = {"anyOf": parts}
+    of_labels = [*(_to(f"source.{component}") for component in SOURCES), CUSTOM_TABLE]
+    definitions["labels"]["properties"]["source"] |= {"anyOf": of_labels}
+    columns: list[dict[str, Any]] = [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}},
+    ]
+    given = {
+        "inputs": [*columns, _to("infer.inputs.NAME")],
+        "outputs": [columns[0], *(_to(f"infer.outputs.{answer}") for answer in ANSWERS)],
+    }
+    for key, any_of in given.items():
+        table_of = {"additionalProperties": {"anyOf": any_of}}
+        definitions["infer"]["properties"][key] |= table_of
     top = definitions.pop("")["properties"]
     for section in Pipeline.model_fields:
         kinds = [table.kind for table in tables() if table.section in (section, f"{section}.NAME")]
@@ -346,8 +389,8 @@ def _object(table: SettingsTable) -> dict[str, Any]:
         for name, value in properties.items()
         if name in texts
     }
-    if table.kind and "kind" in properties:
-        properties["kind"] = {"const": table.kind, "description": texts["kind"]}
+    if table.kind and (key := table.kind_key) in properties:
+        properties[key] = {"const": table.kind, "description": texts[key]}
     result = {"type": "object", "properties": properties, "additionalProperties": False}
     return result if not table.about else {**result, "description": table.about}
 

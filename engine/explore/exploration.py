@@ -81,7 +81,7 @@ def explore(
     if waiting:
         survey.update(pl.concat(waiting), time=time)
     survey.close()
-    return _findings(pipeline, survey, stages, rejected, details, rows)
+    return _findings(pipeline, survey, stages, rejected, details, rows, run.source.found())
 
 
 def _pipeline(path: Path, overrides: Iterable[str]) -> Pipeline:
@@ -122,17 +122,19 @@ def _findings(
     rejected: dict[str, int],
     details: dict[str, str],
     rows: int | None,
+    found: str,
 ) -> Findings:
     letters = pipeline.dead_letters
     bad = sum(n for reason, n in rejected.items() if reason not in letters.expected)
     findings = Findings(
         name=pipeline.name,
+        found=found,
         rows=survey.rows,
         columns=column_profiles(survey),
         repeated=survey.seen.repeated,
         times=times(survey),
         related=related(survey),
-        target=(pipeline.model or {}).get("target"),
+        target=_target(pipeline),
         stages=stages,
         rejected=rejected,
         details=details,
@@ -142,6 +144,12 @@ def _findings(
     return dataclasses.replace(
         findings, sentences=tuple(sentences(findings)), suggestion=suggestion(findings)
     )
+
+
+def _target(pipeline: Pipeline) -> str | None:
+    """Return the column of the label, if there is one."""
+    target = (pipeline.model or {}).get("target")
+    return target if isinstance(target, str) else None
 
 
 __all__ = ["explore"]

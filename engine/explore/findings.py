@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from engine.columnar.statistics import Counts, Quantiles
 from engine.explore.distinct import ERROR
-from engine.explore.notation import reading, truth
+from engine.explore.notation import DECIMAL_COMMA, reading, truth
 from engine.explore.survey import MAX_CORRELATED, VALUES, Column, Slice, Survey
 from engine.types import type_name
 from engine.types.arrays import Floats
@@ -73,6 +73,7 @@ class ColumnProfile:
         others: rows with other values than those.
         special: how its texts write numbers, where no cast reads them; `reader`: what does.
         reads: whether its texts read as numbers, and lose nothing as such.
+        decimal_comma: whether a setting of the source reads these numbers.
         but: which of its texts are no numbers, for the end of a sentence.
         mean, deviation: of numbers.
         quantiles: 0, 0.01, 0.25, 0.5, 0.75, 0.99 and 1, of numbers.
@@ -95,6 +96,7 @@ class ColumnProfile:
     others: int = 0
     special: str = ""
     reader: str = ""
+    decimal_comma: bool = False
     reads: bool = False
     but: str = ""
     mean: float | None = None
@@ -179,6 +181,7 @@ class Findings:
         unreadable: more of the records than a run allows could not be read.
         sentences: what to know.
         suggestion: a ``[scrub]`` section, TOML.
+        found: how the source found its rows to be written, as settings.
         left_out: what was not looked at, in sentences.
     """
 
@@ -195,7 +198,15 @@ class Findings:
     unreadable: bool = False
     sentences: tuple[str, ...] = ()
     suggestion: str = ""
+    found: str = ""
     left_out: tuple[str, ...] = ()
+
+    @property
+    def commas(self) -> tuple[ColumnProfile, ...]:
+        """The columns that the source itself reads with a decimal comma: those it would read
+        so, if it reads no number with a decimal point."""
+        points = any(column.kind.startswith("float") for column in self.columns)
+        return () if points else tuple(c for c in self.columns if c.decimal_comma)
 
     def plain(self) -> dict[str, Any]:
         """Return the findings as JSON values."""
@@ -292,7 +303,9 @@ def sentences(findings: Findings) -> Iterator[str]:
         yield f"{copies} of an earlier row{_percent(findings.repeated, findings.rows)}."
     if findings.times is not None:
         yield from _of_times(findings.times, findings.rows)
-    yield from _of_columns(findings.columns, findings.rows)
+    if findings.found:
+        yield f"The first rows are written with {findings.found}, and all are read so."
+    yield from _of_columns(findings.columns, findings.rows, findings.commas)
     yield from _of_classes(findings)
     yield from _of_pairs(findings)
 
@@ -409,7 +422,12 @@ def _special(survey: Survey, name: str, column: Column) -> dict[str, Any]:
         return {}
     if best.notation is None:
         return {"reads": True, "but": best.but}
-    return {"special": best.notation.words, "reader": best.read(name), "but": best.but}
+    return {
+        "special": best.notation.words,
+        "reader": best.read(name),
+        "decimal_comma": survey.null_values and best.notation is DECIMAL_COMMA,
+        "but": best.but,
+    }
 
 
 def _common(survey: Survey, name: str, column: Column) -> dict[str, Any]:
@@ -511,7 +529,9 @@ def _of_times(times: TimeProfile, rows: int) -> Iterator[str]:
         )
 
 
-def _of_columns(columns: Sequence[ColumnProfile], rows: int) -> Iterator[str]:
+def _of_columns(
+    columns: Sequence[ColumnProfile], rows: int, commas: Sequence[ColumnProfile]
+) -> Iterator[str]:
     """Return one sentence per kind of problem, the worst columns first."""
     void = [c for c in columns if c.missing == rows]
     if void:
@@ -537,7 +557,11 @@ def _of_columns(columns: Sequence[ColumnProfile], rows: int) -> Iterator[str]:
         yield "Text that reads as numbers, to be declared so in [source.schema], in " + _listed(
             numbers, lambda c: f"{c.name!r}{c.but}"
         )
-    special = [c for c in columns if c.special]
+    if commas:
+        yield 'Numbers with a decimal comma, which [source] decimal = "," reads, in ' + _listed(
+            commas, lambda c: f"{c.name!r}{c.but}"
+        )
+    special = [c for c in columns if c.special and c not in commas]
     if special:
         yield (
             "Text that writes numbers as no cast reads them, for a 'derive' stage to read, in "

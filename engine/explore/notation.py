@@ -74,26 +74,28 @@ class Reading:
         parts = [f"{word!r} in {counted(n, 'row')}" for word, n in self.words.items()]
         if self.odd:
             parts.insert(0, counted(self.odd, "value that is none", "values that are none"))
-        said = f" but for {', '.join(parts)}" if parts else ""
+        exceptions = f" but for {', '.join(parts)}" if parts else ""
         if self.words and self.null_values:
             values = json.dumps(list(self.words), ensure_ascii=False)
-            said += f": [source] null_values = {values} reads words as missing"
-        return said
+            exceptions += f": [source] null_values = {values} reads words as missing"
+        return exceptions
 
 
 PLAIN = Notation(words="as a cast reads them", pattern="", sql="CAST({} AS DOUBLE)")
 """The notation of a cast, for a stage to read it among words."""
+DECIMAL_COMMA = Notation(
+    words="with a decimal comma",
+    pattern=r"^[+-]?\d+(,\d+)?$",
+    sql="CAST(REPLACE({}, ',', '.') AS DOUBLE)",
+)
+"""The notation that a CSV's own settings read."""
 NOTATIONS = (
     Notation(
         words="with a comma between thousands",
         pattern=r"^[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?$",
         sql="CAST(REPLACE({}, ',', '') AS DOUBLE)",
     ),
-    Notation(
-        words="with a decimal comma",
-        pattern=r"^[+-]?\d+(,\d+)?$",
-        sql="CAST(REPLACE({}, ',', '.') AS DOUBLE)",
-    ),
+    DECIMAL_COMMA,
     Notation(
         words="with a point between thousands and a decimal comma",
         pattern=r"^[+-]?(\d{1,3}(\.\d{3})+|\d+)(,\d+)?$",
@@ -206,6 +208,6 @@ def hint(column: str, texts: pl.Series, *, null_values: bool) -> str | None:
 
 
 __all__ = [
-    "MOST_WORDS", "NOTATIONS", "Notation", "Reading", "counts", "hint", "reading",
+    "DECIMAL_COMMA", "MOST_WORDS", "NOTATIONS", "Notation", "Reading", "counts", "hint", "reading",
     "reads_null_values", "truth", "words",
 ]  # fmt: skip

@@ -1,37 +1,29 @@
-"""Findings as one self-contained page of HTML: no script, no font, no picture from elsewhere.
-
-All that comes from the data is escaped by the template, names of columns too.
-"""
+"""Findings as one page of HTML."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
+from engine import pages
 from engine.explore.findings import ColumnProfile, Findings, Timeline
-from engine.system import atomic
-from engine.types import UserError
+from engine.pages import WIDTH, percent, svg
 from engine.types.plural import short_number
 
-WIDTH, HEIGHT = 280.0, 64.0
+HEIGHT = 64.0
 STRIP = 44.0
 
 
 def write(findings: Findings, path: Path) -> None:
     """Write the page. Raises: UserError if it cannot be written."""
-    try:
-        atomic.write(path, page(findings))
-    except OSError as error:
-        raise UserError(f"The page cannot be written to '{path}': {error.strerror}.") from None
+    pages.write(page(findings), path)
 
 
 def page(findings: Findings) -> str:
     """Return the HTML."""
-    return template().render(
+    return pages.template("engine.explore").render(
         found=findings,
         histogram=histogram,
         timeline=timeline,
@@ -39,16 +31,6 @@ def page(findings: Findings) -> str:
         heat=heat,
         number=short_number,
         percent=percent,
-    )
-
-
-def template() -> Template:
-    """Return the page's template; everything inserted is escaped."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(
-        files("engine.explore").joinpath("page.html").read_text(encoding="utf-8")
     )
 
 
@@ -61,7 +43,7 @@ def histogram(column: ColumnProfile) -> Markup:
         f'width="{max(wide - 1, 1):.2f}" height="{bar / most * HEIGHT:.2f}"/>'
         for i, bar in enumerate(column.bars)
     ]
-    return _svg("bars", HEIGHT, drawn)
+    return svg("bars", HEIGHT, drawn)
 
 
 def timeline(line: Timeline) -> Markup:
@@ -91,7 +73,7 @@ def timeline(line: Timeline) -> Markup:
         for i, share in enumerate(line.missing)
         if share > 0
     ]
-    return _svg("line", STRIP + 8, drawn)
+    return svg("line", STRIP + 8, drawn)
 
 
 def calendar(findings: Findings) -> Markup:
@@ -111,18 +93,12 @@ def calendar(findings: Findings) -> Markup:
         drawn.append(
             f'<rect class="gap" x="{x:.1f}" y="2" width="{length:.1f}" height="20" rx="1.5"/>'
         )
-    return _svg("calendar", 24, drawn, wide)
+    return svg("calendar", 24, drawn, wide)
 
 
 def heat(value: float | None) -> str:
     """Return the CSS class of a correlation: -5 ... 5."""
     return "none" if value is None else f"h{round(abs(value) * 5)}{'n' if value < 0 else 'p'}"
-
-
-def percent(n: float, of: float) -> str:
-    """Format a share; a positive one is never shown as 0 %."""
-    share = n / of if of else 0.0
-    return "<0.1 %" if 0 < share < 0.001 else f"{100 * share:.1f} %"
 
 
 def _runs(line: Timeline) -> Sequence[list[int]]:
@@ -136,14 +112,6 @@ def _runs(line: Timeline) -> Sequence[list[int]]:
         else:
             runs.append([i])
     return runs
-
-
-def _svg(css_class: str, height: float, drawn: Sequence[str], width: float = WIDTH) -> Markup:
-    """Return an SVG element of numbers alone: it contains no text from the data."""
-    return Markup(
-        f'<svg class="{css_class}" viewBox="0 0 {width:.0f} {height:.0f}" '
-        f'preserveAspectRatio="none" aria-hidden="true">{"".join(drawn)}</svg>'
-    )
 
 
 __all__ = ["page", "write"]

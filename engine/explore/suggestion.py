@@ -30,6 +30,9 @@ def suggestion(findings: Findings) -> str:
 
 
 def _lines(findings: Findings) -> Iterator[str]:
+    if findings.found:
+        yield f"# [source] as it was found: {findings.found}"
+        yield ""
     left: dict[str, str] = {}
     numbers, texts = [], []
     time = findings.times.column.split(" + ") if findings.times is not None else []
@@ -82,6 +85,8 @@ def _unfit(column: ColumnProfile, findings: Findings, time: list[str]) -> str | 
         return None
     if column.kind not in ("string", "bool") and not column.kind.startswith(("Enum", "Cat")):
         return _other(column)
+    if column.decimal_comma and column in findings.commas:
+        return f'numbers {column.special}{column.but}: [source] decimal = "," reads them'
     if column.special:
         return (
             f"numbers {column.special}{column.but}; a [scrub.derive] reads them: columns = "
@@ -129,7 +134,9 @@ def _other(column: ColumnProfile) -> str:
 
 def _duplicates(findings: Findings, time: list[str]) -> Iterator[str]:
     times = findings.times
-    if times is not None and 0 < times.repeated <= 0.1 * findings.rows:
+    # Rows of one time that differ are events of their own, which nobody wants to lose.
+    copied = times is not None and findings.repeated >= 0.5 * times.repeated
+    if times is not None and copied and 0 < times.repeated <= 0.1 * findings.rows:
         same = counted(times.repeated, "row has", "rows have")
         yield f"[scrub.duplicates] # {same} an earlier row's time"
         yield f"by = {json.dumps(time, ensure_ascii=False)}"

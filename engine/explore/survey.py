@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from engine.columnar.expressions import expression
 from engine.columnar.hashing import hashes, mix
 from engine.columnar.statistics import Counts, Moments, Quantiles, matrix
+from engine.errors import first_line
 from engine.explore.distinct import DistinctCounter, RowSet
 from engine.explore.notation import MOST_WORDS, counts, words
 from engine.explore.time_axis import TimeAxis, find_time
@@ -242,7 +243,9 @@ def as_time(frame: pl.DataFrame, sql: str) -> pl.Expr:
     try:
         dtype = frame.head(1).select(expr).dtypes[0]
     except pl.exceptions.PolarsError as error:
-        raise UserError(f"--time '{sql}' is no expression over the columns: {error}.") from None
+        raise UserError(
+            f"--time '{sql}' is no expression over the columns: {first_line(error)}."
+        ) from None
     if not dtype.is_temporal():
         raise UserError(
             f"--time '{sql}' expects a time or a date, got {type_name(dtype)}: declare the column, "

@@ -143,9 +143,12 @@ class TimeAxis:
             self._fit_step()
 
     def close(self) -> None:
-        """End the axis: no more rows."""
+        """End the axis: no more rows. A step that most rows do not lie at is none."""
         if self.step is None and self._waiting:
             self._fit_step()
+        if 2 * self.off > self.rows:
+            self.step = self.off = self.repeated = self.cut = 0
+            self._pages = {}
 
     @property
     def steps(self) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from engine.columnar.batch_group import BatchGroup
 from engine.columnar.buffer_pool import BufferPool
+from engine.columnar.hashing import hashes
 from engine.columnar.kernels import rows_into
 from engine.loading import nested_tensors
 from engine.types import (
@@ -30,7 +32,12 @@ from engine.types import (
     type_name,
 )
 
+if TYPE_CHECKING:
+    import torch
+
 T = TypeVar("T")
+MAX_CLASS_CHARS = 1_000
+"""The most characters of a label that names a class."""
 
 
 class Collate:
@@ -38,9 +45,13 @@ class Collate:
 
     A row is rejected (stage ``collate``) with reason ``missing`` when a feature is null or NaN,
     ``not_finite`` when it is infinite or too large for float32, ``out_of_range`` when an id is none
-    of those that there are, ``missing_label`` or ``unknown_label`` by its label. So a learner only
+    of those that there are, ``missing_label``, ``unknown_label`` or ``low_label`` (below what can
+    be learned) by its label. So a learner only
     ever sees finite numbers, known ids and known classes. Values beyond `Features.max_length` are
     cut off and counted as ``truncated``.
+
+    Where classes appear while the model learns, there is no target yet, and a label that is too
+    long for a name is a ``long_label``.
 
     Args:
         features: what the model reads; without `target` the batch gets no labels.
@@ -66,8 +77,7 @@ class Collate:
                     "it with a 'categories' stage, declare it, as in [source.schema] "
                     f'{column} = "float64", or leave it out.'
                 )
-        if features.target is not None:
-            require(schema, [features.target], where="[model] target")
+        require(schema, features.labels, where="[model] target")
         require(schema, features.nested, where="[model]")
         nested_tensors.check(features, schema)
 
@@ -85,6 +95,8 @@ class Collate:
             numeric=tensor(numeric),
             categories=tensor(_codes(batch.frame, list(self.features.categories))),
             target=None if labels is None else tensor(labels),
+            keys=self._keys(batch),
+            scales=batch.scales,
         )
         if self.features.nested:
             return self._nested(batch, tensors)
@@ -96,7 +108,9 @@ class Collate:
 
     def apply_group(self, batch_group: BatchGroup) -> BatchGroup:
         """Apply to each batch; in one call if all rows can have tensors."""
-        if batch_group.frame is None or len(batch_group) == 1 or self.features.nested:
+        features = self.features
+        alone = features.nested or features.state is not None
+        if batch_group.frame is None or len(batch_group) == 1 or alone:
             return batch_group.map(self.apply)
         whole = self.apply(Batch(frame=batch_group.frame, mark=Mark(), arrived=0.0))
         if whole.rejects or whole.tensors is None:
@@ -106,8 +120,18 @@ class Collate:
         batches = zip(batch_group.batches, parts, strict=True)
         return dataclasses.replace(
             batch_group,
-            batches=tuple(dataclasses.replace(batch, tensors=part) for batch, part in batches),
+            batches=tuple(
+                dataclasses.replace(batch, tensors=dataclasses.replace(part, scales=batch.scales))
+                for batch, part in batches
+            ),
         )
+
+    def _keys(self, batch: Batch) -> torch.Tensor | None:
+        """Return the hash of each row's key, as a model file sees it: before the stages in it."""
+        if self.features.state is None:
+            return None
+        frame = batch.frame if batch.raw is None else batch.raw
+        return tensor(hashes(frame.select(self.features.state.by)).view(np.int64))
 
     def _nested(self, batch: Batch, tensors: Tensors) -> Batch:
         """Add image and list tensors to the numeric ones."""
@@ -129,8 +153,12 @@ class Collate:
             c: counted(nested_tensors.sparse(columns[c], width, most))
             for c, width in features.sparse.items()
         }
+        arrays = {
+            c: counted(nested_tensors.array(columns[c], length))
+            for c, (length, _) in features.arrays.items()
+        }
         tensors = dataclasses.replace(
-            tensors, images=images, ragged=ragged, padded=padded, sparse=sparse
+            tensors, images=images, ragged=ragged, padded=padded, sparse=sparse, arrays=arrays
         )
         batch = batch.counted(self.name, truncated=cut) if cut else batch
         return dataclasses.replace(batch, tensors=tensors)
@@ -174,8 +202,10 @@ class Collate:
     def _with_labels(self, batch: Batch) -> tuple[Batch, NDArray[Any] | None]:
         """Return the rows with valid labels, and the labels: float32 numbers, or class numbers
         (int64)."""
-        if self.features.target is None:
+        if not self.features.labels:
             return batch, None
+        if self.features.max_classes:  # whoever learns numbers them
+            return self._reject_nameless(batch), None
         labels, good = self._labels(batch.frame)
         if not good.all():
             batch = self._rejected(batch)
@@ -184,32 +214,65 @@ class Collate:
 
     def _labels(self, frame: pl.DataFrame) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Parse the labels; return them with a mask of valid rows."""
-        target = str(self.features.target)
-        if self.features.task == "regression":
-            numbers = _matrix(frame, [target], self._buffers).ravel()
-            return numbers, np.isfinite(numbers)
-        classes = class_indexes(frame.get_column(target), self.features.classes)
+        features = self.features
+        if features.task == "regression":
+            numbers = _matrix(frame, features.labels, self._buffers)
+            good = np.isfinite(numbers)
+            if features.lowest_label > -math.inf:
+                good &= numbers >= features.lowest_label
+            if not features.targets:
+                return numbers.ravel(), good.ravel()
+            missing = np.isnan(numbers)
+            usable: Any = (good | missing).all(axis=1) & ~missing.all(axis=1)
+            return numbers, usable
+        classes = class_indexes(frame.get_column(str(features.target)), features.classes)
         return classes, classes >= 0
 
+    def _reject_nameless(self, batch: Batch) -> Batch:
+        """Reject labels that cannot name a class."""
+        batch = self._reject_missing_labels(batch)
+        text = pl.col(str(self.features.target)).cast(pl.String)
+        return batch.reject(
+            text.str.len_chars() <= MAX_CLASS_CHARS,
+            stage=self.name,
+            reason="long_label",
+            detail=f"Expected a label of at most {MAX_CLASS_CHARS} characters, as a class has.",
+        )
+
     def _rejected(self, batch: Batch) -> Batch:
-        column = batch.frame.get_column(str(self.features.target))
-        present = column.is_not_null()
-        if column.dtype.is_float():
-            present = present & column.is_not_nan().fill_null(False)
-        detail = f"Expected a label in '{self.features.target}', got null or NaN."
-        batch = batch.reject(present, stage=self.name, reason="missing_label", detail=detail)
+        batch = self._reject_missing_labels(batch)
         regression = self.features.task == "regression"
         return self._finite_label(batch) if regression else self._reject_unknown_labels(batch)
 
+    def _reject_missing_labels(self, batch: Batch) -> Batch:
+        """Reject rows without a label; of several targets, one is enough."""
+        names = self.features.labels
+        present = pl.any_horizontal(*(_is_there(batch.frame, name) for name in names))
+        where = " or ".join(f"'{name}'" for name in names)
+        detail = f"Expected a label in {where}, got null or NaN."
+        return batch.reject(present, stage=self.name, reason="missing_label", detail=detail)
+
     def _finite_label(self, batch: Batch) -> Batch:
-        target = pl.col(str(self.features.target))
-        finite = target.cast(pl.Float32, strict=False).is_finite()
-        return batch.reject(
-            finite,
-            stage=self.name,
-            reason="not_finite",
-            detail=f"Expected a finite label in '{self.features.target}'.",
-        )
+        for name in self.features.labels:
+            number = pl.col(name).cast(pl.Float32, strict=False)
+            absent = ~_is_there(batch.frame, name)
+            batch = batch.reject(
+                absent | number.is_finite().fill_null(False),
+                stage=self.name,
+                reason="not_finite",
+                detail=f"Expected a finite label in '{name}'.",
+            )
+            lowest = self.features.lowest_label
+            if lowest > -math.inf:
+                column = name.replace("{", "{{").replace("}", "}}")
+                sentence = f"Expected a label of {lowest:g} or more in '{column}', got {{}}."
+                batch = batch.reject(
+                    ~_is_there(batch.frame, name) | (number >= lowest),
+                    stage=self.name,
+                    reason="low_label",
+                    detail=pl.format(sentence, pl.col(name)),
+                )
+        return batch
 
     def _reject_unknown_labels(self, batch: Batch) -> Batch:
         target = pl.col(str(self.features.target)).cast(pl.String)
@@ -222,6 +285,13 @@ class Collate:
             target,
         )
         return batch.reject(known, stage=self.name, reason="unknown_label", detail=detail)
+
+
+def _is_there(frame: pl.DataFrame, column: str) -> pl.Expr:
+    """Return whether a value is neither null nor NaN."""
+    value = pl.col(column)
+    there = value.is_not_null()
+    return there & value.is_not_nan() if frame.schema[column].is_float() else there
 
 
 def _matrix(frame: pl.DataFrame, names: Sequence[str], memory: BufferPool) -> NDArray[np.float32]:

@@ -50,11 +50,12 @@ from engine.loading.nodes import Items, Node
 from engine.loading.prefetch import PrefetchNode
 from engine.loading.rebatch import RawBatch, RebatchNode
 from engine.loading.shuffle import SHUFFLE_STATE, ShuffleNode
+from engine.loading.sources.labelled_source import is_of_labels
 from engine.observing.metrics import Metrics
 from engine.observing.timing import StageTimer
 from engine.scrub.base import restore, snapshots
 from engine.scrub.fusion import FusedStages, fuse
-from engine.system.environment import cores
+from engine.system.environment import collect_as_usual, cores
 from engine.types import (
     Batch,
     EndOfStream,
@@ -147,6 +148,7 @@ class DecodeNode(Node[BatchGroup]):
     Args:
         decoder: makes a frame of them.
         keep_records: keep the records on the batch, as `pieces`.
+        labels: makes a frame of the records that are labels; None if there are none.
     """
 
     def __init__(
@@ -156,10 +158,12 @@ class DecodeNode(Node[BatchGroup]):
         metrics: Metrics,
         timer: StageTimer,
         keep_records: bool = False,
+        labels: Decoder | None = None,
     ) -> None:
         super().__init__()
         self._node = node
         self._decoder = decoder
+        self._labels = labels
         self._releases = metrics.batches_closed
         self._timer = timer
         self._keep_records = keep_records
@@ -171,7 +175,8 @@ class DecodeNode(Node[BatchGroup]):
         super().reset(initial_state)
         self._waiting.clear()
         self._positions = (initial_state or {}).get("positions", {})
-        self._decoder.resume()
+        for decoder in self._decoders:
+            decoder.resume()
         self._node.reset(dict(self._positions))
 
     def next(self) -> BatchGroup:
@@ -191,10 +196,12 @@ class DecodeNode(Node[BatchGroup]):
 
     def _decode(self, raw: RawBatch) -> BatchGroup | None:
         """Return the batches; None if there are several with bad rows among them."""
+        if self._labels is not None and raw.batches > 1:
+            return None  # one by one, as labels are no rows of a group
         with self._timer.timed("decode", raw.rows, raw.batches):
-            frame, rejects = self._decoder.decode(raw.pieces)
+            frame, rejects, labels = self._decode_pieces(raw.pieces)
         if raw.batches == 1:
-            return BatchGroup.of(self._batch(raw, frame, rejects))
+            return BatchGroup.of(replace(self._batch(raw, frame, rejects), labels=labels))
         if rejects or frame.height != raw.rows:
             return None
         parts = raw.split()
@@ -202,6 +209,16 @@ class DecodeNode(Node[BatchGroup]):
         frames = slices(frame, ends)
         batches = (self._batch(part, own) for part, own in zip(parts, frames, strict=True))
         return BatchGroup(batches=tuple(batches), frame=frame)
+
+    def _decode_pieces(
+        self, pieces: Sequence[Records]
+    ) -> tuple[pl.DataFrame, tuple[Rejects, ...], pl.DataFrame | None]:
+        """Return the rows, the rejects, and the labels, if they come apart from their rows."""
+        if self._labels is None:
+            return (*self._decoder.decode(pieces), None)
+        frame, rejects = self._decoder.decode([p for p in pieces if not is_of_labels(p)])
+        labels, more = self._labels.decode([p for p in pieces if is_of_labels(p)])
+        return frame, (*rejects, *more), labels
 
     def _batch(
         self, raw: RawBatch, frame: pl.DataFrame, rejects: tuple[Rejects, ...] = ()
@@ -221,15 +238,21 @@ class DecodeNode(Node[BatchGroup]):
         return {"positions": self._positions}
 
     def interrupt(self) -> None:
-        self._decoder.interrupt()
+        for decoder in self._decoders:
+            decoder.interrupt()
         self._node.interrupt()
 
     def halt(self) -> None:
         self._node.halt()
-        self._decoder.close()
+        for decoder in self._decoders:
+            decoder.close()
 
     def close(self) -> None:
         self._node.close()
+
+    @property
+    def _decoders(self) -> list[Decoder]:
+        return [self._decoder] if self._labels is None else [self._decoder, self._labels]
 
 
 class ScrubNode(Node[Batch]):
@@ -344,10 +367,10 @@ class ScrubNode(Node[Batch]):
         for step in self._steps_after_raw:
             batch_group = self._run_step(partial(self._apply_step, step, states), batch_group)
         batch_group = self._run_step(self._collate_group, batch_group)
-        told = zip(batch_group.batches, marks, states, strict=False)
+        snapshots = zip(batch_group.batches, marks, states, strict=False)
         return tuple(
             replace(batch, mark=Mark(positions=mark.positions, stages={**mark.stages, **state}))
-            for batch, mark, state in told
+            for batch, mark, state in snapshots
         )
 
     def _run_step(
@@ -448,6 +471,7 @@ class Loader(Items[Batch]):
         settings: rows a batch, delay, bytes.
         metrics: where waits, sizes and times go; a private one unless given.
         keep_raw_from, keep_records: see `ScrubNode` and `DecodeNode`.
+        labels: columns of labels that come apart from their rows, from a `LabelledSource`.
         mark: where to start.
 
     Raises (in the loop): whatever source, format or a stage raised, unchanged.
@@ -465,6 +489,7 @@ class Loader(Items[Batch]):
         metrics: Metrics | None = None,
         keep_raw_from: int | None = None,
         keep_records: bool = False,
+        labels: Schema | None = None,
         mark: Mark | None = None,
     ) -> None:
         settings = (settings or LoaderSettings()).of(unbounded=source.unbounded())
@@ -497,7 +522,10 @@ class Loader(Items[Batch]):
             node = ShuffleNode(fetch, decoder, settings, self.budget, metrics, timer)
         else:
             rebatch = RebatchNode(fetch, settings, self.budget, deadline)
-            node = DecodeNode(rebatch, decoder, metrics, timer, keep_records)
+            late = None
+            if labels is not None:
+                late = Decoder(source.format, labels, largest=self.budget.total)
+            node = DecodeNode(rebatch, decoder, metrics, timer, keep_records, late)
         self._scrub = scrub = ScrubNode(
             node, stages, collate, timer, self.budget, keep_raw_from, transfer
         )
@@ -511,6 +539,7 @@ class Loader(Items[Batch]):
         )
         self._prepared = BatchesNode(scrub, prepared, deadline)
         super().__init__(self._prepared)
+        collect_as_usual()  # from here on batches are made
         if mark is not None:
             self.seek(mark)
 

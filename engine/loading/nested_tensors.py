@@ -1,4 +1,4 @@
-"""Columns of arrays and lists to tensors: images, ragged, padded and sparse rows."""
+"""Columns of arrays and lists to tensors: images, ragged, padded and sparse rows, arrays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engine.config import ModelSettings
 from engine.scrub.columns import expand_columns
-from engine.types import Features, Padded, Ragged, Schema, Sparse, UserError, tensor
+from engine.types import Features, Padded, Ragged, Schema, Sparse, UserError, bucket, tensor
 from engine.types.arrays import Bools
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def nested_features(
 
     Raises: UserError for a column that is not there, or cannot be that.
     """
-    kinds = ("images", "ragged", "padded", "sparse")
+    kinds = ("images", "ragged", "padded", "sparse", "arrays")
     names = {
         name: expand_columns(asked, schema, where=f"[model] {name}") if asked else ()
         for name in kinds
@@ -50,8 +50,13 @@ def nested_features(
             "whole batch as long."
         )
     return {
-        "images": {column: _shape(column, schema[column]) for column in names["images"]},
-        **{name: {c: sizes.get(c, 0) for c in names[name]} for name in kinds[1:]},
+        "images": {column: image_shape(column, schema[column]) for column in names["images"]},
+        "float_images": float_images(names["images"], schema),
+        **{name: {c: sizes.get(c, 0) for c in names[name]} for name in kinds[1:4]},
+        "arrays": {
+            column: array_shape(column, schema[column], model.max_length)
+            for column in names["arrays"]
+        },
         "max_length": model.max_length,
         "buckets": tuple(sorted(model.buckets)),
     }
@@ -60,7 +65,9 @@ def nested_features(
 def check(features: Features, schema: Schema) -> None:
     """Raises: UserError for a column that is no array or list of numbers."""
     for column in features.images:
-        _shape(column, schema[column])
+        image_shape(column, schema[column])
+    for column, (length, _) in features.arrays.items():
+        array_shape(column, schema[column], length)
     for column in (*features.ragged, *features.padded, *features.sparse):
         dtype = schema[column]
         inner = dtype.inner if isinstance(dtype, pl.List) else None
@@ -77,19 +84,14 @@ def array_bytes(schema: Schema) -> int:
     total = 0
     for dtype in schema.values():
         if isinstance(dtype, pl.Array):
-            flat: pl.DataType = dtype
-            while isinstance(flat, pl.Array):
-                flat = flat.inner  # type: ignore[assignment]
-            total += math.prod(dtype.shape) * pl.Series(dtype=flat).to_numpy().itemsize
+            total += math.prod(dtype.shape) * pl.Series(dtype=_innermost(dtype)).to_numpy().itemsize
     return total
 
 
-def _shape(column: str, dtype: pl.DataType) -> tuple[int, int, int]:
+def image_shape(column: str, dtype: pl.DataType) -> tuple[int, int, int]:
     """Return channels, height, width."""
-    flat = dtype.inner if isinstance(dtype, pl.Array) else None
-    while isinstance(flat, pl.Array):
-        flat = flat.inner
-    good = flat == pl.UInt8 or (flat is not None and flat.is_float())
+    flat = _innermost(dtype)
+    good = flat == pl.UInt8 or flat.is_float()
     if not isinstance(dtype, pl.Array) or len(dtype.shape) != 3 or not good:
         raise UserError(
             f"[model] images expects arrays of UInt8 or floats of shape (height, width, channels) "
@@ -99,6 +101,31 @@ def _shape(column: str, dtype: pl.DataType) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def array_shape(column: str, dtype: pl.DataType, max_length: int | None) -> tuple[int, int]:
+    """Return length and width: `max_length` and 1 of lists of numbers."""
+    if isinstance(dtype, pl.List) and dtype.inner.is_float() and max_length:
+        return max_length, 1
+    flat = _innermost(dtype)
+    if not isinstance(dtype, pl.Array) or len(dtype.shape) > 2 or not flat.is_float():
+        raise UserError(
+            f"[model] expects arrays of floats of shape (length, width) in column '{column}', got "
+            f"{dtype}: make them with a 'history' stage."
+        )
+    return dtype.shape[0], math.prod(dtype.shape[1:])
+
+
+def float_images(columns: Iterable[str], schema: Schema) -> tuple[str, ...]:
+    """Return those of the columns of images that hold no bytes."""
+    return tuple(column for column in columns if _innermost(schema[column]) != pl.UInt8)
+
+
+def _innermost(dtype: Any) -> Any:
+    """Return the type of the numbers of arrays."""
+    while isinstance(dtype, pl.Array):
+        dtype = dtype.inner
+    return dtype
+
+
 # ------------------------------------------------------------------------------------- what is bad
 
 
@@ -106,6 +133,8 @@ def bad_rows(frame: pl.DataFrame, features: Features) -> Iterable[Bad]:
     """Return the rows that cannot become tensors, by column and reason; nothing if all can."""
     for column in features.images:
         yield from _bad(_flat(frame.get_column(column)), column, frame, 0)
+    for column in features.arrays:
+        yield from _bad(_array_numbers(frame.get_column(column)), column, frame, 0)
     for column, size in {**features.ragged, **features.padded, **features.sparse}.items():
         yield from _bad(_values(frame.get_column(column)), column, frame, size)
 
@@ -174,19 +203,17 @@ def padded(
     assert most is not None
     most = min(most, max_length or most)
     values, bounds, cut = _cut(column, most)
-    lengths = np.diff(bounds)
-    width = bucket(int(lengths.max(initial=0)), most, buckets)
-    mask = np.arange(width) < lengths[:, None]
-    filled = np.zeros(mask.shape, values.dtype)
-    filled[mask] = values
-    return Padded(values=tensor(filled), mask=tensor(mask)), cut
+    return _filled(values, bounds, most, buckets), cut
 
 
-def bucket(longest: int, most: int, buckets: tuple[int, ...] = ()) -> int:
-    """Return the padded length for rows of up to `longest` values: the next bucket or power of
-    two, never above `most`."""
-    fits = (size for size in buckets if size >= longest)
-    return min(next(fits, most) if buckets else 1 << max(0, longest - 1).bit_length(), most)
+def array(column: pl.Series, length: int) -> tuple[Padded, int]:
+    """Return arrays without nulls but whole rows; or lists of numbers, as arrays of this length and
+    of width 1, and how many of their values were truncated."""
+    if isinstance(column.dtype, pl.List):
+        values, bounds, cut = _cut(column, length)
+        return _filled(values[:, None].astype(np.float32), bounds, length, (length,)), cut
+    numbers, present = _array_rows(column)
+    return Padded(values=tensor(numbers), mask=tensor(present)), 0
 
 
 def sparse(column: pl.Series, width: int, max_length: int | None) -> tuple[Sparse, int]:
@@ -212,6 +239,37 @@ class _Writable:
         self._array = array  # keeps the memory
         place, _ = array.__array_interface__["data"]
         self.__array_interface__ = {**array.__array_interface__, "data": (place, False)}
+
+
+def _filled(
+    values: NDArray[Any], bounds: NDArray[np.int64], most: int, buckets: tuple[int, ...]
+) -> Padded:
+    """Return values of lists, (total,) or (total, width), padded to the length of a bucket."""
+    lengths = np.diff(bounds)
+    width = bucket(int(lengths.max(initial=0)), most, buckets)
+    mask = np.arange(width) < lengths[:, None]
+    filled = np.zeros((*mask.shape, *values.shape[1:]), values.dtype)
+    filled[mask] = values
+    return Padded(values=tensor(filled), mask=tensor(mask))
+
+
+def _array_rows(column: pl.Series) -> tuple[NDArray[np.float32], Bools]:
+    """Return the numbers of arrays, shape (n, length, width), 0 where a row is null, NaN where only
+    a number is; and which rows are not null, shape (n, length)."""
+    flat = _flat(column).cast(pl.Float32)
+    length, *width = column.dtype.shape  # type: ignore[attr-defined]
+    numbers = flat.to_numpy(writable=True).reshape(-1, length, *(width or [1]))
+    present: Bools = np.any(flat.is_not_null().to_numpy().reshape(numbers.shape), axis=2)
+    numbers[~present] = 0
+    return numbers, present
+
+
+def _array_numbers(column: pl.Series) -> pl.Series:
+    """Return the numbers of arrays or lists in sequence; 0 where a row of an array is null."""
+    if isinstance(column.dtype, pl.List):
+        return _values(column)
+    numbers, _ = _array_rows(column)
+    return pl.Series(numbers.reshape(-1))
 
 
 def _flat(column: pl.Series) -> pl.Series:
@@ -245,11 +303,15 @@ def _cut(column: pl.Series, max_length: int | None) -> tuple[NDArray[Any], NDArr
 
 
 __all__ = [
+    "array",
     "array_bytes",
+    "array_shape",
     "bad_rows",
     "bucket",
     "check",
+    "float_images",
     "image",
+    "image_shape",
     "nested_features",
     "padded",
     "ragged",

@@ -126,7 +126,7 @@ class RebatchNode(Node[RawBatch]):
                 self._take(records, several * self._rows)
             else:
                 reason = self._add(records)
-        if self._ended and not self._pieces:
+        if self._ended and not self._pieces and self._positions == self._ahead:
             raise StopIteration
         return self._idle() if reason == "idle" else self._cut(start, reason, batches)
 

@@ -192,7 +192,7 @@ def _message(record: logging.LogRecord) -> str:
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     """Return the `extra` fields, redacted, as JSON types."""
     return {
-        redact(key): _value(value)
+        redact(key): plain_value(value)
         for key, value in record.__dict__.items()
         if key not in _STANDARD
     }  # fmt: skip
@@ -213,14 +213,14 @@ def _traceback(record: logging.LogRecord) -> list[str]:
     return [_cut(line) for line in redact(text).splitlines()]
 
 
-def _value(value: object) -> Any:
-    """Return a JSON value, redacted and bounded."""
+def plain_value(value: object) -> Any:
+    """Return a value as JSON types, redacted and bounded."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, Mapping):
-        return {redact(str(key)): _value(item) for key, item in value.items()}
+        return {redact(str(key)): plain_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_value(item) for item in value]
+        return [plain_value(item) for item in value]
     text = redact(str(value))
     if isinstance(value, numbers.Real) and math.isfinite(value) and text == str(value):
         return int(value) if isinstance(value, numbers.Integral) else float(value)

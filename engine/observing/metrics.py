@@ -11,13 +11,15 @@ import hashlib
 import importlib.metadata
 import itertools
 import logging
+import math
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import psutil
 from prometheus_client import (
     CollectorRegistry,
@@ -34,6 +36,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from engine.system import atomic
 from engine.types import HeadraceError
+from engine.types.arrays import Floats
 
 log = logging.getLogger("headrace.metrics")
 
@@ -52,7 +55,18 @@ LATENCY_BUCKETS = (
 topic."""
 ROW_BUCKETS = tuple(float(2**i) for i in range(18))
 """Buckets for batches, in rows: 1 to 131,072."""
+DELAY_BUCKETS = (
+    1.0, 10.0, 60.0, 600.0, 3_600.0, 21_600.0, 86_400.0, 259_200.0, 604_800.0, 1_209_600.0,
+    2_592_000.0, 7_776_000.0,
+)  # fmt: skip
+"""Buckets for what happens after minutes or months, in seconds: to 90 days."""
+RATIO_BUCKETS = (1e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+"""Buckets for ratios."""
 
+SLOW_SECONDS = 1e-3
+"""A watched value that takes more of a core than this is remembered for a while."""
+REST = 200.0
+"""For how many times as long as it took: half a percent of the time at most goes into it."""
 MAX_LABEL = 80
 """The most characters kept of a label value."""
 
@@ -76,6 +90,10 @@ class MetricSpec:
     buckets: tuple[float, ...] = ()
 
 
+SWAP_OUTCOMES = (
+    "swapped", "missing", "torn", "too_large", "unreadable", "other_schema", "non_finite", "slow",
+)  # fmt: skip
+"""What becomes of a version that the pointer comes to: it serves, or why not."""
 _STAGES = (
     "fetch", "decode", "collate", "transfer", "learn", "predict", "clean", "write", "flush",
     "checkpoint",
@@ -113,6 +131,9 @@ METRICS: Mapping[str, MetricSpec] = {
     "headrace_dead_letters_total": MetricSpec(
         "counter", "Rejected rows written to the dead letters.", {"reason": ()}
     ),
+    "headrace_stage_events_total": MetricSpec(
+        "counter", "What stages counted, such as late rows.", {"stage": (), "event": ()}
+    ),
     "headrace_missing_values_total": MetricSpec("counter", "Missing values that were filled."),
     "headrace_filled_before_learning_total": MetricSpec(
         "counter",
@@ -122,6 +143,12 @@ METRICS: Mapping[str, MetricSpec] = {
     "headrace_clipped_values_total": MetricSpec("counter", "Values clipped to their bounds."),
     "headrace_truncated_values_total": MetricSpec(
         "counter", "Values of lists longer than [model] max_length that were cut off."
+    ),
+    "headrace_forgotten_keys_total": MetricSpec(
+        "counter", "Keys whose past was forgotten because there were more than `keys` says."
+    ),
+    "headrace_expired_keys_total": MetricSpec(
+        "counter", "Keys whose state was given up because they came again too late."
     ),
     # loader
     "headrace_stage_seconds": MetricSpec(
@@ -185,6 +212,17 @@ METRICS: Mapping[str, MetricSpec] = {
         "Challenges of the model by a new one, where its error rose or drift was detected.",
         {"outcome": ("begun", "won", "dropped")},
     ),
+    "headrace_expert_load_ratio": MetricSpec(
+        "gauge",
+        "Share of the newest vectors that an expert was trained with.",
+        {"layer": (), "expert": ()},
+    ),
+    "headrace_classes": MetricSpec(
+        "gauge", "Classes that the model tells apart, where they appear while it learns."
+    ),
+    "headrace_classes_left_total": MetricSpec(
+        "counter", "Classes forgotten because there were more than max_classes."
+    ),
     "headrace_loss": MetricSpec("gauge", "Mean training loss over the newest batch."),
     "headrace_quality": MetricSpec(
         "gauge",
@@ -193,8 +231,22 @@ METRICS: Mapping[str, MetricSpec] = {
     ),
     "headrace_baseline_quality": MetricSpec(
         "gauge",
-        "Quality of the best baseline that learns nothing, over all rows or over the newest.",
+        "Quality of the best baseline, over all rows or over the newest.",
         {"metric": (), "window": ()},
+    ),
+    "headrace_waiting_rows": MetricSpec(
+        "gauge",
+        "Rows that wait for their label, and labels that wait for their row.",
+        {"side": ("rows", "labels")},
+    ),
+    "headrace_expired_records_total": MetricSpec(
+        "counter", "Rows whose label did not come within the horizon."
+    ),
+    "headrace_matched_records_total": MetricSpec("counter", "Labels that found their row."),
+    "headrace_label_delay_seconds": MetricSpec(
+        "histogram",
+        "Event time from a row to its label, where labels come later.",
+        buckets=DELAY_BUCKETS,
     ),
     "headrace_drift_detections_total": MetricSpec(
         "counter",
@@ -212,6 +264,35 @@ METRICS: Mapping[str, MetricSpec] = {
         "info",
         "The model that predicts.",
         {"version": (), "precision": (), "provider": (), "digest": ()},
+    ),
+    "headrace_model_versions_total": MetricSpec(
+        "counter",
+        "Versions of the model that were to be published while it learns; kept back: too bad.",
+        {"outcome": ("published", "kept_back", "failed")},
+    ),
+    "headrace_model_swaps_total": MetricSpec(
+        "counter",
+        "Versions that the pointer came to, by what became of them: swapped in, or why refused.",
+        {"outcome": SWAP_OUTCOMES},
+    ),
+    "headrace_model_event_timestamp_seconds": MetricSpec(
+        "gauge",
+        "The newest record's own time, in seconds since the epoch, of what the model has learned.",
+    ),
+    "headrace_model_freshness_seconds": MetricSpec(
+        "histogram",
+        "Age of the newest record that a version has learned, when it answers its first rows.",
+        buckets=LATENCY_BUCKETS,
+    ),
+    "headrace_shadow_records_total": MetricSpec(
+        "counter",
+        "Rows that the version in the shadow was asked: compared unseen, served as a canary.",
+        {"outcome": ("compared", "served", "unanswered")},
+    ),
+    "headrace_shadow_divergence_ratio": MetricSpec(
+        "histogram",
+        "How far its answers to the rows of a batch are from those of the version that serves.",
+        buckets=RATIO_BUCKETS,
     ),
     # sink
     "headrace_sink_failed_records_total": MetricSpec(
@@ -260,6 +341,7 @@ METRICS: Mapping[str, MetricSpec] = {
 
 _UNKNOWN_AT_FIRST = (
     "loss",
+    "model_event_timestamp_seconds",
     "source_event_timestamp_seconds",
     "checkpoint_bytes",
     "checkpoint_timestamp_seconds",
@@ -320,11 +402,14 @@ class Metrics:
     added_records: Counter
     rejected_records: Counter
     dead_letters: Counter
+    stage_events: Counter
     missing_values: Counter
     filled_before_learning: Counter
     duplicates: Counter
     clipped_values: Counter
     truncated_values: Counter
+    forgotten_keys: Counter
+    expired_keys: Counter
     stage_seconds: Histogram
     queue_bytes: Gauge
     queue_depth_bytes: Gauge
@@ -342,13 +427,26 @@ class Metrics:
     augmented_records: Counter
     challenges: Counter
     skipped_steps: Counter
+    expert_load_ratio: Gauge
+    classes: Gauge
+    classes_left: Counter
     loss: Gauge
     quality: Gauge
     baseline_quality: Gauge
+    waiting_rows: Gauge
+    expired_records: Counter
+    matched_records: Counter
+    label_delay_seconds: Histogram
     drift_detections: Counter
     predicted_records: Counter
     cleaned_records: Counter
     model: Gauge
+    model_versions: Counter
+    model_swaps: Counter
+    model_event_timestamp_seconds: Gauge
+    model_freshness_seconds: Histogram
+    shadow_records: Counter
+    shadow_divergence_ratio: Histogram
     sink_failed_records: Counter
     transactions: Counter
     checkpoint_seconds: Histogram
@@ -380,8 +478,9 @@ class Metrics:
         self.watch_memory("process", lambda: process.memory_info().rss)
 
     def watch(self, gauge: Gauge, value: Callable[[], float], **labels: str) -> None:
-        """Call `value` at every scrape, on the service's thread. If it raises, the gauge is NaN,
-        with one warning, and the rest of the page is unaffected."""
+        """Call `value` at every scrape, on the service's thread; less often if it takes long, such
+        as the size of a large state. If it raises, the gauge is NaN, with one warning, and the rest
+        of the page is unaffected."""
         child = gauge.labels(**labels) if labels else gauge
         child.set_function(_Guarded(value, f"{next(iter(gauge.describe())).name}{labels or ''}"))
 
@@ -397,6 +496,21 @@ class Metrics:
         self.scrape_seconds.observe(time.perf_counter() - start)
         return page, CONTENT_TYPE_PLAIN_0_0_4
 
+    def columns(self) -> dict[str, Any]:
+        """Return every metric of `METRICS` by its attribute's name, as JSON types: a number, null
+        for NaN and infinity; with labels, equally long columns: one for each label, and ``value``.
+
+        A histogram has ``sum`` and ``counts`` in place of ``value``: for each series the rows up to
+        each bound of ``le``, the last of them all rows.
+        """
+        start = time.perf_counter()
+        columns = {
+            attribute(name): _columns(getattr(self, attribute(name)), spec)
+            for name, spec in METRICS.items()
+        }
+        self.scrape_seconds.observe(time.perf_counter() - start)
+        return columns
+
     def render_final(self, path: Path) -> None:
         """Write the page to a file atomically, as a record of a finished run.
 
@@ -410,14 +524,25 @@ class Metrics:
 
 
 class _Guarded:
-    """A callback whose failure does not spoil the page."""
+    """A callback whose failure does not spoil the page, nor its slowness the loop."""
 
     def __init__(self, value: Callable[[], float], name: str) -> None:
         self._value = value
         self._name = name
         self._warned = False
+        self._last = math.nan
+        self._due = 0.0
 
     def __call__(self) -> float:
+        if time.monotonic() < self._due:
+            return self._last
+        begun = time.thread_time()  # of this thread: another one may take the core
+        self._last = self._ask()
+        if (took := time.thread_time() - begun) > SLOW_SECONDS:
+            self._due = time.monotonic() + REST * took
+        return self._last
+
+    def _ask(self) -> float:
         try:
             return float(self._value())
         except Exception as error:  # noqa: BLE001 - whatever it is, the page must not fail
@@ -425,6 +550,47 @@ class _Guarded:
                 self._warned = True
                 log.warning("metric unknown", extra={"metric": self._name, "error": repr(error)})
             return float("nan")
+
+
+def observe_all(histogram: Histogram, amounts: Floats) -> None:
+    """Observe many amounts at once, shape (n,); one by one each takes a microsecond."""
+    counts = np.bincount(np.searchsorted(histogram._upper_bounds, amounts))
+    for bucket, n in zip(histogram._buckets, counts.tolist(), strict=False):
+        bucket.inc(n)
+    histogram._sum.inc(float(amounts.sum()))
+
+
+def _columns(instrument: Counter | Gauge | Histogram, spec: MetricSpec) -> Any:
+    """Return a metric's series as `Metrics.columns` has them."""
+    if isinstance(instrument, Histogram):
+        return _histogram_columns(instrument, spec)
+    (family,) = instrument.collect()
+    values = [_finite(sample.value) for sample in family.samples]
+    if not spec.labels:
+        return values[0]
+    labels = {label: [sample.labels[label] for sample in family.samples] for label in spec.labels}
+    return {**labels, "value": values}
+
+
+def _histogram_columns(histogram: Histogram, spec: MetricSpec) -> dict[str, Any]:
+    """Return a histogram's series. `collect` would make an object for each bucket of each."""
+    series: dict[Sequence[str], Histogram] = {(): histogram}
+    if spec.labels:
+        with histogram._lock:
+            series = cast("dict[Sequence[str], Histogram]", histogram._metrics.copy())
+    return {
+        **{label: [values[at] for values in series] for at, label in enumerate(spec.labels)},
+        "le": spec.buckets,
+        "counts": [
+            list(itertools.accumulate(bucket.get() for bucket in one._buckets))
+            for one in series.values()
+        ],
+        "sum": [_finite(one._sum.get()) for one in series.values()],
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def attribute(name: str) -> str:

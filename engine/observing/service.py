@@ -1,4 +1,4 @@
-"""The HTTP service: metrics, liveness and readiness of a run.
+"""The HTTP service: the live page, metrics, liveness and readiness of a run.
 
 It runs on a thread of its own, so a slow reader costs the loop nothing; and it is not what is
 watched: `/livez` answers for the loop's progress, as a `Heartbeat` saw it, not for the web thread.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import socket
 import sys
 import threading
@@ -20,7 +21,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -29,6 +29,15 @@ from pydantic import Field
 
 from engine import types
 from engine.observing.metrics import Metrics
+from engine.observing.status import (
+    Check,
+    Facts,
+    Health,
+    Status,
+    is_address,
+    is_loopback,
+    no_facts,
+)
 from engine.types import Duration, HeadraceError, UserError
 
 if TYPE_CHECKING:
@@ -46,14 +55,6 @@ BACKLOG = 32
 """Connections that the kernel queues, accepted in one go."""
 STOP_SECONDS = 5.0
 """The most seconds `Service.stop` waits for the thread."""
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """Whether something is well, and a line that says why."""
-
-    ok: bool
-    reason: str = "ok"
 
 
 class Heartbeat:
@@ -75,6 +76,7 @@ class Heartbeat:
         self._limit = stall_timeout
         self._clock = clock
         self._last = clock()
+        self._pauses = 0
         if metrics is not None:
             metrics.watch(metrics.loop_stall_seconds, self.age)
 
@@ -82,9 +84,25 @@ class Heartbeat:
         """Note progress, now or `at` a time of the clock. Any thread; costs nothing."""
         self._last = self._clock() if at is None else at
 
+    def rest(self) -> None:
+        """Stop counting: the loop has ended, and what follows (export, compression) has limits of
+        its own."""
+        self._last = math.inf
+
+    def pause(self) -> None:
+        """Stop counting until `resume`: what the loop waits for takes its time. Pauses nest, and
+        only one thread at a time may pause."""
+        self._pauses += 1
+
+    def resume(self) -> None:
+        """End a pause, which counts as progress."""
+        self._last = max(self._last, self._clock())
+        self._pauses -= 1
+
     def age(self) -> float:
-        """Return the seconds since the last beat (before the first one, since the start)."""
-        return max(0.0, self._clock() - self._last)
+        """Return the seconds since the last beat (before the first one, since the start); 0 in a
+        pause."""
+        return 0.0 if self._pauses else max(0.0, self._clock() - self._last)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -129,7 +147,8 @@ def _place(thread: int) -> str:
 
 
 class Service:
-    """Serves ``/metrics``, ``/livez``, ``/readyz`` and an index over HTTP.
+    """Serves ``/metrics``, ``/livez``, ``/readyz``, and ``/``: a live page that reads
+    ``/status.json``.
 
     Contract: `start` returns when the page answers, or raises; `stop` leaves no thread and no
     socket behind, whatever readers do; both may be called when there is nothing to do. No signal
@@ -144,29 +163,38 @@ class Service:
             host: address to listen on; "0.0.0.0" is every network this machine is in.
             port: TCP port; 0 takes any free one, the log says which.
             stall_timeout: time without progress of the loop after which `/livez` says 503.
+            samples: whether the page shows a few rejected rows with their values. Unless given,
+                only if `host` is this machine itself and no other table is `private`.
         """
 
         enabled: bool = True
         host: str = "127.0.0.1"
         port: int = Field(9108, ge=0, le=65535)
         stall_timeout: Duration = Field(60.0, gt=0)
+        samples: bool | None = None
+
+        def may_see_rows(self, host: str) -> bool:
+            """Return whether a reader who sends this Host may see samples."""
+            if self.samples is not None:
+                return self.samples
+            return is_loopback(self.host) and is_address(host)
 
     def __init__(
         self,
         metrics: Metrics,
         settings: Settings | None = None,
-        live: Callable[[], Health] = lambda: Health(True),
-        ready: Callable[[], Health] = lambda: Health(True),
+        live: Check = lambda: Health(True),
+        ready: Check = lambda: Health(True),
+        facts: Facts = no_facts,
     ) -> None:
         """
         Args:
             live: asked for `/livez`, on the service's thread; a heartbeat's `health`.
             ready: asked for `/readyz`.
+            facts: asked for what the page shows beside the metrics.
         """
         self._settings = settings or self.Settings()
-        self._metrics = metrics
-        self._live = live
-        self._ready = ready
+        self._status = Status(metrics, live, ready, facts, self._settings.may_see_rows)
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
         self._address = ("", 0)
@@ -205,7 +233,7 @@ class Service:
         self._address = sock.getsockname()[:2]
         from engine.observing.web_server import Server, answers  # only where there is a page
 
-        self._server = server = Server(answers(self._metrics, self._live, self._ready))
+        self._server = server = Server(answers(self._status))
         self._thread = threading.Thread(
             target=server.serve_on, args=(sock,), name="headrace-service", daemon=True
         )

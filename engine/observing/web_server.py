@@ -12,7 +12,6 @@ import logging
 import resource
 import socket
 import threading
-from collections.abc import Callable
 
 import uvicorn
 from starlette.applications import Starlette
@@ -22,8 +21,8 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from engine.observing.metrics import Metrics
-from engine.observing.service import BACKLOG, Health
+from engine.observing.service import BACKLOG
+from engine.observing.status import Health, Status
 
 log = logging.getLogger("headrace.service")
 
@@ -34,43 +33,46 @@ CONNECTION_SECONDS = 10.0
 MAX_CONNECTIONS = 64
 """The most connections at a time; fewer if the process may have few descriptors, see `_room`."""
 
-_INDEX = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>headrace</title></head>
-<body><h1>headrace</h1><ul>
-<li><a href="/metrics">/metrics</a> for Prometheus</li>
-<li><a href="/livez">/livez</a> whether the loop makes progress</li>
-<li><a href="/readyz">/readyz</a> whether it takes records</li>
-</ul></body></html>
-"""
+_PRIVATE = {
+    "cache-control": "no-store",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+"""Headers of the page and of what it shows: for this site's readers alone."""
 
 
 # The handlers are coroutines although they await nothing: a plain function would run on a pool
 # of further threads.
 
 
-def answers(metrics: Metrics, live: Callable[[], Health], ready: Callable[[], Health]) -> Starlette:
-    """Return the web application.
+def answers(status: Status) -> Starlette:
+    """Return the web application."""
 
-    Args:
-        live, ready: asked for `/livez` and `/readyz`, on the server's thread.
-    """
+    async def page(_: Request) -> Response:
+        from engine.pages.live import live_page  # and jinja2 with it, only where it is opened
 
-    async def index(_: Request) -> Response:
-        return HTMLResponse(_INDEX)
+        text, policy = live_page()
+        return HTMLResponse(text, headers={"content-security-policy": policy, **_PRIVATE})
+
+    async def document(request: Request) -> Response:
+        text = status.document(request.headers.get("host", ""))
+        return Response(text, headers=_PRIVATE, media_type="application/json")
 
     async def exposition(_: Request) -> Response:
-        page, content_type = metrics.exposition()
-        return Response(page, headers={"content-type": content_type})
+        text, content_type = status.metrics.exposition()
+        return Response(text, headers={"content-type": content_type})
 
     async def livez(_: Request) -> Response:
-        return _answer(live)
+        return _answer(status.health("live"))
 
     async def readyz(_: Request) -> Response:
-        return _answer(ready)
+        return _answer(status.health("ready"))
 
     return Starlette(
         routes=[
-            Route("/", index),
+            Route("/", page),
+            Route("/status.json", document),
             Route("/metrics", exposition),
             Route("/livez", livez),
             Route("/readyz", readyz),
@@ -177,12 +179,7 @@ def _room() -> int:
     return min(MAX_CONNECTIONS, max(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16))
 
 
-def _answer(check: Callable[[], Health]) -> Response:
-    try:
-        health = check()
-    except Exception as error:
-        log.exception("health check failed")
-        health = Health(False, f"the check itself failed: {error!r}")
+def _answer(health: Health) -> Response:
     return PlainTextResponse(
         " ".join(health.reason.split()) + "\n",
         status_code=200 if health.ok else 503,

@@ -6,6 +6,7 @@ bits.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.types import predicted_classes
 from engine.types.arrays import Floats, Ints
 from engine.types.snapshots import FieldsSnapshot
 
@@ -24,6 +26,7 @@ MAX_LOG_ODDS = 20.0
 """The log odds of the outermost bins."""
 CALIBRATION_GROUPS = 15
 """The groups of rows compared for calibration, of about equal size."""
+TINY = float(np.finfo(np.float64).tiny)
 EPSILON = float(np.finfo(np.float64).eps)
 
 
@@ -41,6 +44,8 @@ class RegressionSums(FieldsSnapshot):
             there.
         model_absolute: the model's absolute error over the rows of each baseline, shape (p,).
         count, mean, m2: of the target (Chan, Golub & LeVeque, 1979), for R2.
+        power: of the deviance, see `deviances`; None without one.
+        deviance: of the model, summed.
     """
 
     n: Ints
@@ -50,11 +55,14 @@ class RegressionSums(FieldsSnapshot):
     count: int = 0
     mean: float = 0.0
     m2: float = 0.0
+    power: float | None = None
+    deviance: float = 0.0
 
     @classmethod
-    def empty(cls, p: int) -> Self:
+    def empty(cls, p: int, power: float | None = None) -> Self:
         """Return the sums of no rows, for p predictors including the model."""
-        return cls(np.zeros(p, np.int64), np.zeros(p), np.zeros(p), np.zeros(p))
+        none = np.zeros(p, np.int64)
+        return cls(none, np.zeros(p), np.zeros(p), np.zeros(p), power=power)
 
     def add(self, target: Floats, predictions: Floats) -> Self:
         """Return the sums with rows added: target (n,), predictions (n, p), NaN where a baseline
@@ -68,6 +76,9 @@ class RegressionSums(FieldsSnapshot):
         n, mean = len(target), float(target.mean())
         m2 = float(((target - mean) ** 2).sum())
         total, delta = self.count + n, mean - self.mean
+        deviance = self.deviance
+        if self.power is not None:
+            deviance += float(deviances(target, predictions[:, 0], self.power).sum())
         return type(self)(
             self.n + present.sum(axis=0),
             self.absolute + size.sum(axis=0),
@@ -76,6 +87,8 @@ class RegressionSums(FieldsSnapshot):
             total,
             self.mean + delta * n / total,
             self.m2 + m2 + delta**2 * self.count * n / total,
+            self.power,
+            deviance,
         )
 
     @property
@@ -84,13 +97,15 @@ class RegressionSums(FieldsSnapshot):
         return self.count
 
     def metrics(self) -> dict[str, float]:
-        """Return MAE, MSE, RMSE and R2 of the model; {} before the first row."""
+        """Return MAE, MSE, RMSE and R2 of the model, and the mean deviance where there is one; {}
+        before the first row."""
         if not self.n[0]:
             return {}
         mse = float(self.square[0] / self.n[0])
         r2 = 1 - float(self.square[0]) / self.m2 if self.m2 > 0 else math.nan
         mae = float(self.absolute[0] / self.n[0])
-        return {"mae": mae, "mse": mse, "rmse": math.sqrt(mse), "r2": r2}
+        figures = {"mae": mae, "mse": mse, "rmse": math.sqrt(mse), "r2": r2}
+        return figures if self.power is None else {**figures, "deviance": self.deviance / self.n[0]}
 
     def baselines(self, names: list[str]) -> dict[str, dict[str, float]]:
         """Return name -> MAE, RMSE, rows, and the model's MAE on those rows."""
@@ -106,6 +121,22 @@ class RegressionSums(FieldsSnapshot):
         }
 
 
+def deviances(target: Floats, mean: Floats, power: float) -> Floats:
+    """Return the unit deviance of each row, of Tweedie's distribution (1 is Poisson); shape (n,).
+
+    Args:
+        target: 0 or more; mean: as predicted, above 0.
+        power: 1 or more, below 2.
+    """
+    mean = np.maximum(mean, TINY)
+    if power == 1:
+        logs = np.log(target / mean, where=target > 0, out=np.zeros_like(mean))
+        return 2 * (target * logs - target + mean)
+    own = target ** (2 - power) / ((1 - power) * (2 - power))
+    other = mean ** (2 - power) / (2 - power) - target * mean ** (1 - power) / (1 - power)
+    return 2 * (own + other)
+
+
 @dataclass(frozen=True, slots=True)
 class ClassificationSums:
     """Right and wrong classes of a model and its baselines.
@@ -117,6 +148,9 @@ class ClassificationSums:
         histogram: shape (2, BINS): of two classes the true class and the bin of class 1's
             probability, of more whether the predicted class is the true one and its bin.
         n, right: of the baselines, shape (p,).
+        outside: rows that the confusion does not count (of classes that have left, or without a
+            prediction), and how many of them were right, shape (2,).
+        grows: whether classes come and go, so that two of them are no task of two classes.
     """
 
     confusion: Ints
@@ -125,13 +159,18 @@ class ClassificationSums:
     histogram: Ints
     n: Ints
     right: Ints
+    outside: Ints
+    grows: bool = False
 
     @classmethod
-    def empty(cls, k: int, p: int) -> Self:
+    def empty(cls, k: int, p: int, *, grows: bool = False) -> Self:
         """Return the sums of no rows, for k classes and p baselines."""
         nothing = np.zeros(p, np.int64)
         histogram = np.zeros((2, BINS), np.int64)
-        return cls(np.zeros((k, k), np.int64), 0.0, 0.0, histogram, nothing, nothing)
+        outside = np.zeros(2, np.int64)
+        return cls(
+            np.zeros((k, k), np.int64), 0.0, 0.0, histogram, nothing, nothing, outside, grows
+        )
 
     def add(self, target: Ints, scores: Floats, baselines: Ints, threshold: float = 0.5) -> Self:
         """Return the sums with rows added: class numbers (n,), scores (n,) or (n, k), baselines'
@@ -140,13 +179,14 @@ class ClassificationSums:
             return self
         k = len(self.confusion)
         class_probabilities = probabilities(scores)
-        predicted = classes(scores, threshold)
-        confusion = np.bincount(target * k + predicted, minlength=k * k).reshape(k, k)
+        predicted = predicted_classes(scores, threshold)
+        cells = (target * k + predicted)[predicted >= 0]
+        confusion = np.bincount(cells, minlength=k * k).reshape(k, k)
         true_probability = np.clip(
             class_probabilities[np.arange(len(target)), target], EPSILON, 1 - EPSILON
         )
         wrong = class_probabilities - np.eye(k)[target]
-        if k == 2:
+        if self.two_classes:
             hit, sure, wrong = target, class_probabilities[:, 1], wrong[:, 1]
         else:
             hit, sure = (predicted == target).astype(np.int64), class_probabilities.max(axis=1)
@@ -158,12 +198,31 @@ class ClassificationSums:
             self.histogram + binned,
             self.n + (baselines >= 0).sum(axis=0),
             self.right + (baselines == target[:, None]).sum(axis=0),
+            self.outside + np.array([len(target) - len(cells), 0]),
+            self.grows,
         )
+
+    def renumbered(self, sources: Ints) -> Self:
+        """Return the sums for classes of other numbers; see `engine.types.Learner.set_classes`.
+        Rows of classes that are no longer there still count, for no class."""
+        k = len(self.confusion)
+        wide = np.zeros((k + 1, k + 1), np.int64)
+        wide[:k, :k] = self.confusion
+        at = np.where(sources < 0, k, sources)
+        confusion = wide[np.ix_(at, at)]
+        left = self.confusion.sum() - confusion.sum(), self.confusion.trace() - confusion.trace()
+        outside = self.outside + np.array(left)
+        return dataclasses.replace(self, confusion=confusion, outside=outside)
 
     @property
     def rows(self) -> int:
         """The number of rows added."""
-        return int(self.confusion.sum())
+        return int(self.confusion.sum() + self.outside[0])
+
+    @property
+    def two_classes(self) -> bool:
+        """Whether the task has two classes, of which the second is the one looked for."""
+        return len(self.confusion) == 2 and not self.grows
 
     def metrics(self, at_precision: float = 0.5) -> dict[str, Any]:
         """Return accuracy, precision, recall, F1 (of class 1, or macro), log loss, Brier score,
@@ -182,9 +241,10 @@ class ClassificationSums:
         both = precision + recall
         f1 = np.where(both > 0, 2 * precision * recall / np.where(both > 0, both, 1), 0.0)
         # Macro over the classes that occurred, as scikit-learn does.
-        part: Any = 1 if len(true) == 2 else np.flatnonzero(true + predicted)
+        occurred = true + predicted > 0
+        part: Any = 1 if self.two_classes else occurred if occurred.any() else ~occurred
         result: dict[str, Any] = {
-            "accuracy": float(right.sum() / n),
+            "accuracy": float((right.sum() + self.outside[1]) / n),
             "precision": float(np.mean(precision[part])),
             "recall": float(np.mean(recall[part])),
             "f1": float(np.mean(f1[part])),
@@ -192,16 +252,18 @@ class ClassificationSums:
             "brier": self.brier / n,
             "calibration_error": calibration_error(self.histogram),
         }
-        if len(true) == 2:
+        if self.two_classes:
             result["auc"] = auc(self.histogram)
             result["average_precision"] = average_precision(self.histogram)
             result["recall_at_precision"] = recall_at_precision(self.histogram, at_precision)
+        if self.grows:
+            result["outside_confusion"] = self.outside.tolist()
         return {**result, "confusion": self.confusion.tolist()}
 
     def by_class(self, at_precision: float = 0.5) -> list[dict[str, float]]:
         """Return rows, precision, recall and F1 of each class against the others; for two
         classes also average precision and the largest recall at a precision of `at_precision`."""
-        said, true = self.confusion.sum(axis=0), self.confusion.sum(axis=1)
+        answers, true = self.confusion.sum(axis=0), self.confusion.sum(axis=1)
         right = np.diag(self.confusion)
         made = [
             {
@@ -210,9 +272,9 @@ class ClassificationSums:
                 "recall": float(hits / max(n, 1)),
                 "f1": float(2 * hits / max(n + predicted, 1)),
             }
-            for hits, predicted, n in zip(right, said, true, strict=True)
+            for hits, predicted, n in zip(right, answers, true, strict=True)
         ]
-        if len(made) == 2:
+        if self.two_classes:
             # The odds of class 0 are those of class 1 with the other sign.
             for figures, histogram in zip(
                 made, (self.histogram[::-1, ::-1], self.histogram), strict=True
@@ -231,7 +293,7 @@ class ClassificationSums:
         brier = float((share * (1 - share)).sum())
         log_loss = -float((some * np.log(some)).sum()) + 0.0
         result = {"accuracy": float(share.max()), "log_loss": log_loss, "brier": brier}
-        if len(share) == 2:
+        if self.two_classes:
             result |= {"brier": brier / 2, "auc": 0.5, "average_precision": float(share[1])}
         return result
 
@@ -254,6 +316,8 @@ class ClassificationSums:
             "filled": self.histogram.reshape(-1)[at],
             "n": self.n,
             "right": self.right,
+            "outside": self.outside,
+            "grows": self.grows,
         }
 
     @classmethod
@@ -261,14 +325,8 @@ class ClassificationSums:
         """Return the sums from a `snapshot`."""
         empty = cls.empty(len(value["confusion"]), len(value["n"]))
         empty.histogram.reshape(-1)[value["at"]] = value["filled"]
-        sums = value["loss"], value["brier"]
-        return cls(value["confusion"], *sums, empty.histogram, value["n"], value["right"])
-
-
-def classes(scores: Floats, threshold: float = 0.5) -> Ints:
-    """Return predicted class numbers, shape (n,); of two classes, class 1 is above the
-    threshold."""
-    return (scores > threshold).astype(np.int64) if scores.ndim == 1 else scores.argmax(axis=1)
+        names = ("confusion", "loss", "brier", "n", "right", "outside", "grows")
+        return dataclasses.replace(empty, **{name: value[name] for name in names})
 
 
 def probabilities(scores: Floats) -> Floats:
@@ -340,7 +398,7 @@ def calibration_error(histogram: Ints) -> float:
     return gaps / n if n else math.nan
 
 
-def reliability(histogram: Ints) -> list[dict[str, Any]]:
+def reliability(histogram: Ints, groups: int = CALIBRATION_GROUPS) -> list[dict[str, Any]]:
     """Return groups of rows by probability, lowest first: rows, mean probability, observed
     share."""
     rows = histogram.sum(axis=0)
@@ -349,11 +407,9 @@ def reliability(histogram: Ints) -> list[dict[str, Any]]:
         return []
     bounds = np.append(edges(), 1.0)
     middle = (bounds[:-1] + bounds[1:]) / 2
-    group = np.minimum(
-        (np.cumsum(rows) - rows) * CALIBRATION_GROUPS // total, CALIBRATION_GROUPS - 1
-    )
+    group = np.minimum((np.cumsum(rows) - rows) * groups // total, groups - 1)
     weights = (rows, rows * middle, histogram[1])
-    sums = [np.bincount(group, weights=w, minlength=CALIBRATION_GROUPS) for w in weights]
+    sums = [np.bincount(group, weights=w, minlength=groups) for w in weights]
     return [
         {"rows": int(n), "predicted": p / n, "true": true / n}
         for n, p, true in zip(*(column.tolist() for column in sums), strict=True)
@@ -368,7 +424,7 @@ __all__ = [
     "average_precision",
     "bins",
     "calibration_error",
-    "classes",
+    "deviances",
     "edges",
     "precision_recall",
     "probabilities",

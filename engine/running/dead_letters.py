@@ -30,12 +30,14 @@ DEAD_LETTER_COLUMNS = {
     "raw": pl.Binary(),
     "key": pl.Binary(),
     "headers": pl.Binary(),
+    "replayed": pl.String(),
 }
 """The columns of a dead letter. ``value`` is for people: the row as text if it could not be
 decoded, shortened; else as JSON with the values that ``stage`` received. ``raw`` is the original
 record, with ``key`` and ``headers`` if the source has them; for a columnar source it is the row
 as it was read, as JSON, and null if it contains bytes, which JSON does not have. ``timestamp``:
-ms since the epoch."""
+ms since the epoch. ``replayed``: the place of the dead letter that was replayed and rejected again
+(partition/position); null for a row that was read for the first time."""
 
 
 def dead_letter_frame(reject: Rejects, pieces: Sequence[Records]) -> pl.DataFrame:
@@ -50,6 +52,7 @@ def dead_letter_frame(reject: Rejects, pieces: Sequence[Records]) -> pl.DataFram
         name: [None] * n for name in ("raw", "key", "headers")
     }
     times: list[int | None] = [None] * n
+    replayed: list[str | None] = [None] * n
     for piece in pieces:
         here, at = _matching_rows(piece, rows)
         values = piece.values if isinstance(piece.values, Values) else None
@@ -63,21 +66,25 @@ def dead_letter_frame(reject: Rejects, pieces: Sequence[Records]) -> pl.DataFram
         if piece.timestamps is not None:
             for row, stamp in zip(here.tolist(), piece.timestamps[at].tolist(), strict=True):
                 times[row] = None if stamp == NO_TIMESTAMP else stamp
+        if piece.origins is not None:
+            for row, letter in zip(here.tolist(), piece.positions[at].tolist(), strict=True):
+                replayed[row] = f"{piece.partition}/{letter}"
     return rows.with_columns(
         stage=pl.lit(reject.stage),
         reason=pl.lit(reject.reason),
         timestamp=pl.Series(times, dtype=pl.Int64),
+        replayed=pl.Series(replayed, dtype=pl.String),
         **{name: pl.Series(values, dtype=pl.Binary) for name, values in columns.items()},
     ).select(pl.col(name).cast(dtype) for name, dtype in DEAD_LETTER_COLUMNS.items())
 
 
 def _as_json(frame: pl.DataFrame) -> pl.Series:
-    told = (
+    detail = (
         bytes_as_hex(pl.col(c), kind).alias(c)
         for c, kind in frame.schema.items()
         if c not in RESERVED
     )
-    return frame.select(pl.struct(told).struct.json_encode()).to_series()
+    return frame.select(pl.struct(detail).struct.json_encode()).to_series()
 
 
 def _matching_rows(piece: Records, rows: pl.DataFrame) -> tuple[Ints, Ints]:

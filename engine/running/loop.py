@@ -1,6 +1,6 @@
 """The loop: runs one batch at a time through the work, writes its rows and counts them.
 
-It runs on the main thread. How results and state become safe is in `engine.running.saver`.
+It runs on the main thread. How results and state become safe is in `engine.running.saving.saver`.
 """
 
 from __future__ import annotations
@@ -8,21 +8,20 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-from engine import calls
 from engine.loading.loader import Loader
 from engine.observing.metrics import Metrics
 from engine.observing.service import Heartbeat
-from engine.running.checkpoint import CheckpointFailed
-from engine.running.dead_letters import dead_letter_frame
+from engine.running.outputs import Outputs
 from engine.running.reject_limit import RejectLimit, TooManyRejects
 from engine.running.reporter import Reporter
-from engine.running.saver import Saver, State
+from engine.running.saving.checkpoint import CheckpointFailed
+from engine.running.saving.saver import Saver, State
 from engine.running.totals import Totals
 from engine.running.work import Work, WorkResult
 from engine.system import signals
 from engine.types import (
-    RESERVED,
     Batch,
     HeadraceError,
     Mark,
@@ -31,6 +30,9 @@ from engine.types import (
     Snapshot,
     Source,
 )
+
+if TYPE_CHECKING:
+    from engine.versions.publishing import Publisher
 
 log = logging.getLogger("headrace.loop")
 
@@ -44,6 +46,7 @@ class Loop:
         reporter: updates the metrics; the default keeps them to itself.
         saver: makes results and state safe; the default commits and saves no checkpoints.
         reject_limit: None never stops the run.
+        publisher: is told of checkpoints that are safe; None publishes nothing.
         watch: called after every batch with the loop and the batch (a progress bar).
     """
 
@@ -59,25 +62,24 @@ class Loop:
         saver: Saver | None = None,
         reject_limit: RejectLimit | None = None,
         heartbeat: Heartbeat | None = None,
+        publisher: Publisher | None = None,
         watch: Callable[[Loop, Batch], None] | None = None,
     ) -> None:
         self.source = source
         self.loader = loader
         self.work = work
-        self.sink = sink
-        self.dead_letters = dead_letters
-        self.sinks = named_sinks(sink, dead_letters)
+        self.outputs = Outputs(sink, dead_letters)
         self.reporter = reporter or Reporter(
             Metrics(), source=source, sink=sink, timer=loader.timer
         )
-        self.saver = saver or Saver(source=source, sinks=self.sinks, reporter=self.reporter)
+        self.saver = saver or Saver(source=source, sinks=self.outputs.sinks, reporter=self.reporter)
         self.totals = Totals()
         self.mark = Mark()
         self.resumed = False
         self._reject_limit = reject_limit
         self._heartbeat = heartbeat or Heartbeat()
-        for place in self.sinks.values():
-            place.on_wait(self._heartbeat.beat)
+        self.outputs.on_wait(self._heartbeat.beat)
+        self._publisher = publisher
         self._watch = watch
         self._shared = source if isinstance(source, SharedSource) else None
         self._stopping = False
@@ -100,7 +102,7 @@ class Loop:
             self.saver.require_plain(self._restored)
             self.resumed = state is not None
         except BaseException:
-            with self._closing():
+            with self.outputs.closing():
                 self.loader.close()
             raise
         if self.resumed:
@@ -115,7 +117,8 @@ class Loop:
         """
         with (
             signals.handling(self._on_signal),
-            self._closing(),
+            self.outputs.closing(),
+            self._publishing(),
             self._loading(),
             self._releasing(),
         ):
@@ -157,17 +160,14 @@ class Loop:
             self.source.match_identities(state["identities"])
             self.loader.seek(self.mark)
             self.saver.unsaved = False
-        for section, sink in self.sinks.items():
-            with calls.Calling(section, sink):
-                sink.restore(None if state is None else state[section])
+        self.outputs.restore(state)
 
     def _parts(self) -> dict[str, Snapshot]:
         """Return the parts of a checkpoint that this run has whatever its source gives."""
         return {
             "totals": self.totals.snapshot(),
             "work": self.work.state_dict(),
-            "sink": _snapshot("sink", self.sink),
-            "dead_letters": _snapshot("dead_letters", self.dead_letters),
+            **self.outputs.snapshots(),
         }
 
     def _restored(self) -> dict[str, Snapshot]:
@@ -177,7 +177,19 @@ class Loop:
         return {**of_source, "stages": self.loader.snapshots(), **self._parts()}
 
     def _save(self) -> bool:
-        return self.saver.save(self.mark, self.totals.batches, self._parts)
+        saved = self.saver.save(self.mark, self.totals.batches, self._parts)
+        if saved:
+            self._publish()
+        return saved
+
+    def _renew(self) -> None:
+        self.saver.renew(self.totals.batches)
+        self._publish()  # it may have become due since
+
+    def _publish(self) -> None:
+        if self._publisher is not None and self.saver.path is not None:
+            learned, data_time = self.totals.learned, self.reporter.event_time
+            self._publisher.saved(self.saver.path, learned, data_time)
 
     def _begin(self) -> None:
         """Save where every partition starts before anything is read, so that records which come
@@ -224,6 +236,8 @@ class Loop:
                     "Partitions were taken away before the first checkpoint was saved: start again."
                 )
             self._go_to(state)
+            if shared.shares_partitions and not shared.tracks_owners:
+                self.mark = Mark(stages=self.mark.stages)  # only the group knows what counts
         self.saver.aborted = False
         shared.release_partitions()
         self.loader.halt()
@@ -253,36 +267,20 @@ class Loop:
         with self._timed(self.work.stage, batch.raw_rows):
             done = self.work.process(batch)
         with self._timed("write"):
-            done = self._write(batch, done)
+            done = self.outputs.write(batch, done)
         self.totals.add(done)
         if self._reject_limit is not None:
             self._reject_limit.count(done.rows_in, done.batch.rejects, self.totals)
-        self.reporter.done(done, dead_letters=self.dead_letters is not None)
+        self.reporter.done(done, dead_letters=self.outputs.keeps_dead_letters)
         self.totals.require_balance()  # before the mark moves past it
         moved = batch.raw_rows > 0 or batch.mark.positions != self.mark.positions
         self.mark, self.saver.unsaved = batch.mark, self.saver.unsaved or moved
         if self._reject_limit is not None:
             self._check_rejects(self._reject_limit, done)
         if self.saver.is_due(self.totals.batches, idle=not batch.raw_rows):
-            self._save() if self.saver.unsaved else self.saver.renew(self.totals.batches)
+            self._save() if self.saver.unsaved else self._renew()
         if self._watch is not None:
             self._watch(self, batch)
-
-    def _write(self, batch: Batch, done: WorkResult) -> WorkResult:
-        """Write rows to the sink and rejects to the dead letters; return the result with the rows
-        that the sink can never take."""
-        rejects = done.batch.rejects
-        if self.sink is not None:
-            refused = calls.write(self.sink, done.rows, done.batch.frame.select(RESERVED))
-            if refused is not None:
-                rejects = (*rejects, refused)
-                # What was learned from stays learned: only its answer is a dead letter.
-                done = done if done.learned else done.with_rejects(refused)
-        if self.dead_letters is not None:
-            for reject in rejects:
-                with calls.Calling("dead_letters", self.dead_letters):
-                    self.dead_letters.write(dead_letter_frame(reject, batch.pieces))
-        return done
 
     def _check_rejects(self, limit: RejectLimit, done: WorkResult) -> None:
         try:
@@ -292,13 +290,16 @@ class Loop:
             raise
 
     @contextlib.contextmanager
-    def _closing(self) -> Iterator[None]:
-        """Close the sinks however the run ends; what was not flushed is dropped."""
+    def _publishing(self) -> Iterator[None]:
+        """Stop a version that is being made however the run ends: what follows is newer."""
+        if self._publisher is None:
+            yield
+            return
+        self._publisher.begin(self.totals.learned)
         try:
             yield
         finally:
-            for section, sink in self.sinks.items():
-                calls.close(sink, section)
+            self._publisher.close()
 
     @contextlib.contextmanager
     def _loading(self) -> Iterator[None]:
@@ -330,17 +331,4 @@ class Loop:
             raise signals.StopRequested
 
 
-def named_sinks(sink: Sink | None, dead_letters: Sink | None) -> dict[str, Sink]:
-    """Return section of the pipeline file -> sink, for those that are given."""
-    both = {"sink": sink, "dead_letters": dead_letters}
-    return {section: place for section, place in both.items() if place is not None}
-
-
-def _snapshot(section: str, sink: Sink | None) -> Snapshot:
-    if sink is None:
-        return None
-    with calls.Calling(section, sink):
-        return sink.snapshot()
-
-
-__all__ = ["Loop", "named_sinks"]
+__all__ = ["Loop"]

@@ -11,6 +11,7 @@ from engine import calls
 from engine.observing.metrics import Metrics
 from engine.observing.timing import StageTimer, TimingSnapshot
 from engine.running.bottleneck import PARTS, RUN_SECONDS, Bottleneck
+from engine.running.notes import Notes
 from engine.running.work import WorkResult
 from engine.scrub.base import DETECTORS
 from engine.scrub.fusion import FILLED_BEFORE_LEARNING
@@ -32,6 +33,7 @@ COUNTER_METRICS = {
     "filled": "missing_values", FILLED_BEFORE_LEARNING: "filled_before_learning",
     "duplicates": "duplicates",
     "clipped": "clipped_values", "truncated": "truncated_values",
+    "forgotten": "forgotten_keys", "expired": "expired_keys",
 }  # fmt: skip
 """Count of a stage -> counter that sums it."""
 
@@ -46,6 +48,7 @@ class Reporter:
         source, sink: export their lag and their own counts.
         timer: the loader's, which times the loop's work too.
         diagnose: None exports no bottleneck.
+        notes: what the live page shows beside the metrics.
     """
 
     def __init__(
@@ -56,8 +59,10 @@ class Reporter:
         timer: StageTimer,
         sink: Sink | None = None,
         diagnose: Diagnose | None = None,
+        notes: Notes | None = None,
     ) -> None:
         self.metrics = metrics
+        self.notes = notes or Notes()
         self.timer = timer
         self._source = source
         self._sink = sink
@@ -65,7 +70,14 @@ class Reporter:
         self._run_start = self._last_diagnosis = TimingSnapshot()
         self._lagging = False
         self._lag_at = self._skew_at = self._event_time = 0.0
+        self._time_in_data: float | None = None
         self._counts: dict[str, int] = {}
+
+    @property
+    def event_time(self) -> float | None:
+        """The newest time of a record that was done, in seconds since the epoch: its source's own,
+        or the one in its data where that has none; None if neither is known."""
+        return self._event_time or self._time_in_data
 
     def begin(self) -> None:
         """Start a run: time spent before does not count."""
@@ -81,17 +93,23 @@ class Reporter:
         for reject in batch.rejects:
             rows = len(reject)
             metrics.rejected_records.labels(stage=reject.stage, reason=reject.reason).inc(rows)
+            self.notes.rejected(reject)
             if dead_letters:
                 metrics.dead_letters.labels(reason=reject.reason).inc(rows)
         self._event_times(batch)
+        self._time_in_data = done.event_time
         metrics.source_records.inc(batch.raw_rows)
         metrics.source_bytes.inc(batch.raw_bytes)
         metrics.added_records.inc(batch.added)
         metrics.learned_records.inc(done.learned)
         metrics.predicted_records.inc(done.predicted)
         metrics.cleaned_records.inc(done.cleaned)
-        metrics.batch_rows.observe(len(batch))
-        for (_, name), n in batch.counts.items():
+        metrics.expired_records.inc(done.expired)
+        metrics.matched_records.inc(done.matched)
+        if batch.raw_rows:  # the loop beats with empty batches while a source is idle
+            metrics.batch_rows.observe(len(batch))
+        for (stage, name), n in batch.counts.items():
+            metrics.stage_events.labels(stage=stage, event=name).inc(n)
             if name in COUNTER_METRICS:
                 getattr(metrics, COUNTER_METRICS[name]).inc(n)
             elif name in DETECTORS:
@@ -159,6 +177,7 @@ class Reporter:
         if timing.at < BOTTLENECK_SECONDS or (bottleneck := self._diagnose(timing)) is None:
             return
         self._last_diagnosis = snapshot
+        self.notes.diagnosed(bottleneck)
         for part in PARTS:
             self.metrics.bottleneck.labels(part=part).set(part == bottleneck.part)
         for part, seconds in bottleneck.seconds.items():

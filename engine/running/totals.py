@@ -20,7 +20,10 @@ class Totals:
     Attributes:
         read: records the source gave.
         added: rows that stages added to them.
-        learned, predicted, rejected: rows by outcome; each row is in exactly one.
+        learned, predicted, rejected, expired: rows by outcome; each row is in exactly one. Expired
+            are those whose label did not come.
+        waiting: rows and labels that wait for each other now.
+        matched: labels that found their row.
         reasons: (stage, reason) -> rejected rows.
         counts: (stage, what it counts) -> how many.
         judged: rows of the source itself, not of dead letters that were read again.
@@ -35,6 +38,9 @@ class Totals:
     predicted: int = 0
     cleaned: int = 0
     rejected: int = 0
+    expired: int = 0
+    waiting: int = 0
+    matched: int = 0
     reasons: dict[tuple[str, str], int] = field(default_factory=dict)
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
     judged: int = 0
@@ -42,9 +48,10 @@ class Totals:
 
     @property
     def balanced(self) -> bool:
-        """Whether ``in = learned + predicted + rejected`` (without a model: cleaned)."""
+        """Whether ``in = learned + predicted + rejected`` (without a model: cleaned; where labels
+        come later, with expired and waiting rows, and all labels)."""
         out = self.learned + self.predicted + self.cleaned + self.rejected
-        return self.read + self.added == out
+        return self.read + self.added == out + self.expired + self.waiting + self.matched
 
     def require_balance(self) -> None:
         """Raises: HeadraceError if rows are missing or too many. This is the last line of defence:
@@ -53,10 +60,16 @@ class Totals:
             raise HeadraceError(
                 f"The account does not balance: {self.read:,} read + {self.added:,} added are "
                 f"not {self.learned:,} learned + {self.predicted:,} predicted + "
-                f"{self.cleaned:,} cleaned + {self.rejected:,} rejected: expected each row in "
-                "exactly one of these; some component of this pipeline loses or invents rows "
-                "without a word, and what came after the last checkpoint is not saved."
+                f"{self.cleaned:,} cleaned + {self.rejected:,} rejected{self._late()}: expected "
+                "each row in exactly one of these; some component of this pipeline loses or "
+                "invents rows without a word, and what came after the last checkpoint is not saved."
             )
+
+    def _late(self) -> str:
+        late = (self.expired, self.waiting, self.matched)
+        if not any(late):
+            return ""
+        return " + {:,} expired + {:,} waiting + {:,} matched labels".format(*late)
 
     def add(self, done: WorkResult) -> None:
         """Add the result of a batch."""
@@ -67,6 +80,9 @@ class Totals:
         self.learned += done.learned
         self.predicted += done.predicted
         self.cleaned += done.cleaned
+        self.expired += done.expired
+        self.waiting += done.waiting
+        self.matched += done.matched
         for reject in batch.rejects:
             key = (reject.stage, reject.reason)
             self.rejected += len(reject)

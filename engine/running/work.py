@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -15,11 +16,13 @@ from engine import calls
 from engine.observing.metrics import Metrics
 from engine.quality.evaluation import Evaluation
 from engine.quality.measures import finite_rows
+from engine.quality.report import best_baseline
 from engine.quality.threshold import Threshold, ThresholdSettings
+from engine.running.class_table import ClassTable, without_foresight
 from engine.running.holdout import Holdout
-from engine.running.report import best_baseline
-from engine.types import PART, Batch, Learner, Predictor, Rejects, Snapshot, Step
+from engine.types import PART, Batch, Learner, Predictor, Rejects, Snapshot, Step, tensor
 
+log = logging.getLogger("headrace.run")
 QUALITY_SECONDS = 1.0
 """The seconds between two exports of quality: computing it costs more than a batch."""
 
@@ -27,13 +30,22 @@ QUALITY_SECONDS = 1.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkResult:
     """The result of a batch, beside its rejects: one row per row of the batch for the sink, and
-    how many rows were learned, predicted or only passed on."""
+    how many rows were learned, predicted or only passed on.
+
+    Where labels come later, `waiting` is how many more rows and labels wait for each other than
+    before, `expired` how many rows wait no longer, and `matched` how many labels found their row.
+    `event_time` is the newest time in the data so far, in seconds since the epoch, if known.
+    """
 
     batch: Batch
     rows: pl.DataFrame
     learned: int = 0
     predicted: int = 0
     cleaned: int = 0
+    waiting: int = 0
+    expired: int = 0
+    matched: int = 0
+    event_time: float | None = None
 
     @property
     def rows_in(self) -> int:
@@ -50,6 +62,22 @@ class WorkResult:
             predicted=max(0, self.predicted - n),
             cleaned=max(0, self.cleaned - n),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """How rows were served whose labels came later.
+
+    Attributes:
+        scores: what each was scored with, as in `engine.types.Step`.
+        before: the newest label that was known when each came, as a number or that of its class;
+            NaN for none; shape (n,).
+        sure: whether their labels are sure enough to judge the scores by.
+    """
+
+    scores: NDArray[np.float64]
+    before: NDArray[np.float64]
+    sure: bool = True
 
 
 class Work(Protocol):
@@ -99,6 +127,7 @@ class Training:
         self.holdout = holdout
         given = ThresholdSettings(value=learner.features.threshold)
         self.threshold = threshold or Threshold(given, 0)
+        self.class_table = ClassTable() if learner.features.max_classes else None
         self.loss = float("nan")
         self._columns = columns
         self._emit_predictions = emit_predictions
@@ -111,10 +140,33 @@ class Training:
         """Learn from a collated batch."""
         if not len(batch):
             return WorkResult(batch=batch, rows=batch.frame.clear())
+        if self.class_table is None:
+            return self._process(batch)
+        return joined_results(
+            batch, [self._process(part, known) for part, known in self._parts(batch)]
+        )
+
+    def _process(
+        self,
+        batch: Batch,
+        known: int | None = None,
+        served: Served | None = None,
+    ) -> WorkResult:
+        """Learn from rows with a target.
+
+        Args:
+            known: classes that there were before, where they appear while the model learns.
+            served: how they were served, if their labels came later.
+        """
         held = self._hold(batch)
         step = self._learn(batch, held)
+        if served is not None:
+            step = replace(step, scores=served.scores)
+        if known is not None:
+            step = replace(step, scores=without_foresight(step.scores, _target(batch), known))
         scores = step.scores  # of all rows, those that are refused below among them
-        self._evaluate(batch, step.scores)
+        if served is None or served.sure:
+            self._evaluate(batch, step, None if served is None else served.before)
         self._metrics.optimizer_steps.inc(step.steps)
         if step.skipped is not None:
             return self._skip(batch, step.skipped)
@@ -125,6 +177,7 @@ class Training:
             self._metrics.augmented_records.labels(augment=name).inc(rows)
         for outcome, times in step.challenges.items():
             self._metrics.challenges.labels(outcome=outcome).inc(times)
+        batch = batch.counted("model", **step.counts) if step.counts else batch
         if step.steps:
             self.loss = step.loss
             self._metrics.loss.set(step.loss)
@@ -144,10 +197,14 @@ class Training:
             "evaluation": self.evaluation.state_dict(),
             "holdout": None if self.holdout is None else self.holdout.snapshot(),
             "threshold": self.threshold.snapshot(),
+            "classes": None if self.class_table is None else self.class_table.snapshot(),
         }
 
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
         """Restore a state."""
+        if self.class_table is not None:
+            self.class_table = ClassTable.restored(state["classes"])
+            self._set_classes([-1] * len(self.class_table.names))
         with calls.Calling("model", self.learner):
             self.learner.load_state_dict(state["learner"])
         self.evaluation.load_state_dict(state["evaluation"])
@@ -155,6 +212,51 @@ class Training:
             self.holdout.restore(state["holdout"])
         self.threshold.restore(state["threshold"])
         self.evaluation.threshold = self.threshold.value
+
+    def _parts(self, batch: Batch) -> Iterator[tuple[Batch, int]]:
+        """Yield the batch with class numbers as its target, and how many classes were known before
+        it. It comes in parts where a class has to leave for a new one.
+
+        Collation leaves the numbers to whoever sees the rows in their order."""
+        assert self.class_table is not None
+        features, at = self.learner.features, 0
+        labels = batch.frame.get_column(str(features.target))
+        while at < len(batch):
+            table, numbers = self.class_table.with_labels(labels[at:])
+            beyond = np.flatnonzero(numbers >= features.max_classes)
+            rows = int(beyond[0]) if len(beyond) else len(numbers)
+            if not rows:
+                self._drop_class()
+                continue
+            if rows < len(numbers):
+                table, numbers = self.class_table.with_labels(labels[at : at + rows])
+            known, self.class_table = len(self.class_table.names), table
+            if new := len(table.names) - known:
+                self._set_classes([*range(known), *[-1] * new])
+            yield _part(batch, at, numbers), known
+            at += rows
+
+    def _drop_class(self) -> None:
+        """Let the class go that was not seen for longest."""
+        assert self.class_table is not None
+        if not self.class_table.left:
+            log.warning(
+                "[model] max_classes = %d is reached: from now on the class that was not seen for "
+                "longest leaves when a new one comes, and what was learned of it is forgotten.",
+                len(self.class_table.names),
+            )
+        self.class_table, kept = self.class_table.newest(len(self.class_table.names) - 1)
+        self._metrics.classes_left.inc()
+        self._set_classes(kept.tolist())
+
+    def _set_classes(self, sources: Sequence[int]) -> None:
+        """Tell learner and evaluation the classes of the table."""
+        classes = self.class_table
+        assert classes is not None
+        with calls.Calling("model", self.learner):
+            self.learner.set_classes(classes.names, sources)
+        self.evaluation.set_classes(classes.names, sources)
+        self._metrics.classes.set(len(classes.names))
 
     def _hold(self, batch: Batch) -> NDArray[np.bool_]:
         """Return which rows are held out, shape (n,), and keep their raw rows."""
@@ -174,6 +276,8 @@ class Training:
             train &= (batch.frame.get_column(PART) == "train").to_numpy()
         if train.all():
             return calls.learn(self.learner, batch)
+        if batch.tensors.keys is not None:
+            return self._learn_in_order(batch, train)
         rest, learned = np.flatnonzero(~train), np.flatnonzero(train)
         predicted = calls.predict(self.learner, batch.tensors.take(rest))
         own = batch.tensors.take(learned)
@@ -184,11 +288,27 @@ class Training:
         if step.not_learned is not None:
             not_learned = np.zeros(len(train), np.bool_)
             not_learned[train] = step.not_learned
+        baselines = {}
+        for name, said in step.baselines.items():
+            baselines[name] = np.full(len(train), -1)
+            baselines[name][train] = said
         skipped = None if step.skipped == "empty" else step.skipped
         scored_only = step.scored_only + int(finite_rows(predicted).sum())
         return replace(
-            step, scores=scores, skipped=skipped, not_learned=not_learned, scored_only=scored_only
+            step,
+            scores=scores,
+            skipped=skipped,
+            not_learned=not_learned,
+            scored_only=scored_only,
+            baselines=baselines,
         )
+
+    def _learn_in_order(self, batch: Batch, train: NDArray[np.bool_]) -> Step:
+        """Let a model with a state see every row in its turn, and learn from some of them."""
+        tensors = replace(batch.tensors, learned=tensor(train))  # type: ignore[type-var]
+        step = calls.learn(self.learner, replace(batch, tensors=tensors))
+        scored_only = step.scored_only + int(finite_rows(step.scores[~train]).sum())
+        return replace(step, scored_only=scored_only)
 
     def _skip(self, batch: Batch, reason: str) -> WorkResult:
         self._metrics.skipped_steps.labels(reason=reason).inc()
@@ -226,11 +346,11 @@ class Training:
         scored_only = min(step.scored_only, len(batch))
         return batch, replace(step, scores=step.scores[there], scored_only=scored_only)
 
-    def _evaluate(self, batch: Batch, scores: NDArray[np.float64]) -> None:
-        assert batch.tensors is not None
-        assert batch.tensors.target is not None
-        target = batch.tensors.target.numpy()
-        self.evaluation.update(batch.frame, target, scores, batch.raw)
+    def _evaluate(
+        self, batch: Batch, step: Step, before: NDArray[np.float64] | None = None
+    ) -> None:
+        frame, target = batch.frame, _target(batch)
+        self.evaluation.update(frame, target, step.scores, batch.raw, step.baselines, before=before)
         now = time.monotonic()
         if now - self._reported_at >= QUALITY_SECONDS:
             self._reported_at = now
@@ -240,11 +360,9 @@ class Training:
         self, batch: Batch, held: NDArray[np.bool_], scores: NDArray[np.float64]
     ) -> None:
         """Choose the threshold again from the held-out rows, for the next batch on."""
-        assert batch.tensors is not None
-        assert batch.tensors.target is not None
         held = held & finite_rows(scores)
         if held.any():
-            self.threshold.update(batch.tensors.target.numpy()[held], scores[held])
+            self.threshold.update(_target(batch)[held], scores[held])
             self.evaluation.threshold = self.threshold.value
 
     def _predictions(self, batch: Batch, scores: NDArray[np.float64]) -> pl.DataFrame:
@@ -253,6 +371,47 @@ class Training:
         features = replace(self.learner.features, threshold=self.threshold.value)
         rows = batch.frame.with_columns(features.prediction_columns(scores))
         return rows[written(rows.columns, self._columns, features.prediction_names)]
+
+
+def _part(batch: Batch, start: int, numbers: NDArray[np.int64]) -> Batch:
+    """Return the rows from `start` on that have these class numbers."""
+    stop = start + len(numbers)
+    assert batch.tensors is not None
+    target = tensor(numbers)
+    tensors = replace(batch.tensors.slice(start, stop), target=target, on_device=None)
+    if len(numbers) == len(batch):
+        return replace(batch, tensors=tensors)
+    rows = slice(start, stop)
+    raw = None if batch.raw is None else batch.raw[rows]
+    return replace(batch, frame=batch.frame[rows], raw=raw, tensors=tensors, rejects=())
+
+
+def joined_results(batch: Batch, parts: Sequence[WorkResult]) -> WorkResult:
+    """Return the result of a batch from those of its parts."""
+    if len(parts) == 1:
+        return parts[0]
+    rejects = [reject for part in parts for reject in part.batch.rejects]
+    whole = replace(
+        batch,
+        frame=pl.concat([part.batch.frame for part in parts]),
+        raw=None,
+        tensors=None,
+        rejects=(*batch.rejects, *rejects),
+    )
+    return WorkResult(
+        batch=whole,
+        rows=pl.concat([part.rows for part in parts if len(part.rows)] or [parts[0].rows]),
+        learned=sum(part.learned for part in parts),
+        predicted=sum(part.predicted for part in parts),
+    )
+
+
+def _target(batch: Batch) -> NDArray[Any]:
+    """Return the labels of a batch: numbers, or class numbers, shape (n,)."""
+    assert batch.tensors is not None
+    assert batch.tensors.target is not None
+    target: NDArray[Any] = batch.tensors.target.numpy()
+    return target
 
 
 class Serving:
@@ -278,11 +437,16 @@ class Serving:
         return WorkResult(batch=batch, rows=rows, predicted=len(batch))
 
     def state_dict(self) -> dict[str, Snapshot]:
-        """Return an empty state: a serving model does not change."""
-        return {}
+        """Return what the model carries from row to row; else an empty state: it does not
+        change."""
+        if not self.predictor.carries_state:
+            return {}
+        return {"predictor": self.predictor.snapshot()}
 
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
-        """Restore nothing."""
+        """Restore what the model carries."""
+        if self.predictor.carries_state:
+            self.predictor.restore(state["predictor"])
 
 
 class Cleaning:
@@ -327,4 +491,14 @@ def report_quality(metrics: Metrics, report: Mapping[str, Any]) -> None:
                 metrics.baseline_quality.labels(metric=name, window=window).set(value)
 
 
-__all__ = ["Cleaning", "Serving", "Training", "Work", "WorkResult", "report_quality", "written"]
+__all__ = [
+    "Cleaning",
+    "Served",
+    "Serving",
+    "Training",
+    "Work",
+    "WorkResult",
+    "joined_results",
+    "report_quality",
+    "written",
+]

@@ -21,6 +21,9 @@ STAGES = {
     "derive": "engine.scrub.features.derive:Derive",
     "unpivot": "engine.scrub.features.unpivot:Unpivot",
     "lag": "engine.scrub.features.lag:Lag",
+    "window": "engine.scrub.windows.stage:Window",
+    "history": "engine.scrub.features.history:History",
+    "lookup": "engine.scrub.features.lookup:Lookup",
 }
 """Kind -> import string; a user's own stage is named by its import string."""
 

@@ -17,14 +17,16 @@ from engine.scrub.base import FittedStage, ForgetSettings
 from engine.scrub.columns import expand_columns, numbers
 from engine.types import Batch, Names, Schema, Transform, UserError
 from engine.types.arrays import Floats
+from engine.types.changes import Neutral
 
 HASH = "hash"
 
 
 class StandardizeBy(FittedStage):
-    """z-score among the rows of the same key: ``(x - mean) / deviation`` (population) over
-    earlier batches; 0 if a key's column does not vary. The first 128 rows are scaled by the rows
-    before and themselves. Null stays null, NaN stays NaN.
+    """z-score among the rows of the same key: ``(x - mean) /
+    deviation`` (population) over earlier batches; 0 if a key's column does not vary. The first 16
+    rows are scaled by the rows before and themselves, up to the 128th whole blocks by those before.
+    Null stays null, NaN stays NaN.
 
     For a key with fewer than `min_rows` numbers in a column, the statistics of all keys are used.
     At most `keys` keys are remembered, those seen last; how many left is counted as ``forgotten``,
@@ -44,7 +46,7 @@ class StandardizeBy(FittedStage):
             min_rows [numbers]: numbers a key must have in a column before its own statistics count.
         """
 
-        columns: Names
+        columns: Neutral[Names]
         by: Names = Field(min_length=1)
         keys: int = Field(10_000, ge=1)
         min_rows: int = Field(10, ge=1)
@@ -70,16 +72,14 @@ class StandardizeBy(FittedStage):
         done = self._passed(batch)
         return done.counted(self.name, forgotten=max(self._keyed.left - left, 0))
 
-    def _changed(self, frame: pl.DataFrame) -> pl.DataFrame:
+    def _changed(self, frame: pl.DataFrame) -> list[pl.Series]:
         learned = self._keyed
         at = learned.find(hashes(frame.select(self._by)))
         shift, scale = self._numbers(learned)
-        return pl.DataFrame(
-            [
-                _scaled(frame.get_column(column), at, shift[:, j], scale[:, j])
-                for j, column in enumerate(self._columns)
-            ]
-        )
+        return [
+            _scaled(frame.get_column(column), at, shift[:, j], scale[:, j])
+            for j, column in enumerate(self._columns)
+        ]
 
     @property
     def _keyed(self) -> KeyedMoments:

@@ -7,6 +7,7 @@ What the user has set is never changed.
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import resource
 from pathlib import Path
@@ -21,6 +22,10 @@ ENOUGH_ADDRESSES = 16 << 30
 6 did not."""
 
 
+COLLECTION = gc.get_threshold()
+"""How often Python looks for garbage, as it was set before."""
+
+
 def cores() -> int:
     """Processors that this process may use."""
     # Linux alone has sched_getaffinity.
@@ -33,6 +38,17 @@ def prepare() -> None:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     if "NUMBA_CACHE_DIR" not in os.environ and not _keeps_compiled():
         _use_own_cache()
+
+
+def collect_rarely() -> None:
+    """Look for garbage a hundredth as often. What is imported and built at the start stays, and
+    looking through it took a seventh of the start of an engine."""
+    gc.set_threshold(100 * COLLECTION[0], *COLLECTION[1:])
+
+
+def collect_as_usual() -> None:
+    """Look for garbage as before `collect_rarely`: batches must not wait in cycles."""
+    gc.set_threshold(*COLLECTION)
 
 
 def remarks() -> list[str]:
@@ -109,4 +125,11 @@ def _writable(path: Path) -> bool:
     return os.access(there, os.W_OK | os.X_OK)
 
 
-__all__ = ["address_space", "prepare", "remarks"]
+__all__ = [
+    "address_space",
+    "collect_as_usual",
+    "collect_rarely",
+    "cores",
+    "prepare",
+    "remarks",
+]

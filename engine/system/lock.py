@@ -37,7 +37,7 @@ def locked(folders: Iterable[Path], files: Iterable[Path] = ()) -> Iterator[None
         yield
 
 
-OWN_FOLDERS = "each its own folder, [sink] path and [dead_letters] path"
+OWN_FOLDERS = "each its own folder, [sink] path, [dead_letters] path and [export] versions"
 OWN_FILES = "each its own [export] path"
 
 

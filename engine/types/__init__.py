@@ -17,13 +17,15 @@ other module may import it.
 from __future__ import annotations
 
 from engine.errors import HeadraceError, UserError, first_line, nearest
-from engine.types.batch import Batch, Scale, bytes_as_hex
+from engine.types.batch import Batch, bytes_as_hex
 from engine.types.contracts import (
     SAMPLE_BYTES,
+    UNEXPLAINED,
     Augmenter,
     Buffered,
     Format,
     GraphBuilder,
+    GraphColumn,
     Learner,
     Predictor,
     SharedSource,
@@ -33,10 +35,18 @@ from engine.types.contracts import (
     Step,
     Transaction,
 )
-from engine.types.features import Features, class_indexes, label_value
+from engine.types.features import (
+    Features,
+    KeyedState,
+    class_indexes,
+    label_value,
+    predicted_classes,
+)
 from engine.types.records import EndOfStream, Mark, Records, Rejects, Snapshot, Values, in_utc
+from engine.types.scale import Scale, Scales, even_parts, scales_of_rows
 from engine.types.schema import (
     BOOLEAN_VALUES,
+    DELAY,
     DROPPED,
     MAX_NESTING,
     NO_TIMESTAMP,
@@ -71,11 +81,12 @@ from engine.types.settings import (
     Settings,
     nanoseconds,
 )
-from engine.types.tensors import DeviceTensors, Padded, Ragged, Sparse, Tensors, tensor
+from engine.types.tensors import DeviceTensors, Padded, Ragged, Sparse, Tensors, bucket, tensor
 from engine.types.transforms import Affine, Clip, Codes, Fill, Power, Transform
 
 __all__ = [
     "BOOLEAN_VALUES",
+    "DELAY",
     "DROPPED",
     "MAX_NESTING",
     "NANOSECONDS",
@@ -88,6 +99,7 @@ __all__ = [
     "SAMPLE_BYTES",
     "TYPES",
     "TYPE_EXAMPLES",
+    "UNEXPLAINED",
     "WILDCARD",
     "Affine",
     "Augmenter",
@@ -102,7 +114,9 @@ __all__ = [
     "Fill",
     "Format",
     "GraphBuilder",
+    "GraphColumn",
     "HeadraceError",
+    "KeyedState",
     "Learner",
     "Mark",
     "Name",
@@ -114,6 +128,7 @@ __all__ = [
     "Records",
     "Rejects",
     "Scale",
+    "Scales",
     "Schema",
     "Settings",
     "SharedSource",
@@ -129,9 +144,11 @@ __all__ = [
     "Unit",
     "UserError",
     "Values",
+    "bucket",
     "bytes_as_hex",
     "class_indexes",
     "element_type",
+    "even_parts",
     "expand_schema",
     "field_types",
     "first_line",
@@ -144,8 +161,10 @@ __all__ = [
     "only_named",
     "parse_schema",
     "parse_type",
+    "predicted_classes",
     "require",
     "require_names",
+    "scales_of_rows",
     "tensor",
     "training",
     "type_name",

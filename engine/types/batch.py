@@ -20,25 +20,10 @@ if TYPE_CHECKING:
 from engine.errors import HeadraceError
 from engine.types.plural import counted
 from engine.types.records import Mark, Records, Rejects, _utc
+from engine.types.scale import Scale, Scales, scales_of_rows
 from engine.types.schema import POSITION, RESERVED, type_name
 from engine.types.settings import _each
 from engine.types.tensors import Tensors
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Scale:
-    """The scale a stage applied in one batch: ``(x - shift) * factor``. Other batches may have
-    other numbers, so kept rows are rescaled with these.
-
-    Attributes:
-        columns: names.
-        shift, factor: a number for each, float64, shape (columns,). A shift of NaN: nothing was
-            known of the column yet.
-    """
-
-    columns: tuple[str, ...]
-    shift: NDArray[np.float64]
-    factor: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +49,11 @@ class Batch:
             stages change; else None.
         pieces: the records it was made of, where dead letters are to hold them as they came.
         scales: what stages scaled its columns with, in their order.
+        labels: decoded labels that came for earlier rows, or for its own: records, too, that no
+            stage sees. None where labels come with their rows.
 
-    Holds at every point: ``raw_rows + added == frame.height + sum(len(r) for r in rejects)``.
+    Holds at every point: ``raw_rows + added == frame.height + sum(len(r) for r in rejects)``, and
+    the height of `labels` on the right, if there are any.
     """
 
     frame: pl.DataFrame
@@ -82,7 +70,8 @@ class Batch:
     feed: Mapping[str, NDArray[Any]] | None = None
     raw: pl.DataFrame | None = None
     pieces: tuple[Records, ...] = ()
-    scales: tuple[Scale, ...] = ()
+    scales: Scales = ()
+    labels: pl.DataFrame | None = None
 
     def __len__(self) -> int:
         return self.frame.height
@@ -95,23 +84,34 @@ class Batch:
         )
         size += sum(array.nbytes for array in (self.feed or {}).values())
         size += sum(piece.nbytes for piece in self.pieces)
+        size += 0 if self.labels is None else int(self.labels.estimated_size())
         if self.tensors is None:
             return size
         return size + self.tensors.nbytes - _shared(self.frame, self.tensors.images)
 
-    def with_frame(self, frame: pl.DataFrame, *, added: int = 0) -> Batch:
+    def with_frame(
+        self, frame: pl.DataFrame, *, added: int = 0, scale: Scale | None = None
+    ) -> Batch:
         """Return the same batch with other columns (and the same number of rows, unless `added`
-        says how many were added)."""
-        return dataclasses.replace(self, frame=frame, added=self.added + added)
-
-    def with_scale(self, scale: Scale) -> Batch:
-        """Return the same batch with this scale recorded."""
-        return dataclasses.replace(self, scales=(*self.scales, scale))
+        says how many were added), and the scale that changed them recorded. Scales by row that are
+        not those of as many rows become that of the last."""
+        scales = self.scales if scale is None else (*self.scales, scale)
+        if frame.height != len(self):
+            scales = tuple(
+                one if one.part is None or len(one.part) == frame.height else one.last
+                for one in scales
+            )
+        return dataclasses.replace(self, frame=frame, added=self.added + added, scales=scales)
 
     def counted(self, stage: str, **counts: int) -> Batch:
-        """Return the same batch with these counts added to the stage's."""
+        """Return the same batch with these counts added to the stage's.
+
+        Raises: ValueError if one is negative
+        """
         merged = dict(self.counts)
         for name, n in counts.items():
+            if n < 0:
+                raise ValueError(f"Stage '{stage}' counted {n:,} {name}: expected 0 or more.")
             merged[stage, name] = merged.get((stage, name), 0) + int(n)
         return dataclasses.replace(self, counts=merged)
 
@@ -150,7 +150,10 @@ class Batch:
         )
         rejects = (*self.rejects, Rejects(stage=stage, reason=reason, rows=rows))
         raw = None if self.raw is None else self.raw.filter(mask)
-        return dataclasses.replace(self, frame=self.frame.filter(mask), raw=raw, rejects=rejects)
+        scales = scales_of_rows(self.scales, mask)
+        return dataclasses.replace(
+            self, frame=self.frame.filter(mask), raw=raw, rejects=rejects, scales=scales
+        )
 
     def _mask(self, keep: Any, stage: str) -> pl.Series:
         """Return `keep` as a series of the n rows, without nulls."""

@@ -53,11 +53,23 @@ Learned = Annotated[T, Change.LEARNED]
 Warned = Annotated[T, Change.WARNED]
 Free = Annotated[T, Change.FREE]
 
+NEUTRAL = object()
+Neutral = Annotated[T, NEUTRAL]
+"""A key of a stage on which no value that a row gets depends: where the stage is applied, what it
+still learns, how fast it is. All other keys are the same where a model is trained and where it
+serves."""
+
 
 def change_of(settings: type[BaseModel], key: str) -> Change | None:
     """Return the mark of a key; None without one."""
     marks = settings.model_fields[key].metadata
     return next((mark for mark in marks if isinstance(mark, Change)), None)
+
+
+def neutral_keys(settings: type[BaseModel]) -> set[str]:
+    """Return the keys that are `Neutral`."""
+    fields = settings.model_fields.items()
+    return {key for key, field in fields if any(mark is NEUTRAL for mark in field.metadata)}
 
 
 def compared_settings(
@@ -85,7 +97,9 @@ __all__ = [
     "Free",
     "Learned",
     "Meaning",
+    "Neutral",
     "Warned",
     "change_of",
     "compared_settings",
+    "neutral_keys",
 ]

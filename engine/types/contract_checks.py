@@ -8,6 +8,7 @@ must match the contract's: a method where the contract has one, with a compatibl
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import re
 from abc import ABCMeta
@@ -68,7 +69,7 @@ def require_contract(
         near = difflib.get_close_matches(name, _own(cls) - members(contract), n=1)
         hint = f" It has '{near[0]}': is that meant?" if near else ""
         raise UserError(f"{who} has no method '{name}', which {why} needs: see {home}.{hint}")
-    if wrong := next(_mistakes(cls, contract), None):
+    if wrong := _first_mistake(cls, contract):  # type: ignore[arg-type]  # classes are hashable
         raise UserError(f"{who}: {wrong}; see {home}.")
 
 
@@ -102,14 +103,20 @@ def misspelt_members(cls: type, contract: type) -> Iterator[str]:
     own = _own(cls) - members(contract) - _used(cls)
     defaults = [n for n in members(contract) if _static(cls, n) is _static(contract, n)]
     for name in sorted(own):
-        said = f"{cls.__qualname__}.{name} is never called: "
+        head = f"{cls.__qualname__}.{name} is never called: "
         other = [c for c in EXTENSIONS.get(contract, ()) if name in members(c)]
         if any(issubclass(cls, c) for c in other):
             continue
         if other:
-            yield f"{said}inherit {_home(other[0])} as well, or take it out"
+            yield f"{head}inherit {_home(other[0])} as well, or take it out"
         elif near := difflib.get_close_matches(name, defaults, n=1, cutoff=ALIKE):
-            yield f"{said}a {_called(contract)} may have '{near[0]}'; is that meant?"
+            yield f"{head}a {_called(contract)} may have '{near[0]}'; is that meant?"
+
+
+@functools.lru_cache(maxsize=256)
+def _first_mistake(cls: type, contract: type) -> str | None:
+    """Kept: signatures take half a millisecond a class, and each pipeline asks for its own."""
+    return next(_mistakes(cls, contract), None)
 
 
 def _mistakes(cls: type, contract: type) -> Iterator[str]:

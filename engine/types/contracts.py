@@ -6,21 +6,24 @@ here, so whoever calls a component calls its method and never asks whether it is
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from engine.errors import UserError
+from engine.errors import HeadraceError, UserError
 from engine.types.batch import Batch
-from engine.types.features import Features
+from engine.types.features import Features, KeyedState
 from engine.types.records import EndOfStream, Mark, Records, Rejects, Snapshot
+from engine.types.scale import Scales
 from engine.types.schema import Schema
 from engine.types.tensors import Tensors
 from engine.types.transforms import Transform
@@ -33,7 +36,7 @@ class Step:
     Attributes:
         scores: the model's output for each row BEFORE it learned from it (test-then-train). Shape
             (n,) float64: the value (regression) or the probability of class 1 (binary); (n, k):
-            class probabilities (multiclass).
+            class probabilities (multiclass), or the values of several targets.
         loss: mean training loss of the steps on new rows; nan without a step.
         steps: optimizer steps taken, replay included; 0 while rows wait to fill one.
         skipped: why nothing was learned (``non_finite``, ``empty``), or None.
@@ -43,6 +46,9 @@ class Step:
         augmented: name of an augment -> rows it changed before they were learned, replayed ones
             included.
         challenges: ``begun``, ``won`` or ``dropped`` -> number of challenges.
+        baselines: each of `Learner.baselines` -> the class it predicts for each row before it was
+            learned, -1 for none, shape (n,).
+        counts: what else is counted, in words -> number.
     """
 
     scores: NDArray[np.float64]
@@ -53,10 +59,21 @@ class Step:
     scored_only: int = 0
     augmented: Mapping[str, int] = field(default_factory=dict)
     challenges: Mapping[str, int] = field(default_factory=dict)
+    baselines: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, scores: NDArray[np.float64]) -> Step:
+        """Return the result of a batch without rows, whose scores are these."""
+        return cls(scores=scores, loss=math.nan, steps=0, skipped="empty")
 
 
 SAMPLE_BYTES = 64 << 20
 """The most bytes of one piece of a sample."""
+
+
+UNEXPLAINED = ""
+"""The key of `Learner.attributions` for what no feature explains."""
 
 
 class Source(ABC):
@@ -107,6 +124,11 @@ class Source(ABC):
         """Return what `schema` found besides types, as plain values, for a run that resumes this
         one."""
         return {}
+
+    def found(self) -> str:
+        """Return how rows were found to be written, as settings that are not set; empty if
+        nothing was found. Called after `schema`."""
+        return ""
 
     def remarks(self) -> Sequence[str]:
         """Return sentences for the end of a run, for instance what inferred types cost."""
@@ -326,7 +348,7 @@ class Stage(ABC):
         name: in the pipeline file, in metrics and in marks.
         settings: its own.
         single_pass: it requires that rows come only once: read again, all would look like
-            duplicates, or late.
+            duplicates, late, or their own past.
         bound: the columns before and after it, as `bind` was given and returned them; set by the
             engine.
     """
@@ -373,9 +395,13 @@ class Stage(ABC):
 
     @property
     def scaled(self) -> Sequence[str]:
-        """The columns whose scale follows what the stage learns: it records the scale on the
-        batch (`Batch.scales`)."""
+        """The columns that it puts on a scale, which it records on the batch (`Batch.scales`)."""
         return ()
+
+    @property
+    def moving(self) -> Sequence[str]:
+        """Those of `scaled` whose scale later rows may move."""
+        return self.scaled
 
     def vocabulary_sizes(self) -> Mapping[str, int]:
         """Return column -> number of codes, for columns this stage encodes."""
@@ -395,12 +421,32 @@ class Stage(ABC):
         return ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphColumn:
+    """An image, list or array column in a graph, by the names of its tensors.
+
+    Attributes:
+        values: images: (n, channels, height, width), uint8 or float32; lists: (n, length), int64
+            ids or float32, 0 as padding; arrays: (n, length, width), float32, 0 for an absent row.
+        mask: lists and arrays: (n, length), bool, true where there is a value; "" for images.
+        dtype: of the values, as numpy calls it.
+        length: lists and arrays: the length of all of them, if it is always the same.
+    """
+
+    values: str
+    mask: str
+    dtype: str
+    length: int | None = None
+
+
 class GraphBuilder(Protocol):
     """The builder with which a learner writes its nodes; see `models.export.onnx_graph.Graph`.
     Values are identified by name."""
 
     scope: str
     """The prefix of new names."""
+    scales: Scales
+    """What stages have scaled the numeric features with that the graph gets, as of now."""
 
     def constant(self, value: Any, hint: str = "const") -> str:
         """Add a constant tensor; return its name."""
@@ -414,6 +460,28 @@ class GraphBuilder(Protocol):
         self, op_type: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any
     ) -> list[str]:
         """Add a node with several outputs; return their names."""
+        ...
+
+    def column(self, name: str) -> GraphColumn:
+        """Return an image, list or array column of the model."""
+        ...
+
+    def state_input(self, width: int) -> str:
+        """Add the input with what each row's key carries, (n, width) float32; return its name."""
+        ...
+
+    def state_output(self, name: str) -> None:
+        """Take a value, (n, width) float32, as what each row's key carries after it."""
+        ...
+
+    def append(self, model: Any, inputs: Mapping[str, str]) -> list[str]:
+        """Append the nodes of a whole ONNX model (`onnx.ModelProto`).
+
+        Args:
+            inputs: input of the model -> name of the value it gets.
+
+        Returns: the names of its outputs.
+        """
         ...
 
 
@@ -444,6 +512,12 @@ class Learner(ABC):
         soft_targets: it can learn targets between classes.
         learns_by_batch: its weights depend on batch boundaries.
         sets_threads: its Training has a key ``threads``.
+        reads_inputs: its features are those of `named_inputs`, not those that the keys of
+            ``[model]`` name.
+        grows: whether it can learn classes that appear while it runs: ``never``, ``asked``
+            (`classes` = "grow"), or ``always`` where no classes are given.
+        predicts_several: whether it can learn several targets of a regression at once.
+        baselines: names of what it compares itself with, for a task of classes.
     """
 
     settings: Any = None
@@ -453,6 +527,10 @@ class Learner(ABC):
     soft_targets: ClassVar[bool] = False
     learns_by_batch: ClassVar[bool] = True
     sets_threads: ClassVar[bool] = False
+    reads_inputs: ClassVar[bool] = False
+    grows: ClassVar[Literal["never", "asked", "always"]] = "never"
+    predicts_several: ClassVar[bool] = False
+    baselines: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: Any, training: Any, features: Features) -> None:
         self.settings = settings
@@ -460,15 +538,47 @@ class Learner(ABC):
         self.features = features
 
     @classmethod
+    def lowest_label(cls, settings: Any, training: Any) -> float:
+        """Return the smallest number that it can learn, of a regression."""
+        return -math.inf
+
+    @classmethod
+    def deviance_power(cls, training: Any) -> float | None:
+        """Return the power of the mean that the variance of the target follows (Tweedie; 1 is
+        Poisson), if its predictions are means of counts or amounts; they are judged by that."""
+        return None
+
+    @classmethod
     def device_of(cls, training: Any) -> str:
         """Return the device of a learner with this ``[train]``: its key ``device``, or the
         class's own. Called before a learner is built."""
         return str(training.model_dump().get("device", cls.device))
 
+    @classmethod
+    def named_inputs(cls, settings: Any) -> Mapping[str, Sequence[str] | None]:
+        """Return the inputs of a network -> their columns, names or globs; None: the column of that
+        name, or those of ``[model] numeric`` or ``categories``. Called before a learner is built.
+
+        Args:
+            settings: its own keys of ``[model]``.
+        """
+        return {}
+
+    @classmethod
+    def named_state(cls, settings: Any) -> KeyedState | None:
+        """Return the state that it carries from row to row of a key, with names or globs of the
+        key's columns; None if each row stands alone. Called before a learner is built.
+
+        Args:
+            settings: its own keys of ``[model]``.
+        """
+        return None
+
     @abstractmethod
     def learn(self, batch: Batch) -> Step:
         """Score the rows, then learn from them. Requires `batch.tensors` with target. An empty
-        batch is legal."""
+        batch is legal. A learner with a state only scores rows that `Tensors.learned` leaves
+        out."""
 
     @abstractmethod
     def predict(self, tensors: Tensors) -> NDArray[np.float64]:
@@ -482,6 +592,16 @@ class Learner(ABC):
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
         """Restore a state. Raises: UserError if it belongs to a model of another shape."""
+
+    def set_classes(self, classes: Sequence[str], sources: Sequence[int]) -> None:
+        """Tell these classes apart from now on: `features.classes` are these, in this order. Called
+        between batches, if it `grows`.
+
+        Args:
+            sources: for each class its number before, -1 for a new one. What was learned of a class
+                that is not there is forgotten.
+        """
+        raise NotImplementedError(f"{type(self).__name__} grows and has no method 'set_classes'")
 
     def build(self, graph: GraphBuilder, numeric: str, categories: str) -> str:
         """Write the computation of `predict` into an ONNX graph; return the name of the scores,
@@ -497,6 +617,20 @@ class Learner(ABC):
             f"A model of {type(self).__name__} cannot be exported: it has no method 'build'."
         )
 
+    def torch_body(self) -> Mapping[str, str] | None:
+        """Return its network as properties of a model file, to be run by torch where `build` cannot
+        write it as ONNX; None if that is impossible."""
+        return None
+
+    def attributions(self, tensors: Tensors) -> Mapping[str, NDArray[np.float64]]:
+        """Return feature -> by how much it moves each row's score away from that of a mean row,
+        shape (n,), and `UNEXPLAINED` -> what remains; {} if it cannot tell. Learns nothing.
+
+        The score is the value (regression), the log odds of class 1 (binary) or the log probability
+        of the predicted class (multiclass).
+        """
+        return {}
+
     def augment_with(self, augmentation: Augmenter) -> None:
         """Learn from augmented rows from now on; score and keep the original rows.
 
@@ -509,6 +643,11 @@ class Learner(ABC):
 
     def memory(self) -> Mapping[str, int]:
         """Return component -> bytes, for /metrics; ``replay`` counts against the budget."""
+        return {}
+
+    def expert_loads(self) -> Mapping[str, Sequence[float]]:
+        """Return layer -> each expert's share of the vectors it was trained with lately, for
+        /metrics; empty without a mixture of experts."""
         return {}
 
     @property
@@ -526,13 +665,58 @@ class Learner(ABC):
         """The number of weights."""
         return 0
 
+    @property
+    def score_rounding(self) -> float:
+        """The rounding error of its scores, relative to the largest."""
+        return 1e-5
+
     def remarks(self) -> Sequence[str]:
         """Return sentences for the end of a run."""
         return ()
 
 
 class Predictor(ABC):
-    """A model that serves: raw columns in, the same columns and the model's out."""
+    """A model that serves: raw columns in, the same columns and the model's out.
+
+    Attributes:
+        stages: scrub stages that are inside the model file, so that serving leaves them out.
+        before: scrub stages that it was trained behind and that no file holds.
+        before_settings: such a stage -> its settings that decide what it returns.
+        columns: column -> the type in which the model learned it.
+        parse_settings: how cells were read when it learned; see `Source.parse_settings`.
+        target: the column with the label in training; "" if unknown.
+    """
+
+    stages: tuple[str, ...] = ()
+    target: str = ""
+    before: tuple[str, ...] = ()
+    before_settings: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    columns: Mapping[str, pl.DataType] = MappingProxyType({})
+    parse_settings: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    @abstractmethod
+    def answers(self) -> Schema:
+        """The columns that it adds, once it is bound."""
+
+    @abstractmethod
+    def columns_read(self, schema: Schema) -> Sequence[str]:
+        """Return the columns that it reads of these. Raises: UserError if that is not clear."""
+
+    @abstractmethod
+    def info(self) -> dict[str, str]:
+        """Return the labels of ``headrace_model_info``: version, precision, provider, digest."""
+
+    def interface(self) -> Mapping[str, Any]:
+        """Return what another model must share to take its place between two batches, beside
+        `answers`: a name for a sentence -> a value. Models that share it read the same feed."""
+        return {
+            "stages": self.stages,
+            "stages before it": self.before,
+            "settings of stages before it": self.before_settings,
+            "columns": self.columns,
+            "parse settings": self.parse_settings,
+        }
 
     @abstractmethod
     def bind(self, schema: Schema) -> None:
@@ -547,6 +731,45 @@ class Predictor(ABC):
     def predict(self, batch: Batch) -> Batch:
         """Return the batch with the model's columns, without rows that have no finite answer.
         Makes the feed if there is none."""
+
+    @property
+    def judged(self) -> Features | None:
+        """The task, the classes and the threshold of the answer that a label is compared with, once
+        it is bound; None if it has no such answer."""
+        return None
+
+    def scores(self, frame: pl.DataFrame) -> NDArray[np.floating[Any]]:
+        """Return that answer for each row, like `Step.scores`; NaN where there is none.
+
+        Raises: HeadraceError if `judged` is None.
+        """
+        raise HeadraceError(f"{type(self).__name__} has no answer to compare with a label.")
+
+    @property
+    def carries_state(self) -> bool:
+        """Whether a row's answer depends on earlier rows, so that checkpoints have a `snapshot`."""
+        return False
+
+    def snapshot(self) -> Snapshot:
+        """Return the state of the rows so far; None without one."""
+        return None
+
+    def restore(self, value: Snapshot) -> None:
+        """Restore a `snapshot` (perhaps of another process)."""
+        assert value is None, "a predictor without a state was given one"
+
+    def apart(self) -> Predictor:
+        """Return one that predicts the same from a state of its own, so that it changes nothing
+        here: to try it beside the rows of the stream, on any thread."""
+        return self
+
+    def take_state(self, other: Predictor) -> None:
+        """Go on from the state of another one, which shares its `interface` and ends here."""
+        return
+
+    def memory(self) -> Mapping[str, int]:
+        """Return component -> bytes, for /metrics."""
+        return {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

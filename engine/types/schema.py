@@ -31,6 +31,10 @@ RESERVED = (PARTITION, POSITION)
 NO_TIMESTAMP = -1
 """The timestamp of a record without one (Kafka's own number; it is not a second of 1969)."""
 
+DELAY = "_delay"
+"""The column of a learned row with how much later its label came, if labels come later: in seconds,
+or in the unit of integer times; null if it did not come."""
+
 PART = "_part"
 """The column of a 'split' stage: ``train``, ``validation`` or ``test``. Stages and the model
 learn only from training rows."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import (
     TYPE_CHECKING,
@@ -12,6 +13,8 @@ from typing import (
 
 import numpy as np
 from numpy.typing import NDArray
+
+from engine.types.scale import Scales, even_parts, scales_of_rows
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +67,7 @@ class Padded:
     """Rows of different lengths, padded with 0 to one of a few lengths.
 
     Attributes:
-        values: shape (n, length); int64, or float32.
+        values: shape (n, length); int64, or float32. Of arrays (n, length, width), float32.
         mask: shape (n, length), bool: true where there is a value.
     """
 
@@ -147,6 +150,13 @@ def _gathered(offsets: torch.Tensor, rows: NDArray[np.int64]) -> tuple[torch.Ten
     return tensor(at), tensor(new_offsets)
 
 
+def bucket(longest: int, most: int, buckets: tuple[int, ...] = ()) -> int:
+    """Return the padded length for rows of up to `longest` values: the next bucket or power of
+    two, never above `most`."""
+    fits = (size for size in buckets if size >= longest)
+    return min(next(fits, most) if buckets else 1 << max(0, longest - 1).bit_length(), most)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensors:
     """A batch as the model reads it.
@@ -154,13 +164,18 @@ class Tensors:
     Attributes:
         numeric: shape (n, d), float32, C-contiguous; column i is feature i of `Features.numeric`.
         categories: shape (n, c), int64; codes of `Features.categories`, 0 = unknown.
-        target: shape (n,); float32 (regression), int64 class numbers (binary, multiclass), or None
+        target: shape (n,); float32 (regression; of several targets (n, targets), NaN where a row
+            has none), int64 class numbers (binary, multiclass), or None
             when serving. Of rows that augmentation has mixed, float32 shares: of class 1, shape
             (n,), or of each of k classes, shape (n, k).
         images: column -> shape (n, channels, height, width), uint8 (0 ... 255) or float32; in
             memory ``channels_last``. They may lie in the frame's own memory: make new ones, never
             write into these.
-        ragged, padded, sparse: column -> its rows, of `Features` of the same names.
+        ragged, padded, sparse, arrays: column -> its rows, of `Features` of the same names.
+        keys: the hash of each row's key, int64, shape (n,), where `Features.state` asks for it.
+        learned: which rows are learned, bool, shape (n,), of a model with a state: the others are
+            only scored, in their turn. None: all.
+        scales: what stages have scaled `numeric` with; other rows may have other scales.
         on_device: the same on the model's device, where a loader copies them there; never of other
             rows: what is made of these has none.
     """
@@ -172,6 +187,10 @@ class Tensors:
     ragged: Mapping[str, Ragged] = field(default_factory=dict)
     padded: Mapping[str, Padded] = field(default_factory=dict)
     sparse: Mapping[str, Sparse] = field(default_factory=dict)
+    arrays: Mapping[str, Padded] = field(default_factory=dict)
+    keys: torch.Tensor | None = None
+    learned: torch.Tensor | None = None
+    scales: Scales = ()
     on_device: DeviceTensors | None = None
 
     def __len__(self) -> int:
@@ -190,7 +209,7 @@ class Tensors:
         return sum(sizes)
 
     def map(self, each: TensorFunction) -> Tensors:
-        """Return the same with `each` applied to every tensor, always in the same order."""
+        """Return the same rows with `each` applied to every tensor, always in the same order."""
         return Tensors(
             numeric=each(self.numeric),
             categories=each(self.categories),
@@ -199,6 +218,10 @@ class Tensors:
             ragged={name: rows.map(each) for name, rows in self.ragged.items()},
             padded={name: rows.map(each) for name, rows in self.padded.items()},
             sparse={name: rows.map(each) for name, rows in self.sparse.items()},
+            arrays={name: rows.map(each) for name, rows in self.arrays.items()},
+            keys=None if self.keys is None else each(self.keys),
+            learned=None if self.learned is None else each(self.learned),
+            scales=self.scales,
         )
 
     def slice(self, start: int, stop: int) -> Tensors:
@@ -214,7 +237,16 @@ class Tensors:
             ragged={name: each.slice(start, stop) for name, each in self.ragged.items()},
             padded={name: each.slice(start, stop) for name, each in self.padded.items()},
             sparse={name: each.slice(start, stop) for name, each in self.sparse.items()},
+            arrays={name: each.slice(start, stop) for name, each in self.arrays.items()},
+            keys=None if self.keys is None else self.keys[rows],
+            learned=None if self.learned is None else self.learned[rows],
+            scales=scales_of_rows(self.scales, rows),
         )
+
+    def even_parts(self) -> Iterator[Tensors]:
+        """Yield the rows in parts of one scale each, in order."""
+        for rows, scales in even_parts(self.scales, len(self)):
+            yield dataclasses.replace(self.slice(rows.start, rows.stop), scales=scales)
 
     def take(self, rows: NDArray[np.int64]) -> Tensors:
         """Return some of the rows, in that order, copied; a row may occur several times."""
@@ -227,6 +259,10 @@ class Tensors:
             ragged={name: each.take(rows) for name, each in self.ragged.items()},
             padded={name: each.take(rows) for name, each in self.padded.items()},
             sparse={name: each.take(rows) for name, each in self.sparse.items()},
+            arrays={name: each.take(rows) for name, each in self.arrays.items()},
+            keys=None if self.keys is None else self.keys[at],
+            learned=None if self.learned is None else self.learned[at],
+            scales=scales_of_rows(self.scales, rows),
         )
 
 

@@ -63,8 +63,8 @@ class Power:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Codes:
-    """Replaces text by codes: value i of `values` becomes i + 1; anything else, and null,
-    becomes 0."""
+    """Replaces text by codes: value i of `values` becomes i + 1, of one that stands there twice the
+    last; anything else, and null, becomes 0."""
 
     column: str
     values: tuple[str, ...]

@@ -48,7 +48,7 @@ class Mixing(Augment):
     def bind(self, context: Context) -> None:
         features = context.features
         self._classes = _classes_of(features, soft=context.soft, where=self.where)
-        lists = [*features.ragged, *features.padded, *features.sparse]
+        lists = [*features.ragged, *features.padded, *features.sparse, *features.arrays]
         if lists:
             raise UserError(
                 f"{self.where} kind mixes rows, and there is nothing between two lists, as of "
@@ -170,6 +170,11 @@ def _classes_of(features: Features, *, soft: bool, where: str) -> int:
         raise UserError(
             f"{where} kind mixes labels, and this learner of [model] task = '{features.task}' "
             "takes whole classes only: take it out, or use kind = 'tabular' or 'linear'."
+        )
+    if features.max_classes:
+        raise UserError(
+            f"{where} kind mixes labels, and needs to know the classes: name them in [model] "
+            "classes, or take it out."
         )
     return len(features.classes)
 

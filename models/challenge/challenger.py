@@ -115,6 +115,16 @@ class WrappedLearner(Challengeable):
     def augment_with(self, augmentation: Augmenter) -> None:
         self.learner.augment_with(augmentation)
 
+    def attributions(self, tensors: Tensors) -> Mapping[str, NDArray[np.float64]]:
+        return self.learner.attributions(tensors)
+
+    def expert_loads(self) -> Mapping[str, Sequence[float]]:
+        return self.learner.expert_loads()
+
+    def set_classes(self, classes: Sequence[str], sources: Sequence[int]) -> None:
+        self.learner.set_classes(classes, sources)
+        self.features = self.learner.features
+
     @property
     def unwrapped(self) -> Learner:
         return self.learner.unwrapped
@@ -170,7 +180,7 @@ class ChampionChallenger(WrappedLearner):
         self._limit = math.inf
         self._challenge: _Challenge | None = None
 
-    # ------------------------------------------------------------------------------------- deeds
+    # -------------------------------------------------------------------------------------- actions
 
     def learn(self, batch: Batch) -> Step:
         """Score the rows and learn from them; the challenger does the same."""
@@ -194,6 +204,15 @@ class ChampionChallenger(WrappedLearner):
     def build(self, graph: GraphBuilder, numeric: str, categories: str) -> str:
         """Write the champion into an ONNX graph."""
         return self.learner.build(graph, numeric, categories)
+
+    def torch_body(self) -> Mapping[str, str] | None:
+        return self.learner.torch_body()
+
+    def set_classes(self, classes: Sequence[str], sources: Sequence[int]) -> None:
+        """Tell champion and challenger."""
+        super().set_classes(classes, sources)
+        if self._challenge is not None:
+            self._challenge.learner.set_classes(classes, sources)
 
     def successor(self) -> ChampionChallenger:
         """Return the champion's."""
@@ -446,7 +465,8 @@ def _standard_error(means: NDArray[np.float64]) -> float:
 
 
 def _errors(features: Features, rows: Tensors, step: Step) -> NDArray[np.float64]:
-    """Return the error of each learned row: the distance from the target, or Brier's score of
+    """Return the error of each learned row: the distance from the target, of several their mean, or
+    Brier's score of
     the probabilities."""
     assert rows.target is not None, "rows to learn from have a target"
     scores, target = step.scores, rows.target.numpy()
@@ -454,7 +474,9 @@ def _errors(features: Features, rows: Tensors, step: Step) -> NDArray[np.float64
         return np.empty(0)
     if step.not_learned is not None:
         scores, target = scores[~step.not_learned], target[~step.not_learned]
-    if features.task == "regression":
+    if features.targets:  # a row has one of them at least
+        errors = np.nanmean(np.abs(scores - target), axis=1)
+    elif features.task == "regression":
         errors = np.abs(scores - target)
     elif scores.ndim == 1:
         errors = np.square(scores - target)
@@ -484,8 +506,10 @@ def _merge_steps(parts: Sequence[Step]) -> Step:
     learned = [(part.loss, len(part.scores)) for part in parts if math.isfinite(part.loss)]
     rows = sum(rows for _, rows in learned)
     augmented: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for part in parts:
         augmented.update(part.augmented)
+        counts.update(part.counts)
     not_learned = None
     if any(part.not_learned is not None or part.skipped is not None for part in parts):
         not_learned = np.concatenate([_refused(part) for part in parts])
@@ -497,6 +521,7 @@ def _merge_steps(parts: Sequence[Step]) -> Step:
         not_learned=not_learned,
         scored_only=sum(part.scored_only for part in parts),
         augmented=augmented,
+        counts=counts,
     )
 
 

@@ -135,6 +135,31 @@ def compare_regression(
     return (*figures[:2], tail, *worst_range)
 
 
+def compare_targets(
+    target: Floats,
+    base: Floats,
+    candidate: Floats,
+    rules: Rules,
+    names: tuple[str, ...],
+    most: int | None = None,
+) -> tuple[Figure, ...]:
+    """Return the figures of `compare_regression` for each of several targets.
+
+    Args:
+        target, base, candidate: shape (n, targets); a target is NaN where a row has none.
+        most: figures of each; all unless given.
+    """
+    figures: list[Figure] = []
+    for number, name in enumerate(names):
+        there = np.isfinite(target[:, number])
+        if there.any():
+            own = compare_regression(
+                target[there, number], base[there, number], candidate[there, number], rules
+            )[:most]
+            figures += [replace(figure, name=f"{figure.name} of {name}") for figure in own]
+    return tuple(figures)
+
+
 def compare_classes(
     target: Ints,
     base: Floats,
@@ -364,4 +389,12 @@ def _predicted_classes(scores: Floats, threshold: float) -> Ints:
     return highest
 
 
-__all__ = ["Figure", "Rules", "compare_classes", "compare_regression", "interval", "speed"]
+__all__ = [
+    "Figure",
+    "Rules",
+    "compare_classes",
+    "compare_regression",
+    "compare_targets",
+    "interval",
+    "speed",
+]

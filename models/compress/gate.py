@@ -25,6 +25,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from engine import types
+from engine.system.limited_process import ProcessFailed
 from engine.types import HeadraceError, UserError, class_indexes
 from engine.types.arrays import Floats
 from engine.types.plural import counted
@@ -34,11 +35,13 @@ from models.compress.comparison import (
     Rules,
     compare_classes,
     compare_regression,
+    compare_targets,
     speed,
 )
 from models.compress.quantize import CANDIDATES
-from models.export.model_files import Properties, metadata, put
+from models.export.model_files import metadata, put
 from models.export.onnx_inputs import Feed, Inputs
+from models.export.properties import Properties
 from models.serving.session import available_providers, runtime_version
 
 CALIBRATION_BATCH = 512
@@ -231,7 +234,7 @@ def compress(
     if held_out.remark is None:
         try:
             base = held_out.run_candidate("", model)
-        except candidate_process.CandidateFailed as error:
+        except ProcessFailed as error:
             raise HeadraceError(f"{model} cannot serve: the model {error}.") from None
         provider = base.provider
         held_out.set_baseline(base.scores)
@@ -247,7 +250,7 @@ def compress(
             result = held_out.run_candidate(
                 f"{function.__module__}:{function.__qualname__}", candidate_path
             )
-        except candidate_process.CandidateFailed as error:
+        except ProcessFailed as error:
             failed[name] = str(error)
             candidate_path.unlink(missing_ok=True)
             continue
@@ -267,7 +270,7 @@ class _Gate:
     def __init__(self, model: Path, rows: pl.DataFrame | None, settings: Compression) -> None:
         properties = Properties.read(metadata(model), model)
         self._model, self._settings = model, settings
-        self._inputs = Inputs(properties.inputs)
+        self._inputs = Inputs.of(properties)
         self._classes = properties.classes
         self._threshold = properties.threshold
         self._regression = properties.task == "regression"
@@ -277,12 +280,22 @@ class _Gate:
             confidence=settings.confidence,
         )
         self._memory = int(settings.max_memory or 2**31 + 8 * model.stat().st_size)
-        self._target_name = properties.target
+        self._targets = properties.targets or (properties.target,)
         self._old, self._new = self._split(rows)
         self.remark = self._short(self._new.height)
+        if properties.body == "torch":
+            self.remark = (
+                "The network of the model could not become ONNX, so torch runs it, and there is "
+                "nothing to compress: float32 serves."
+            )
+        if properties.state is not None:
+            self.remark = (
+                "The model carries a state per key, and held-out rows stand alone, so that they "
+                "say nothing of smaller numbers: float32 serves."
+            )
 
     def run_candidate(self, make: str, path: Path) -> candidate_process.Result:
-        """Make and run a model in its own process. Raises: candidate_process.CandidateFailed."""
+        """Make and run a model in its own process. Raises: ProcessFailed."""
         job = candidate_process.Job(
             make=make,
             base=str(self._model),
@@ -291,10 +304,8 @@ class _Gate:
             judging=self._inputs.feed(self._new),
             providers=available_providers(self._settings.providers),
             rounds=self._settings.rounds,
-            seconds=self._settings.max_seconds,
-            memory=self._memory,
         )
-        return candidate_process.run(job)
+        return candidate_process.run(job, seconds=self._settings.max_seconds, memory=self._memory)
 
     def set_baseline(self, scores: Any) -> None:
         """Take the float32 model's scores; rows without a score are rejected in serving, so they
@@ -357,11 +368,11 @@ class _Gate:
     def _split(self, rows: pl.DataFrame | None) -> tuple[pl.DataFrame, pl.DataFrame]:
         if rows is None:
             return pl.DataFrame(), pl.DataFrame()
-        label = pl.col(self._target_name)  # rows without one are rejected before they are learned
-        if self._regression:
-            known = label.cast(pl.Float64).is_finite()
+        if self._regression:  # rows without a label are rejected before they are learned
+            labels = (pl.col(name).cast(pl.Float64).is_finite() for name in self._targets)
+            known = pl.any_horizontal(*labels)
         else:
-            numbers = class_indexes(rows.get_column(self._target_name), self._classes)
+            numbers = class_indexes(rows.get_column(self._targets[0]), self._classes)
             known = pl.lit(pl.Series(numbers >= 0))
         rows = rows.filter(known.fill_null(False))
         cut = int(rows.height * self._settings.calibration)
@@ -387,13 +398,16 @@ class _Gate:
         return [self._inputs.feed(self._old.slice(start, size)) for start in parts]
 
     def _labels(self) -> Any:
-        """Return the target as numbers, or as class numbers, shape (n,)."""
-        labels = self._new.get_column(self._target_name)
+        """Return the target as numbers, or as class numbers, shape (n,); of several targets (n, k),
+        NaN where there is none."""
         if self._regression:
-            return labels.cast(pl.Float64).to_numpy()
-        return class_indexes(labels, self._classes)
+            columns = self._new.select(pl.col(list(self._targets)).cast(pl.Float64)).to_numpy()
+            return columns if len(self._targets) > 1 else columns[:, 0]
+        return class_indexes(self._new.get_column(self._targets[0]), self._classes)
 
     def _compare(self, scores: Floats) -> tuple[Figure, ...]:
+        if len(self._targets) > 1:
+            return compare_targets(self._target, self._base, scores, self._rules, self._targets)
         if self._regression:
             return compare_regression(self._target, self._base, scores, self._rules)
         return compare_classes(

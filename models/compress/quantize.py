@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +137,18 @@ def _rewrite(
 
 def _products(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Replace Gemm by MatMul and Add, because the dynamic quantizer does not know Gemm."""
+    weights = {weight.name: weight for weight in proto.graph.initializer}
     nodes: list[Any] = []
     for node in proto.graph.node:
-        if node.op_type != "Gemm" or node.domain == ML:
+        if not _is_layer(node, weights):
             nodes.append(node)
             continue
         x, weight, bias = node.input
         between = f"{node.output[0]}_product"
+        if _attributes(node).get("transB"):
+            turned = onnx.numpy_helper.to_array(weights[weight]).T.copy()
+            weight = f"{between}_weight"
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(turned, weight))
         nodes.append(onnx.helper.make_node("MatMul", [x, weight], [between], name=between))
         nodes.append(
             onnx.helper.make_node("Add", [between, bias], list(node.output), name=node.name)
@@ -151,6 +156,19 @@ def _products(proto: onnx.ModelProto) -> onnx.ModelProto:
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     return proto
+
+
+def _is_layer(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> bool:
+    """Return whether a node is a Gemm that multiplies by known weights and adds a bias."""
+    if node.op_type != "Gemm" or node.domain == ML or len(node.input) != 3:
+        return False
+    own = _attributes(node)
+    plain = own.get("alpha", 1.0) == own.get("beta", 1.0) == 1.0 and not own.get("transA")
+    return plain and node.input[1] in weights
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
 
 
 __all__ = ["CANDIDATES", "float16", "int8", "int8_dynamic", "vnni"]

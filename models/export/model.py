@@ -2,30 +2,35 @@
 
 Imputation, clipping, scaling and category codes are nodes of the graph, with the numbers that
 training used, so what serves cannot differ from what was learned. Each raw column is an input of
-its own: float64, shape (n,), NaN for null; or text, shape (n,), "" for null. The one output,
-``score``, is float32, shape (n,) or (n, k).
+its own; `models.export.onnx_inputs` has a table of them. The output ``score`` is float32, shape
+(n,) or (n, k). Of a model with a state per key, the input ``state/before`` has what the keys of the
+rows carry, and the output ``state/after`` what they carry then, (n, width) float32; no two rows of
+a call may have the same key.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
+import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import onnx
+import polars as pl
 from onnx import TensorProto
 
-from engine.types import Affine, Clip, Codes, Features, Fill, Learner, Power, Transform
-from models.export.model_files import FORMAT, SCORE, write
-from models.export.onnx_graph import ML, Graph
+from engine.calls import Calling
+from engine.types import Learner, Scales, Schema, Transform
+from models.export.body import NotExportable
+from models.export.front import StageGraph
+from models.export.front_tensors import write_front
+from models.export.model_files import FORMAT, SCORE, STATE_AFTER, write
+from models.export.onnx_graph import Graph
 
-ONNX_TYPES = {
-    "double": TensorProto.DOUBLE,
-    "string": TensorProto.STRING,
-    "int64": TensorProto.INT64,
-}
+log = logging.getLogger("headrace.export")
 
 
 def export(
@@ -35,283 +40,111 @@ def export(
     metadata: Mapping[str, str],
     *,
     ranges: Mapping[str, tuple[float, float]] | None = None,
+    schema: Schema | None = None,
+    scales: Scales = (),
+    rows: pl.DataFrame | None = None,
 ) -> Path:
     """Write the model file atomically.
 
     Args:
         transforms: what the stages do now, in their order; those of columns the model does not read
             are left out.
-        metadata: further properties; the format, task, features and inputs are added.
+        metadata: further properties; the format, task, features and inputs are added, and a version
+            by the content where none is given.
         ranges: column -> smallest and largest value seen, for whoever watches the data drift.
+        schema: types of the columns that the file reads; needed for images, lists and arrays.
+        scales: what stages scale features with now, those before the model file's too; needed by
+            learners that keep what they know in a scale of its own.
+        rows: raw rows, with which `make` proves the model.
+
+    Raises: UserError if the learner cannot be exported.
     """
-    graph = Graph()
-    features = learner.features
-    front = _StageGraph(graph, features, transforms)
-    score = front.with_nan_guard(learner.build(graph, front.numeric(), front.categories()))
+    model = make(
+        learner, transforms, metadata, ranges=ranges, schema=schema, scales=scales, rows=rows
+    )
+    return write(model, path)
+
+
+def make(
+    learner: Learner,
+    transforms: Sequence[Transform],
+    metadata: Mapping[str, str],
+    *,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+    schema: Schema | None = None,
+    scales: Scales = (),
+    rows: pl.DataFrame | None = None,
+) -> onnx.ModelProto:
+    """Return the model of `export`. A network that torch has converted is proved to score as the
+    learner does.
+
+    A module that cannot become ONNX is packed as it is, and torch runs it where the file is served.
+
+    Raises: UserError if the learner cannot be exported, or the model scores otherwise.
+    """
+    graph, features = Graph(scales), learner.features
+    front = StageGraph(graph, features, transforms, schema)
+    numeric, categories = front.numeric(), front.categories()
+    packed: Mapping[str, str] = {}
+    try:
+        with Calling("model", learner.unwrapped):
+            score = learner.build(graph, numeric, categories)
+    except NotExportable as error:
+        packed = _packed(learner, error)
+        score = ""
     shape: list[int | str] = ["n"] if features.outputs == 1 else ["n", features.outputs]
     properties = {
         **metadata,
+        **packed,
         "format": FORMAT,
         "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "task": features.task,
         "target": features.target or "",
+        "targets": json.dumps(features.targets),
         "classes": json.dumps(features.classes),
         "threshold": repr(features.threshold),
-        "features": json.dumps([*features.numeric, *features.categories]),
+        "features": json.dumps([*features.numeric, *features.categories, *features.nested]),
         "inputs": json.dumps(front.inputs),
         "ranges": json.dumps({k: list(v) for k, v in (ranges or {}).items() if k in front.inputs}),
         "precision": "float32",
     }
-    model = graph.model({SCORE: (score, TensorProto.FLOAT, shape)}, properties)
-    return write(model, path)
+    if front.lengths:
+        properties["lengths"] = json.dumps(front.lengths)
+        properties["buckets"] = json.dumps(features.buckets)
+    if packed:
+        graph, _, outputs = write_front(features, transforms, schema or {})
+    else:
+        outputs = {SCORE: (front.with_nan_guard(score), TensorProto.FLOAT, shape)}
+    if features.state is not None:
+        properties["state"] = json.dumps(dataclasses.asdict(features.state))
+        width: list[int | str] = ["n", features.state.width]
+        outputs[STATE_AFTER] = (graph.new_state, TensorProto.FLOAT, width)
+    model = graph.model(outputs, properties)
+    if "version" not in properties:
+        content = model.graph.SerializeToString(deterministic=True)
+        model.metadata_props.add(key="version", value=hashlib.sha256(content).hexdigest()[:8])
+    if graph.has_appended and rows is not None and rows.height:
+        from models.export import proof  # onnxruntime and torch
+
+        proof.prove(model, learner, transforms, schema or {}, rows, scales)
+    return model
 
 
-class _StageGraph:
-    """The stages' part of the graph: all numeric columns side by side, (n, d) float64, with one
-    to three nodes per stage."""
+def _packed(learner: Learner, error: NotExportable) -> dict[str, str]:
+    """Return the network that torch runs in place of one that cannot become ONNX, and say so.
 
-    def __init__(self, graph: Graph, features: Features, transforms: Sequence[Transform]) -> None:
-        self._graph = graph
-        self._features = features
-        self.inputs: dict[str, str] = {}
-        self._nan_mask = ""
-        indicator_columns = {
-            t.indicator: t.column for t in transforms if isinstance(t, Fill) and t.indicator
-        }
-        raw = dict.fromkeys(indicator_columns.get(c, c) for c in features.numeric)
-        self._text = {t.column for t in transforms if _is_text(t)}
-        self._columns = [c for c in raw if c not in self._text]
-        self._texts: dict[str, str] = {}
-        self._codes: dict[str, str] = {}
-        self._fills: dict[str, tuple[str, ...]] = {}
-        for column in self._columns:
-            self.inputs[column] = "double"
-        others = [*features.categories, *(c for c in raw if c in self._text)]
-        for column in dict.fromkeys(others):
-            self.inputs[column] = "string" if column in self._text else "int64"
-            self._texts[column] = graph.input(column, ONNX_TYPES[self.inputs[column]], ["n"])
-        self._matrix = self._gather_inputs()
-        for layer in _layers(transforms):
-            self._apply(layer)
-
-    def numeric(self) -> str:
-        """Return the features, (n, d) float32, in the learner's order, all finite; see
-        `with_nan_guard`."""
-        graph, wanted = self._graph, list(self._features.numeric)
-        x = self._matrix
-        if not wanted:
-            return graph.constant(np.zeros((1, 0), np.float32))
-        if wanted != self._columns:
-            at = np.array([self._columns.index(c) for c in wanted], np.int64)
-            x = graph.op("Gather", x, graph.constant(at), axis=1)
-        x = graph.op("Cast", x, to=TensorProto.FLOAT)
-        # What is not finite becomes 0 for the learner: with ranges by batch (dynamic int8) it
-        # would spoil the other rows.
-        zero = graph.constant(np.float32(0))
-        self._nan_mask = graph.op("Mul", x, zero)  # NaN there, else 0
-        return graph.op("Where", graph.op("IsNaN", self._nan_mask), zero, x)
-
-    def categories(self) -> str:
-        """Return the codes, (n, c) int64."""
-        graph = self._graph
-        columns = [self._codes.get(c, self._texts[c]) for c in self._features.categories]
-        if not columns:
-            return graph.constant(np.zeros((1, 0), np.int64))
-        return self._concat(columns)
-
-    def with_nan_guard(self, score: str) -> str:
-        """Return the score, but NaN for a row with a non-finite feature: training rejects such a
-        row, and relu or int8 would turn it into a number."""
-        if not self._nan_mask:
-            return score
-        graph = self._graph
-        axis = graph.constant(np.array([1], np.int64))
-        wide = int(self._features.outputs > 1)
-        return graph.op("Add", score, graph.op("ReduceSum", self._nan_mask, axis, keepdims=wide))
-
-    def _gather_inputs(self) -> str:
-        graph = self._graph
-        inputs = [graph.input(c, TensorProto.DOUBLE, ["n"]) for c in self._columns]
-        return self._concat(inputs) if inputs else ""
-
-    def _concat(self, columns: list[str]) -> str:
-        graph = self._graph
-        axis = graph.constant(np.array([1], np.int64))
-        wide = [graph.op("Unsqueeze", column, axis) for column in columns]
-        return graph.op("Concat", *wide, axis=1) if len(wide) > 1 else wide[0]
-
-    def _apply(self, layer: Sequence[Transform]) -> None:
-        """Apply one kind of transform to some of the columns; the others pass unchanged."""
-        numbers = [t for t in layer if t.column in self._columns]
-        for transform in layer:
-            if transform.column in self._texts and transform.column not in self._codes:
-                self._apply_text(transform)
-        if not numbers:
-            return
-        first = numbers[0]
-        if isinstance(first, Fill):
-            self._fill([t for t in numbers if isinstance(t, Fill)])
-        elif isinstance(first, Clip):
-            clips = [t for t in numbers if isinstance(t, Clip)]
-            self._bound("Less", {t.column: t.low for t in clips}, -np.inf)
-            self._bound("Greater", {t.column: t.high for t in clips}, np.inf)
-        elif isinstance(first, Affine):
-            affine = [t for t in numbers if isinstance(t, Affine)]
-            shift = self._vector({t.column: t.shift for t in affine}, 0.0)
-            scale = self._vector({t.column: t.scale for t in affine}, 1.0)
-            graph = self._graph
-            moved = graph.op("Sub", self._matrix, shift)
-            self._matrix = graph.op("Mul", moved, scale)
-            if not all(t.scale for t in affine):  # 0 times infinity is no missing number
-                constant = graph.op("Equal", scale, graph.constant(np.float64(0)))
-                stays = graph.op("And", graph.op("IsInf", moved), constant)
-                self._matrix = graph.op("Where", stays, moved, self._matrix)
-        elif isinstance(first, Power):
-            self._power([t for t in numbers if isinstance(t, Power)])
-
-    def _power(self, powers: list[Power]) -> None:
-        graph, x = self._graph, self._matrix
-        zero = graph.constant(np.float64(0))
-        down = graph.op("Less", x, zero)
-        size = graph.op("Abs", x)
-        y = self._log1p(size)
-        if any(t.above or t.below for t in powers):
-            above = self._vector({t.column: t.above for t in powers}, 1.0)
-            below = self._vector({t.column: t.below for t in powers}, 1.0)
-            p = graph.op("Where", down, below, above)
-            curved = graph.op("Div", self._expm1(graph.op("Mul", p, y)), p)
-            y = graph.op("Where", graph.op("Equal", p, zero), y, curved)
-            is_one = graph.op("Equal", p, graph.constant(np.float64(1)))
-            y = graph.op("Where", is_one, size, y)
-        y = graph.op("Where", down, graph.op("Neg", y), y)
-        changed = {t.column for t in powers}
-        if changed != set(self._columns):
-            mask = graph.constant(np.array([c in changed for c in self._columns]))
-            y = graph.op("Where", mask, y, x)
-        self._matrix = y
-
-    # Neither is an operator. Both corrections are Kahan's: what 1 + x loses of a small x is put
-    # back by dividing what is computed of it by what it should be.
-
-    def _log1p(self, x: str) -> str:
-        graph, one = self._graph, self._graph.constant(np.float64(1))
-        u = graph.op("Add", x, one)
-        as_it_is = graph.op("Or", graph.op("Equal", u, one), graph.op("IsInf", u))
-        ratio = graph.op("Div", x, graph.op("Sub", u, one))
-        return graph.op("Where", as_it_is, x, graph.op("Mul", graph.op("Log", u), ratio))
-
-    def _expm1(self, y: str) -> str:
-        graph, one = self._graph, self._graph.constant(np.float64(1))
-        u = graph.op("Exp", y)
-        less = graph.op("Sub", u, one)
-        ends = graph.op("Equal", less, graph.constant(np.float64(-1)))
-        ends = graph.op("Or", ends, graph.op("IsInf", u))
-        ratio = graph.op("Div", y, graph.op("Log", u))
-        result = graph.op("Where", ends, less, graph.op("Mul", less, ratio))
-        return graph.op("Where", graph.op("Equal", u, one), y, result)
-
-    def _fill(self, fills: list[Fill]) -> None:
-        graph = self._graph
-        missing = graph.op("IsNaN", self._matrix)
-        filled = {t.column for t in fills}
-        chosen = missing
-        if filled != set(self._columns):
-            mask = np.array([c in filled for c in self._columns])
-            chosen = graph.op("And", missing, graph.constant(mask))
-        values = self._vector({t.column: float(t.value) for t in fills}, 0.0)
-        x = graph.op("Where", chosen, values, self._matrix)
-        flags = [t for t in fills if t.indicator]
-        if flags:
-            at = np.array([self._columns.index(t.column) for t in flags], np.int64)
-            flag = graph.op("Gather", missing, graph.constant(at), axis=1)
-            x = graph.op("Concat", x, graph.op("Cast", flag, to=TensorProto.DOUBLE), axis=1)
-            self._columns = [*self._columns, *(str(t.indicator) for t in flags)]
-        self._matrix = x
-
-    def _bound(self, compare: str, bounds: dict[str, float], nothing: float) -> None:
-        """Bound with Where rather than Max and Min: a comparison with NaN is false, so null
-        stays null."""
-        if all(bound == nothing for bound in bounds.values()):
-            return
-        graph = self._graph
-        limit = self._vector(bounds, nothing)
-        beyond = graph.op(compare, self._matrix, limit)
-        self._matrix = graph.op("Where", beyond, limit, self._matrix)
-
-    def _apply_text(self, transform: Transform) -> None:
-        graph, column = self._graph, transform.column
-        text = self._texts[column]
-        if isinstance(transform, Fill):
-            self._fills[column] = _said(transform.value)
-            if transform.indicator in self._features.numeric:
-                self._flag_text(text, str(transform.indicator))
-        if isinstance(transform, Codes):
-            codes = {value: i for i, value in enumerate(transform.values, 1)}
-            for text_value in self._fills.get(column, ()):
-                if text_value in codes:
-                    codes[""] = codes[text_value]
-            self._codes[column] = graph.op(
-                "LabelEncoder",
-                text,
-                domain=ML,
-                keys_strings=list(codes) or ["\0"],
-                values_int64s=list(codes.values()) or [0],
-                default_int64=0,
-            )
-            if column in self._features.numeric:
-                self._append_column(self._codes[column], column)
-
-    def _flag_text(self, text: str, indicator: str) -> None:
-        graph = self._graph
-        flag = graph.op(
-            "LabelEncoder",
-            text,
-            domain=ML,
-            keys_strings=[""],
-            values_floats=[1.0],
-            default_float=0.0,
-        )
-        self._append_column(flag, indicator)
-
-    def _append_column(self, values: str, column: str) -> None:
-        """Append numbers made from text as a column of the matrix."""
-        graph = self._graph
-        column_node = self._concat([graph.op("Cast", values, to=TensorProto.DOUBLE)])
-        self._matrix = (
-            graph.op("Concat", self._matrix, column_node, axis=1) if self._matrix else column_node
-        )
-        self._columns = [*self._columns, column]
-
-    def _vector(self, values: Mapping[str, float], otherwise: float) -> str:
-        array = np.array([values.get(c, otherwise) for c in self._columns], np.float64)
-        return self._graph.constant(array)
+    Raises: NotExportable if it cannot be packed either.
+    """
+    packed = learner.torch_body()
+    if packed is None:
+        raise error
+    log.warning(
+        "%s. The model file holds its weights instead, and torch runs it where '[infer] module' "
+        "names %s: float32 serves, and every serving process loads torch.",
+        error.why,
+        packed["module"],
+    )
+    return {"body": "torch", **packed}
 
 
-def _is_text(transform: Transform) -> bool:
-    """Return whether its column is text before it."""
-    if isinstance(transform, Fill):
-        return isinstance(transform.value, str)
-    return isinstance(transform, Codes)
-
-
-def _said(value: float | str) -> tuple[str, ...]:
-    """Return a fill value as text: `Fill` holds integers and booleans as floats."""
-    if isinstance(value, str):
-        return (value,)
-    return (str(int(value)), str(bool(value)).lower())
-
-
-def _layers(transforms: Sequence[Transform]) -> list[list[Transform]]:
-    """Group consecutive transforms of one type over disjoint columns into one vector operation."""
-    layers: list[list[Transform]] = []
-    for transform in transforms:
-        last: list[Any] = layers[-1] if layers else []
-        alike = bool(last) and type(last[0]) is type(transform)
-        if alike and transform.column not in {t.column for t in last}:
-            last.append(transform)
-        else:
-            layers.append([transform])
-    return layers
-
-
-__all__ = ["export"]
+__all__ = ["export", "make"]

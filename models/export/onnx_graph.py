@@ -6,16 +6,22 @@ more than a run of the exported model against the learner does.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, compose, helper, inliner, numpy_helper
+
+if TYPE_CHECKING:  # a candidate's process needs none of the engine, and polars takes 0.2 s
+    from engine.types import GraphColumn, Scales
 
 OPSET = 17
-"""The opset: old enough for every recent runtime, new enough for LayerNormalization."""
+"""The opset: old enough for every recent runtime, new enough for LayerNormalization. A model that
+is appended may raise it."""
 ML, ML_OPSET = "ai.onnx.ml", 3
 """The domain of LabelEncoder."""
+IR_VERSION = 9
 
 
 class Graph:
@@ -26,14 +32,24 @@ class Graph:
 
     Attributes:
         scope: put before the names of what is made from now on, e.g. ``network/``.
+        columns: the image, list and array columns of the model.
+        has_appended: whether a whole model is part of it.
+        new_state: name of the state after each row, (n, width) float32; "" without one.
+        scales: what stages have scaled the numeric features with that the graph gets.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, scales: Scales = ()) -> None:
         self.scope = ""
+        self.scales = scales
+        self.columns: dict[str, GraphColumn] = {}
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._count = 0
+        self._opsets = {"": OPSET, ML: ML_OPSET}
+        self._ir_version = IR_VERSION
+        self.has_appended = False
+        self.new_state = ""
 
     def name(self, hint: str) -> str:
         """Return a unique name."""
@@ -71,6 +87,44 @@ class Graph:
         self._inputs.append(helper.make_tensor_value_info(name, element_type, shape))
         return name
 
+    def state_input(self, width: int) -> str:
+        """Add the input with what each row's key carries, (n, width) float32."""
+        from models.export.model_files import STATE_BEFORE  # a candidate's process needs none of it
+
+        return self.input(STATE_BEFORE, TensorProto.FLOAT, ["n", width])
+
+    def state_output(self, name: str) -> None:
+        """Take a value, (n, width) float32, as the state after each row."""
+        self.new_state = name
+
+    def column(self, name: str) -> GraphColumn:
+        """Return an image, list or array column of the model."""
+        return self.columns[name]
+
+    def append(self, model: onnx.ModelProto, inputs: Mapping[str, str]) -> list[str]:
+        """Append the nodes of a whole model, under a prefix of their own.
+
+        Args:
+            inputs: input of the model -> name of the value it gets.
+
+        Returns: the names of its outputs.
+        """
+        prefix = f"{self.name('body')}/"
+        if model.functions:
+            model = inliner.inline_local_functions(model)
+        part = compose.add_prefix(model, prefix)
+        _strip(part.graph)
+        for value in model.graph.input:
+            node = helper.make_node("Identity", [inputs[value.name]], [prefix + value.name])
+            self._nodes.append(node)
+        self._nodes.extend(part.graph.node)
+        self._constants.extend(part.graph.initializer)
+        for opset in part.opset_import:
+            self._opsets[opset.domain] = max(self._opsets.get(opset.domain, 0), opset.version)
+        self._ir_version = max(self._ir_version, part.ir_version)
+        self.has_appended = True
+        return [value.name for value in part.graph.output]
+
     def model(
         self, outputs: dict[str, tuple[str, int, list[int | str]]], metadata: dict[str, str]
     ) -> onnx.ModelProto:
@@ -84,18 +138,46 @@ class Graph:
         for public, (value, element_type, shape) in outputs.items():
             self._nodes.append(helper.make_node("Identity", [value], [public]))
             infos.append(helper.make_tensor_value_info(public, element_type, shape))
-        read = {name for node in self._nodes for name in node.input}
+        read = set(_read(self._nodes))
         constants = [c for c in self._constants if c.name in read]  # ONNX Runtime warns of others
         graph = helper.make_graph(self._nodes, "headrace", self._inputs, infos, constants)
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(ML, ML_OPSET)],
+            opset_imports=[helper.make_opsetid(*opset) for opset in self._opsets.items()],
             producer_name="headrace",
         )
-        model.ir_version = 9
+        model.ir_version = self._ir_version
         helper.set_model_props(model, metadata)
         onnx.checker.check_model(model)
         return model
+
+
+def _strip(graph: onnx.GraphProto) -> None:
+    """Take out what a converter notes of each part: paths and lines of the code that it read."""
+    for part in (*graph.node, *graph.initializer):
+        del part.metadata_props[:]
+        part.ClearField("doc_string")
+    for inner in _inner_graphs(graph.node):
+        _strip(inner)
+
+
+def _inner_graphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
+    """Yield the graphs of loops and branches."""
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from attribute.graphs
+            if attribute.HasField("g"):
+                yield attribute.g
+
+
+def _read(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    """Yield the names that nodes read, those inside loops and branches included."""
+    nodes = list(nodes)
+    for node in nodes:
+        yield from node.input
+    for graph in _inner_graphs(nodes):
+        yield from _read(graph.node)
+        yield from (value.name for value in graph.output)
 
 
 __all__ = ["ML", "OPSET", "Graph", "TensorProto"]

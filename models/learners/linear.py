@@ -29,6 +29,7 @@ from engine.types import (
 from engine.types.arrays import Floats
 from models.challenge.challenger import SUCCESSOR_ROWS, Challengeable, ChallengeSettings
 from models.learners.identity import require_same_model
+from models.learners.labelled import labelled, target_of
 from models.learners.sgd import learn_rows, predict_rows
 
 KEPT_BAD_BATCHES = 4
@@ -167,12 +168,9 @@ class LinearLearner(Challengeable):
 
         A batch on which the numbers do not stay finite is skipped whole.
         """
-        tensors = batch.tensors
-        assert tensors is not None, "a batch to learn from is collated"
-        assert tensors.target is not None, "and has a target"
-        n = len(tensors.target)
-        if not n:
-            return Step(scores=np.empty(0), loss=float("nan"), steps=0, skipped="empty")
+        tensors, target = labelled(batch)
+        if not (n := len(target)):
+            return Step.empty(np.empty(0))
         numbers, scores = self._state.copy(), np.empty(n)
         rows = augmented = _examples(tensors)
         changed: dict[str, int] = {}
@@ -198,6 +196,17 @@ class LinearLearner(Challengeable):
             *_inputs(tensors), self._bounds, *self._flags, *self._state.arrays()[:4], scores
         )
         return scores
+
+    def attributions(self, tensors: Tensors) -> dict[str, Floats]:
+        """Return each feature's term of the score, less its mean: the integrated gradients."""
+        numeric, categories = _inputs(tensors)
+        terms = numeric.astype(np.float64) * self._numeric_weights()
+        moved = dict(zip(self.features.numeric, terms.T, strict=True))
+        for name, codes, table in zip(
+            self.features.categories, categories.T, self._tables(), strict=True
+        ):
+            moved[name] = table[np.where((codes >= 0) & (codes < len(table)), codes, 0)]
+        return {name: term - term.mean() for name, term in moved.items() if len(term)}
 
     def augment_with(self, augmentation: Augmenter) -> None:
         self.augmentation = augmentation
@@ -278,26 +287,35 @@ class LinearLearner(Challengeable):
         }
 
     def _build_numeric(self, graph: GraphBuilder, numeric: str) -> str:
-        numbers, d = self._state, len(self.features.numeric)
-        weights = numbers.weights[:d]
         if self._scaled.any():
             # The mean apart: folded into the weights, a large one would cost float32 its digits.
-            mean = graph.constant(numbers.mean.astype(np.float32), "mean")
+            mean = graph.constant(self._state.mean.astype(np.float32), "mean")
             numeric = graph.op("Sub", numeric, mean)
-            variance = np.where(self._scaled, numbers.variance, 1.0)
-            spread = np.sqrt(np.where(variance > 0, variance, np.inf))
-            weights = weights / spread
+        weights = self._numeric_weights()
         column = graph.constant(weights.astype(np.float32)[:, None], "weight")
         axis = graph.constant(np.array([1], np.int64), "axis")
         return graph.op("Squeeze", graph.op("MatMul", numeric, column), axis)
 
     def _build_tables(self, graph: GraphBuilder, categories: str) -> list[str]:
         terms = []
-        for i, (start, stop) in enumerate(zip(self._bounds, self._bounds[1:], strict=False)):
+        for i, table in enumerate(self._tables()):
             codes = graph.op("Gather", categories, graph.constant(np.int64(i), "column"), axis=1)
-            weights = self._state.weights[start:stop].astype(np.float32)
-            terms.append(graph.op("Gather", graph.constant(weights, "table"), codes, axis=0))
+            weights = graph.constant(table.astype(np.float32), "table")
+            terms.append(graph.op("Gather", weights, codes, axis=0))
         return terms
+
+    def _numeric_weights(self) -> Floats:
+        """Return the weights of the numeric features as they come, not scaled."""
+        numbers = self._state
+        weights = numbers.weights[: len(self.features.numeric)]
+        if not self._scaled.any():
+            return weights
+        variance = np.where(self._scaled, numbers.variance, 1.0)
+        return weights / np.sqrt(np.where(variance > 0, variance, np.inf))
+
+    def _tables(self) -> list[Floats]:
+        """Return each category's weights, one per code."""
+        return np.split(self._state.weights, self._bounds)[1:-1]
 
 
 def _zeros(numeric: int, weights: int) -> LinearState:
@@ -315,8 +333,7 @@ def _inputs(tensors: Tensors) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 
 def _examples(tensors: Tensors) -> tuple[NDArray[np.float32], NDArray[np.int64], Floats]:
-    assert tensors.target is not None
-    return *_inputs(tensors), tensors.target.numpy().astype(np.float64)
+    return *_inputs(tensors), target_of(tensors).numpy().astype(np.float64)
 
 
 __all__ = ["LinearLearner", "LinearState"]

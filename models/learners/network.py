@@ -6,27 +6,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from engine.types import GraphBuilder, Ragged, Sparse
+from engine.types import GraphBuilder, GraphColumn, Ragged, Sparse, Tensors
+from models.carry import Carry
+from models.learners.online.trainable import TrainableNetwork
 
+FLOAT = 1
+"""ONNX's number of float32."""
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": torch.relu_,  # in place: a linear layer's backward does not need its own output
     "silu": F.silu,
     "gelu": F.gelu,
 }
-
-
-def embedding_width(codes: int) -> int:
-    """Return the width of the embedding for a category of so many codes: 1.6 * codes ** 0.56, at
-    most 64.
-
-    Source: the rule of the fastai library, found by trying many tabular data sets.
-    """
-    return min(64, max(1, round(1.6 * math.pow(codes, 0.56))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,24 +87,24 @@ class NetworkShape:
         return shapes
 
 
-class Network:
+class Network(TrainableNetwork):
     """The weights of a network, and its forward pass.
-
-    Dense weights are views of one flat tensor, and their gradients of another, so that optimizer,
-    norm, averaging and snapshot are one operation each instead of one a layer.
 
     Args:
         shape: what it is.
         seed: of the first weights; they are the same on every device.
+        dropout: share of hidden units silenced by `train`.
 
     Attributes:
-        flat, gradient: shape (p,), float32.
         tensors: name -> weights, views of `flat` (sparse tables stand alone).
-        tables: the sparse tables.
     """
 
-    def __init__(self, shape: NetworkShape, *, seed: int = 0, device: str = "cpu") -> None:
+    def __init__(
+        self, shape: NetworkShape, *, seed: int = 0, device: str = "cpu", dropout: float = 0.0
+    ) -> None:
         self.shape = shape
+        self._dropout = dropout
+        self._dropout_rng = torch.Generator(device)
         inside = shape.dense() if shape.sparse else {**shape.tables(), **shape.dense()}
         apart = shape.tables() if shape.sparse else {}
         self.flat = torch.zeros(sum(map(math.prod, inside.values())), device=device)
@@ -156,14 +152,38 @@ class Network:
             scores = scores + F.linear(inputs, self.tensors["skip.weight"])
         return scores.squeeze(1) if self.shape.outputs == 1 else scores
 
-    @property
-    def count(self) -> int:
-        """The number of weights."""
-        return self.flat.numel() + sum(table.numel() for table in self.tables)
+    def raw(self, rows: Tensors, numeric: torch.Tensor, carry: Carry | None = None) -> torch.Tensor:
+        """Return raw scores, without dropout."""
+        return self(numeric, rows.categories, **_nested(rows))
 
-    def parameters(self) -> list[torch.Tensor]:
-        """Return the tensors that hold all weights, none twice."""
-        return [self.flat.detach(), *(table.detach() for table in self.tables)]
+    def train(
+        self, rows: Tensors, numeric: torch.Tensor, carry: Carry | None = None
+    ) -> torch.Tensor:
+        """Return raw scores with dropout."""
+        return self(
+            numeric,
+            rows.categories,
+            **_nested(rows),
+            dropout=self._dropout,
+            rng=self._dropout_rng,
+        )
+
+    @property
+    def trains_on_scores(self) -> bool:
+        """Whether there is no dropout."""
+        return not self._dropout
+
+    @torch.no_grad()
+    def reset_outputs(self, slots: Sequence[int]) -> None:
+        last = f"layer.{len(self.shape.layers)}"
+        for name in (f"{last}.weight", f"{last}.bias", "skip.weight"):
+            if name in self.tensors:
+                self.tensors[name].detach()[list(slots)] = 0.0
+
+    def seed(self, seed: int) -> None:
+        """Seed dropout."""
+        if self._dropout:
+            self._dropout_rng.manual_seed(seed)
 
     def weights(self) -> dict[str, np.ndarray]:
         """Return name -> weights, copied."""
@@ -184,17 +204,32 @@ class Network:
         for name, tensor in self.tensors.items():
             tensor.copy_(torch.tensor(weights[name]))
 
-    def build(self, graph: GraphBuilder, numeric: str, categories: str) -> str:
+    def build(
+        self,
+        graph: GraphBuilder,
+        numeric: str,
+        categories: str,
+        *,
+        ragged: Sequence[GraphColumn] = (),
+        sparse: Sequence[GraphColumn] = (),
+        images: Sequence[GraphColumn] = (),
+    ) -> str:
         """Write the network into an ONNX graph.
 
         Args:
             numeric, categories: names of the float32 (n, d) and the int64 (n, c) input.
+            ragged, sparse, images: the other inputs, in the order of the shape.
 
         Returns:
             The name of the raw scores, float32, (n, 1) or (n, outputs).
         """
         weights = self.weights()
-        inputs = hidden = self._build_inputs(graph, weights, numeric, categories)
+        parts = self._build_embeddings(graph, weights, numeric, categories)
+        for i, column in enumerate((*ragged, *sparse)):
+            parts.append(_build_bag(graph, weights[f"bag.{i}"], column, mean=i < len(ragged)))
+        for i, column in enumerate(images):
+            parts.append(self._build_image(graph, weights, i, column))
+        inputs = hidden = parts[0] if len(parts) == 1 else graph.op("Concat", *parts, axis=1)
         for i in range(len(self.shape.layers)):
             hidden = self._build_activation(graph, _gemm(graph, weights, f"layer.{i}", hidden))
         scores = _gemm(graph, weights, f"layer.{len(self.shape.layers)}", hidden)
@@ -249,16 +284,31 @@ class Network:
             bound = 1 / math.sqrt(inputs)
             tensor.copy_(torch.empty(tensor.shape).uniform_(-bound, bound, generator=rng))
 
-    def _build_inputs(
+    def _build_embeddings(
         self, graph: GraphBuilder, weights: dict[str, np.ndarray], numeric: str, categories: str
-    ) -> str:
+    ) -> list[str]:
         parts = [numeric] if self.shape.numeric else []
-        for i, name in enumerate(self.shape.tables()):
+        for i in range(len(self.shape.categories)):
             column = graph.constant(np.int64(i), "column")
             codes = graph.op("Gather", categories, column, axis=1)
-            table = graph.constant(weights[name].copy(), "embedding")
+            table = graph.constant(weights[f"embedding.{i}"].copy(), "embedding")
             parts.append(graph.op("Gather", table, codes, axis=0))
-        return parts[0] if len(parts) == 1 else graph.op("Concat", *parts, axis=1)
+        return parts
+
+    def _build_image(
+        self, graph: GraphBuilder, weights: dict[str, np.ndarray], i: int, column: GraphColumn
+    ) -> str:
+        x = column.values
+        if column.dtype == "uint8":
+            x = graph.op("Cast", x, to=FLOAT)
+            x = graph.op("Div", x, graph.constant(np.float32(255)))
+            x = graph.op("Sub", x, graph.constant(np.float32(0.5)))
+        for j in range(len(self.shape.conv_channels)):
+            names = (f"image.{i}.{j}.weight", f"image.{i}.{j}.bias")
+            filters = [graph.constant(weights[name].copy(), "filter") for name in names]
+            x = graph.op("Conv", x, *filters, strides=[2, 2], pads=[1, 1, 1, 1])
+            x = self._build_activation(graph, x)
+        return graph.op("Flatten", graph.op("GlobalAveragePool", x), axis=1)
 
     def _build_activation(self, graph: GraphBuilder, x: str) -> str:
         if self.shape.activation == "relu":
@@ -269,6 +319,12 @@ class Network:
         share = graph.op("Erf", graph.op("Mul", x, root))
         share = graph.op("Add", share, graph.constant(np.float32(1)))
         return graph.op("Mul", graph.op("Mul", x, graph.constant(np.float32(0.5))), share)
+
+
+def _nested(rows: Tensors) -> dict[str, Any]:
+    """Return the network's list and image inputs, in the order of its shape."""
+    bags = [*rows.ragged.values(), *rows.sparse.values()]
+    return {"bags": bags, "images": list(rows.images.values())}
 
 
 def _bagged(bag: Ragged | Sparse, table: torch.Tensor, *, sparse: bool) -> torch.Tensor:
@@ -283,9 +339,21 @@ def _bagged(bag: Ragged | Sparse, table: torch.Tensor, *, sparse: bool) -> torch
     )  # fmt: skip
 
 
+def _build_bag(graph: GraphBuilder, table: np.ndarray, column: GraphColumn, *, mean: bool) -> str:
+    """Write the sum or the mean of a list's vectors; zeros for an empty list."""
+    vectors = graph.op("Gather", graph.constant(table.copy(), "bag"), column.values, axis=0)
+    along, last = (graph.constant(np.array([axis], np.int64)) for axis in (1, 2))
+    there = graph.op("Unsqueeze", graph.op("Cast", column.mask, to=FLOAT), last)
+    total = graph.op("ReduceSum", graph.op("Mul", vectors, there), along, keepdims=0)
+    if not mean:
+        return total
+    count = graph.op("ReduceSum", there, along, keepdims=0)
+    return graph.op("Div", total, graph.op("Max", count, graph.constant(np.float32(1))))
+
+
 def _gemm(graph: GraphBuilder, weights: dict[str, np.ndarray], name: str, x: str) -> str:
     weight = graph.constant(weights[f"{name}.weight"].T.copy(), "weight")
     return graph.op("Gemm", x, weight, graph.constant(weights[f"{name}.bias"].copy(), "bias"))
 
 
-__all__ = ["ACTIVATIONS", "Network", "NetworkShape", "embedding_width"]
+__all__ = ["ACTIVATIONS", "Network", "NetworkShape"]

@@ -4,7 +4,7 @@ probabilities back to the true one."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -22,10 +22,13 @@ from engine.types import (
     Step,
     Tensors,
     UserError,
+    even_parts,
     nearest,
 )
 from models.challenge.challenger import Challengeable, WrappedLearner
 from models.learners.identity import require_same_model
+from models.learners.labelled import labelled, target_of
+from models.learners.scales import NumericScale
 
 
 class SamplingSettings(Settings):
@@ -93,20 +96,19 @@ class ResampledLearner(WrappedLearner):
         self._seen = np.zeros(classes, np.int64)
         self._drawn = np.zeros(classes, np.int64)
         self._kept = [np.empty((0, len(self.features.numeric)), np.float32)] * classes
+        self._scale = NumericScale.unknown(len(self.features.numeric))
         self._batches = 0
         self._pace: float | None = None
 
-    # ------------------------------------------------------------------------------------- deeds
+    # -------------------------------------------------------------------------------------- actions
 
     def learn(self, batch: Batch) -> Step:
         """Score the rows, draw, learn from the draw."""
-        tensors = batch.tensors
-        assert tensors is not None, "a batch to learn from is collated"
-        assert tensors.target is not None, "and has a target"
-        target = tensors.target.numpy()
+        tensors, labels = labelled(batch)
+        target = labels.numpy()
         scores = self.predict(tensors)
         if not len(target):
-            return Step(scores=scores, loss=float("nan"), steps=0, skipped="empty")
+            return Step.empty(scores)
         self._batches += 1
         rng = np.random.default_rng((self.settings.seed, self._batches))
         seen = self._seen + np.bincount(target, minlength=len(self._seen))
@@ -202,6 +204,7 @@ class ResampledLearner(WrappedLearner):
             "seen": self._seen,
             "drawn": self._drawn,
             "kept": list(self._kept),
+            "scale": self._scale.snapshot(),
             "batches": self._batches,
         }
         return {**self.learner.state_dict(), "sampling": own}
@@ -218,6 +221,7 @@ class ResampledLearner(WrappedLearner):
         self.learner.load_state_dict({k: v for k, v in state.items() if k != "sampling"})
         self._seen, self._drawn = own["seen"], own["drawn"]
         self._kept, self._batches = list(own["kept"]), own["batches"]
+        self._scale = NumericScale.restored(own["scale"])
 
     def build(self, graph: GraphBuilder, numeric: str, categories: str) -> str:
         """Write the computation of `predict` into an ONNX graph."""
@@ -281,31 +285,61 @@ class ResampledLearner(WrappedLearner):
         """Return copies moved towards a neighbour."""
         if not self.settings.smote_neighbors:
             return drawn
-        assert drawn.target is not None
-        max_copies = np.flatnonzero(np.r_[False, chosen[1:] == chosen[:-1]])
-        numeric, target = drawn.numeric.numpy().copy(), drawn.target.numpy()
-        for code in np.unique(target[max_copies]).tolist():
-            kept = self._kept[code]
-            if len(kept) < 2:
-                continue
-            at = max_copies[target[max_copies] == code]
-            rows, own = np.unique(chosen[at], return_inverse=True)
-            near = _nearest(
-                drawn.numeric[np.searchsorted(chosen, rows)], kept, self.settings.smote_neighbors
-            )
-            picked = near[own, rng.integers(near.shape[1], size=len(at))]
-            share = rng.random((len(at), 1), np.float32)
-            numeric[at] += share * (kept[picked] - numeric[at])
+        numeric, target = drawn.numeric.numpy().copy(), target_of(drawn).numpy()
+        for at, scales in even_parts(drawn.scales, len(drawn)):
+            kept = self._kept_in(NumericScale.of(self.features.numeric, scales))
+            self._move_copies(numeric[at], target[at], chosen[at], kept, rng)
         return dataclasses.replace(drawn, numeric=torch.from_numpy(numeric))
 
+    def _move_copies(
+        self,
+        numeric: NDArray[np.float32],
+        target: NDArray[np.int64],
+        chosen: NDArray[np.int64],
+        kept: Sequence[NDArray[np.float32]],
+        rng: np.random.Generator,
+    ) -> None:
+        """Move the second and further copies of rows, in place.
+
+        Args:
+            kept: rows of each class, in the scale of these.
+        """
+        copies = np.flatnonzero(np.r_[False, chosen[1:] == chosen[:-1]])
+        for code in np.unique(target[copies]).tolist():
+            if len(kept[code]) < 2:
+                continue
+            at = copies[target[copies] == code]
+            rows, own = np.unique(chosen[at], return_inverse=True)
+            first = torch.from_numpy(numeric[np.searchsorted(chosen, rows)])
+            near = _nearest(first, kept[code], self.settings.smote_neighbors)
+            picked = near[own, rng.integers(near.shape[1], size=len(at))]
+            share = rng.random((len(at), 1), np.float32)
+            numeric[at] += share * (kept[code][picked] - numeric[at])
+
+    def _kept_in(self, scale: NumericScale) -> list[NDArray[np.float32]]:
+        """Return the kept rows of each class in another scale."""
+        if not self.features.scaled:
+            return self._kept
+        a, b = self._scale.to(scale)
+        return [(rows * a + b).astype(np.float32) for rows in self._kept]
+
     def _keep(self, tensors: Tensors, target: NDArray[np.int64]) -> None:
+        """Keep rows, all of them in the newest scale."""
         if not self.settings.smote_neighbors:
             return
-        rows, keep = tensors.numeric.numpy(), self.settings.keep
-        self._kept = [
-            np.concatenate([kept, rows[target == code]])[-keep:]
-            for code, kept in enumerate(self._kept)
-        ]
+        keep = self.settings.keep
+        for at, scales in even_parts(tensors.scales, len(tensors)):
+            rows, codes = tensors.numeric.numpy()[at], target[at]
+            if self.features.scaled:
+                own = NumericScale.of(self.features.numeric, scales)
+                newest = self._scale.followed(own)
+                a, b = own.to(newest)
+                rows = (rows * a + b).astype(np.float32)
+                self._kept, self._scale = self._kept_in(newest), newest
+            self._kept = [
+                np.concatenate([kept, rows[codes == code]])[-keep:]
+                for code, kept in enumerate(self._kept)
+            ]
 
     def _identity(self) -> dict[str, Any]:
         settings = self.settings

@@ -3,43 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import Field
 
-from engine import types
-from engine.types import Batch, Features, Name, Predictor, Schema, UserError, nearest, parse_type
-from models.export import model_files
-from models.export.model_files import FORMAT, SCORE
-from models.export.onnx_inputs import Inputs
-from models.serving.session import (
-    PROVIDER_NAMES,
-    NotAModel,
-    active_provider,
-    available_providers,
-    load,
+from engine.columnar.hashing import hashes
+from engine.columnar.state_table import Rounds, StateTable
+from engine.types import (
+    Batch,
+    Features,
+    Learner,
+    Predictor,
+    Schema,
+    Snapshot,
+    UserError,
+    parse_type,
+    require,
 )
+from models.export import model_files
+from models.export.model_files import FORMAT, SCORE, STATE_AFTER, STATE_BEFORE
+from models.export.onnx_inputs import Inputs
+from models.export.properties import Properties, StateProperties
+from models.serving.base import SessionPredictor, require_model, session
+from models.serving.settings import InferSettings
 
-log = logging.getLogger("headrace.predictor")
+if TYPE_CHECKING:
+    from models.serving.torch_body import TorchBody
 
-
-def session(path: Path, providers: tuple[str, ...], threads: int | None = None) -> Any:
-    """A session; see `models.serving.session.load`. Raises: UserError when the file is no model."""
-    try:
-        return load(path, providers, threads)
-    except NotAModel as error:
-        raise UserError(
-            f"{path} cannot be loaded as an ONNX model: {error}; expected a file that "
-            "'headrace export' or 'headrace compress' wrote."
-        ) from None
+Network = Callable[[Mapping[str, str]], Learner]
+"""Makes a learner from the properties of a model file."""
 
 
 def _rejection(path: Path) -> str:
@@ -60,6 +59,11 @@ def _rejection(path: Path) -> str:
     )
 
 
+def _table(state: StateProperties) -> StateTable:
+    """Return the table of a model's states."""
+    return StateTable(width=state.width, keys=state.keys, expire_rows=state.expire_rows)
+
+
 def _types(names: Mapping[str, str], columns: Sequence[str]) -> Schema:
     """Return types from their names in a pipeline file, without those that cannot be declared."""
     schema: Schema = {}
@@ -69,65 +73,88 @@ def _types(names: Mapping[str, str], columns: Sequence[str]) -> Schema:
     return schema
 
 
-class OnnxPredictor(Predictor):
-    """Serves a model file. Adds ``prediction`` (and ``probability`` for classes) and
-    ``model_version``.
+class OnnxPredictor(SessionPredictor):
+    """Serves a model file that headrace wrote. Adds ``prediction`` (and ``probability`` for
+    classes) and ``model_version``.
 
     A row whose score is not finite is rejected: stage ``predict``, reason ``non_finite``.
 
-    Attributes:
-        requires: the raw columns it reads.
-        columns: and the types in which it has learned them.
-        stages: scrub stages that are inside the model file, so that serving leaves them out.
-        before: scrub stages that it was trained behind and that no file holds.
-        provider: where it really runs.
+    Args:
+        probabilities: whether to add the probability of every class.
+        network: makes the learner of a file whose network torch runs, from its properties.
+
+    Raises: UserError for a file that is none of ours, is damaged, or needs a network.
     """
 
-    class Settings(types.Settings):
-        """``[infer]``
+    Settings = InferSettings
 
-        Attributes:
-            model: the model file (ONNX) that answers.
-            providers: tensorrt, cuda, cpu in the order to try; unless given, cuda where there is
-                one, then the cpu.
-            strict_provider: fail where the first of them is not what it really runs on.
-            threads: of ONNX Runtime on the CPU; all cores unless given.
-        """
-
-        model: Name
-        providers: tuple[str, ...] = ()
-        strict_provider: bool = False
-        threads: int | None = Field(None, ge=1, le=256)
-
-    def __init__(self, settings: OnnxPredictor.Settings) -> None:
-        self.settings = settings
+    def __init__(
+        self,
+        settings: InferSettings,
+        *,
+        probabilities: bool = False,
+        network: Network | None = None,
+    ) -> None:
         path = Path(settings.model)
-        if not path.is_file():
-            near = nearest(path.name, [p.name for p in path.parent.glob("*.onnx")])
-            raise UserError(f"[infer] model '{path}' is no file: train and export one first.{near}")
+        require_model(path)
         data = path.read_bytes()
         if not model_files.whole(data):
             raise UserError(_rejection(path))
-        usable = available_providers(settings.providers)
-        self._session = session(path, usable, settings.threads)
-        self.provider = self._check_provider()
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        self.metadata: Mapping[str, str] = metadata
-        properties = model_files.Properties.read(metadata, path)
-        self._inputs = Inputs(properties.inputs)
+        super().__init__(settings, hashlib.sha256(data).hexdigest())
+        properties = Properties.read(self.metadata, path)
+        self._inputs = Inputs.of(properties)
+        self._body: TorchBody | None = None
+        if properties.body == "torch":
+            self._body = self._behind(path, properties.module, network)
+        elif settings.module is not None:
+            raise UserError(
+                f"[infer] module is for model files whose network torch runs, and '{path}' holds "
+                "all of its own: take module out."
+            )
         self.features = Features(
             numeric=(),
+            targets=properties.targets,
             task=properties.task,
             classes=properties.classes,
             threshold=properties.threshold,
+            probabilities=probabilities,
         )
         self.stages, self.before = properties.stages, properties.before
-        self.requires = tuple(self._inputs.kinds)
+        self.before_settings = properties.before_settings
+        self._state = properties.state
+        self._table: StateTable | None = None
+        if properties.state is not None:
+            self._table = _table(properties.state)
         self.columns = _types(properties.columns, self.requires)
         self.parse_settings = properties.parse_settings
-        self._digest = hashlib.sha256(data).hexdigest()[:12]
-        self._version = metadata.get("version", self._digest)
-        self._tag = pl.Series("model_version", [self._version])
+        self.target = properties.target
+        self._read = {
+            "inputs": properties.inputs,
+            "lengths of lists": properties.lengths,
+            "buckets": properties.buckets,
+            "task": properties.task,
+            "targets": properties.targets,
+            "classes": properties.classes,
+            "state": None if properties.state is None else properties.state.model_dump(),
+        }
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """The raw columns it reads."""
+        by = () if self._state is None else self._state.by
+        return tuple(dict.fromkeys([*self._inputs.kinds, *by]))
+
+    @property
+    def answers(self) -> Schema:
+        scores = self._none()
+        columns = [*self.features.prediction_columns(scores), self.version(0)]
+        return {column.name: column.dtype for column in columns}
+
+    def columns_read(self, schema: Schema) -> tuple[str, ...]:
+        return self.requires
+
+    def interface(self) -> dict[str, Any]:
+        return {**super().interface(), **self._read}
 
     def bind(self, schema: Schema) -> None:
         """Raises: UserError naming a column that the model needs and the schema lacks, or that is
@@ -143,72 +170,131 @@ class OnnxPredictor(Predictor):
                     f"Column '{column}' is there already, and the model's answers are called that: "
                     "rename yours."
                 )
-        for column, input_type in self._inputs.kinds.items():
-            if column not in schema:
-                raise UserError(
-                    f"The model needs column '{column}', which is not there."
-                    f"{nearest(column, schema)}"
-                )
-            here = schema[column]
-            if input_type != "string" and not (here.is_numeric() or here == pl.Boolean):
-                raise UserError(f"The model needs numbers in column '{column}', got {here}.")
+        self._inputs.bind(schema)
+        if self._state is not None:
+            require(schema, self._state.by, where="The model's state, by its key,")
 
     def collate(self, batch: Batch) -> Batch:
         """Return the batch with the session's inputs."""
-        return dataclasses.replace(batch, feed=self._inputs.feed(batch.frame))
+        batch = dataclasses.replace(batch, feed=self._inputs.feed(batch.frame))
+        cut = self._inputs.truncated(batch.frame)
+        return batch.counted("predict", truncated=cut) if cut else batch
 
     def predict(self, batch: Batch) -> Batch:
         """Predict every row."""
-        scores = (
-            self._run(batch.feed or self._inputs.feed(batch.frame)) if len(batch) else self._none()
-        )
+        batch = self.collate(batch) if batch.feed is None and len(batch) else batch
+        if self._table is not None and len(batch):
+            scores, counts = self._passed(self._table, batch.frame, batch.feed or {})
+            batch = batch.counted("predict", **counts)
+        else:
+            scores = self._scores(batch.frame, batch.feed or {})
         finite = np.isfinite(scores).reshape(len(scores), self.features.outputs).all(axis=1)
-        version = self._tag.new_from_index(0, len(batch))
         done = batch.with_frame(
-            batch.frame.hstack([*self.features.prediction_columns(scores), version])
+            batch.frame.hstack(
+                [*self.features.prediction_columns(scores), self.version(len(batch))]
+            )
         )
         if finite.all():
             return done
         detail = (
-            "Expected a finite score: a value is missing or infinite that nothing fills; a "
-            "[scrub.missing] in the pipeline that trains the model does."
+            "Expected a finite score: a value is missing, infinite or too large for float32; a "
+            "[scrub.missing] or [scrub.outliers] in the pipeline that trains the model helps."
         )
         return done.reject(pl.Series(finite), stage="predict", reason="non_finite", detail=detail)
 
-    def scores(self, frame: pl.DataFrame) -> NDArray[np.float32]:
-        """Return scores of raw rows, shape (n,) or (n, k)."""
-        return self._run(self._inputs.feed(frame))
+    @property
+    def judged(self) -> Features | None:
+        return None if self.features.targets else self.features
 
-    def _run(self, feed: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        scores: NDArray[np.float32] = self._session.run([SCORE], feed)[0]
+    def scores(self, frame: pl.DataFrame) -> NDArray[np.float32]:
+        """Return scores of raw rows, shape (n,) or (n, k). To a model with a state they are all
+        the rows that there are."""
+        feed = self._inputs.feed(frame)
+        if self._state is not None and frame.height:
+            return self._passed(_table(self._state), frame, feed)[0]
+        return self._scores(frame, feed)
+
+    @property
+    def carries_state(self) -> bool:
+        return self._table is not None
+
+    def snapshot(self) -> Snapshot:
+        """Return the states of all keys, copied; None without a state."""
+        return None if self._table is None else self._table.snapshot()
+
+    def restore(self, value: Snapshot) -> None:
+        if self._table is not None:
+            self._table.restore(value)
+
+    def apart(self) -> OnnxPredictor:
+        if self._state is None:
+            return self
+        other = copy.copy(self)
+        other._table = _table(self._state)
+        return other
+
+    def take_state(self, other: Predictor) -> None:
+        assert isinstance(other, OnnxPredictor), "it shares the interface"
+        self._table = other._table
+
+    def memory(self) -> dict[str, int]:
+        return {} if self._table is None else {"states": self._table.nbytes}
+
+    def _passed(
+        self, table: StateTable, frame: pl.DataFrame, feed: Mapping[str, NDArray[Any]]
+    ) -> tuple[NDArray[np.float32], dict[str, int]]:
+        """Return the scores of rows that take the states of their keys along, round by round, and
+        what is counted. A row without a finite score leaves its key's state as it was."""
+        assert self._state is not None, "a table has a state"
+        entry = table.enter(hashes(frame.select(self._state.by)))
+        rounds = Rounds.of(np.maximum(entry.previous - entry.row, -1))
+        lacking = self._inputs.imageless(frame)
+        n = frame.height
+        scores = np.empty((n, *self._none().shape[1:]), np.float32)
+        states = np.empty((n, table.width), np.float32)
+        state, at = table.states(entry, rounds.first), 0
+        for size in rounds.sizes.tolist():
+            rows = slice(None) if size == n else rounds.order[at : at + size]
+            part = {name: array[rows] for name, array in feed.items()}
+            state = state[:size]
+            made, new = self._session.run([SCORE, STATE_AFTER], {**part, STATE_BEFORE: state})
+            made[lacking[rows]] = np.nan
+            bad = ~np.isfinite(made.reshape(size, -1)).all(1)
+            if bad.any():
+                new[bad] = state[bad]
+            scores[rows], states[rows] = made, new
+            state, at = new, at + size
+        table.put(entry.slots, states)
+        return scores, entry.counts
+
+    def _scores(self, frame: pl.DataFrame, feed: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Return scores; NaN for a row without an image."""
+        if not frame.height:  # ONNX Runtime ends the process: GRU, LSTM and GatherND of no rows
+            return self._none()
+        scores: NDArray[np.float32]
+        if self._body is None:
+            scores = self._session.run([SCORE], feed)[0]
+        else:
+            scores = self._body.scores(dict(feed), frame.height)
+        lacking = self._inputs.imageless(frame)
+        if lacking.any():
+            scores[lacking] = np.nan
         return scores
 
-    def _none(self) -> NDArray[np.float32]:
-        k = self.features.outputs
-        return np.empty((0, k) if k > 1 else 0, np.float32)
-
-    def info(self) -> dict[str, str]:
-        """The labels of ``headrace_model_info``."""
-        return {
-            "version": self._version,
-            "precision": self.metadata.get("precision", "float32"),
-            "provider": self.provider,
-            "digest": self._digest,
-        }
-
-    def _check_provider(self) -> str:
-        """Report the provider in use. Raises: UserError if it is not the requested one, and
-        `strict`."""
-        used = active_provider(self._session)
-        requested = [PROVIDER_NAMES.get(name, name) for name in self.settings.providers]
-        if requested and used != requested[0]:
-            sentence = (
-                f"[infer] providers asks for {requested[0]}, but the model runs on {used} here"
+    def _behind(self, path: Path, module: str, network: Network | None) -> TorchBody:
+        """Return the network that torch runs behind the session."""
+        if network is None:
+            raise UserError(
+                f"[infer] model '{path}' holds a network that could not become ONNX, so torch runs "
+                f"its class, which is code of its author: name it, [infer] module = '{module}', if "
+                "you trust it."
             )
-            if self.settings.strict_provider:
-                raise UserError(f"{sentence}: install its libraries, or drop strict_provider.")
-            log.warning("%s", sentence)
-        return used
+        from models.serving.torch_body import TorchBody  # torch
+
+        return TorchBody(self._session, network(self.metadata))
+
+    def _none(self) -> NDArray[np.float32]:
+        return np.empty(self.features.score_shape(0), np.float32)
 
 
 __all__ = ["OnnxPredictor", "session"]

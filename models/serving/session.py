@@ -4,6 +4,7 @@ in a moment."""
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ PROVIDER_NAMES = {
 # By itself CUDA rounds the factors of a float32 product to 10 bits (TF32): a small score of the
 # learner's then differs in its third digit. Who wants half the digits takes the float16 candidate.
 OPTIONS = {PROVIDER_ORDER[1]: {"use_tf32": "0"}}
+
+SOURCES = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : |/\S+\.(cc|h):\d+ .*?\)( const)? |\S+\.cc:\d+ "
+)
+"""Where in ONNX Runtime's sources an error arose, as its messages say."""
+MAX_REASON = 300
 
 
 class NotAModel(Exception):
@@ -53,8 +60,14 @@ def load(path: Path, providers: tuple[str, ...], threads: int | None = None) -> 
                 os.fspath(path), options, providers=chosen, enable_fallback=False
             )
         except Exception as error:  # noqa: BLE001 - onnxruntime raises many kinds, all its own
-            reason = first_line(error)
+            reason = complaint(error)
     raise NotAModel(reason)
+
+
+def complaint(error: Exception) -> str:
+    """What ONNX Runtime says, without where in its sources it says so: a part of a sentence."""
+    reason = SOURCES.sub("", first_line(error).rpartition("Status Message: ")[2]).strip()
+    return reason if len(reason) <= MAX_REASON else f"{reason[:MAX_REASON]}..."
 
 
 def active_provider(session: Any) -> str:
@@ -73,6 +86,13 @@ def available_providers(requested: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in names if name in here)
 
 
+def known_operators() -> frozenset[tuple[str, str]]:
+    """The operators that this build of ONNX Runtime has: domain and name."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return frozenset((schema.domain, schema.name) for schema in state.get_all_operator_schema())
+
+
 def runtime_version() -> str:
     """ONNX Runtime's, whichever of its packages is installed."""
     return str(ort.__version__)
@@ -83,6 +103,8 @@ __all__ = [
     "NotAModel",
     "active_provider",
     "available_providers",
+    "complaint",
+    "known_operators",
     "load",
     "runtime_version",
 ]

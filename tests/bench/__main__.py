@@ -7,8 +7,9 @@ import importlib
 
 NAMES = (
     "linear", "scrub", "formats", "inputs", "explore", "loading", "images", "ragged", "memory",
-    "tuning", "bottleneck", "deadline", "training", "inference", "augment", "learning", "kafka",
-    "sink", "trickle", "soak", "start",
+    "tuning", "bottleneck", "deadline", "training", "inference", "adopted", "swaps", "augment",
+    "learning", "quality", "fewshot", "states", "window", "labels", "kafka", "sink", "trickle",
+    "soak", "start", "page",
 )  # fmt: skip
 """All that run everywhere; ``gpu`` must be asked for."""
 

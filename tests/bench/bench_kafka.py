@@ -41,7 +41,7 @@ SCHEMA = {**dict.fromkeys(NUMBERS, "float64"), "id": "int64", "kind": "string"}
 def main(*, quick: bool = False) -> None:
     """Measure, print, write ``runs/bench/kafka.json``."""
     broker = shared_broker()
-    count = 40_000 if quick else 2_000_000
+    count = 8_000 if quick else 2_000_000
     topic = filled(broker, count)
     runs: dict[str, Callable[[], int]] = {
         "headrace, raw": lambda: raw(broker, topic),
@@ -68,7 +68,7 @@ def main(*, quick: bool = False) -> None:
     seconds |= interleave(
         {name: _timed(run, cpu[name], count) for name, run in slow.items()}, rounds=3
     )
-    figures = starts(broker)
+    figures = starts(broker, rounds=3 if quick else 5)
     for name in seconds:
         figures[f"{name}, records/s"] = count / median(seconds[name])
         figures[f"{name}, records per CPU-second"] = count / median(cpu[name])
@@ -92,7 +92,7 @@ def main(*, quick: bool = False) -> None:
     )
 
 
-def starts(broker: Broker) -> dict[str, float]:
+def starts(broker: Broker, rounds: int) -> dict[str, float]:
     """Seconds that a run over nothing to speak of takes: connections, probe, offsets."""
     topic = filled(broker, PARTITIONS)
     seconds = interleave(
@@ -101,7 +101,7 @@ def starts(broker: Broker) -> dict[str, float]:
             "bare columnar fetch": lambda: fetch(broker, topic),
             "headrace, typed": lambda: typed(broker, topic),
         },
-        rounds=5,
+        rounds=rounds,
     )
     return {f"{name}, start in seconds": median(took) for name, took in seconds.items()}
 
@@ -110,7 +110,7 @@ def filled(broker: Broker, count: int) -> str:
     """A topic with that many records."""
     topic = broker.topic(PARTITIONS)
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(10_000, len(NUMBERS)))
+    x = rng.normal(size=(min(count, 10_000), len(NUMBERS)))
     values = [
         json.dumps(
             {"id": i, "kind": "abcd"[i % 4], **dict(zip(NUMBERS, row, strict=True))}

@@ -10,6 +10,7 @@ costs (`[train] forget_on`), on a stream that turns round for ever and on one th
 from __future__ import annotations
 
 import time
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,19 @@ from engine.loading.collate import Collate
 from engine.types import Batch, Features, Mark, Tensors
 from models.challenge.challenger import ChampionChallenger
 from models.learners.tabular import TabularLearner
+from models.learners.trees import TreesLearner
 from tests.bench.measure import report
 
 FLOORS = {"Phishing": 0.88, "Bananas": 0.80, "ImageSegments": 0.90, "TrumpApproval": 1.0}
 """Accuracy that is reached, or error that is stayed below."""
+TREES = {
+    "Phishing": 0.88,
+    "Bananas": 0.85,
+    "ImageSegments": 0.96,
+    "Shuttle": 0.999,
+    "TrumpApproval": 1.0,
+}
+"""The same of trees."""
 
 
 def main(*, quick: bool = False) -> None:
@@ -37,16 +47,19 @@ def main(*, quick: bool = False) -> None:
         figures[f"{name}, {unit}"] = headrace(*rows)
         for other, model in rivals(unit == "error").items():
             figures[f"{name}, {unit} of {other}"] = river(model, name, len(rows[0]))
+    figures |= trees(200 if quick else None)
     figures |= following(2_000 if quick else 200_000)
     goal = ", ".join(f"{name} {floor}" for name, floor in FLOORS.items())
-    report("learning", figures, goal=f"{goal}; following change at most 3 times the time")
+    more = ", ".join(f"{name} {floor}" for name, floor in TREES.items())
+    goal = f"{goal}; trees: {more}; following change at most 3 times the time"
+    report("learning", figures, goal=goal)
 
 
 def stream(name: str, most: int | None = None) -> tuple[list[dict[str, float]], list[Any]]:
     """Numbers and target of each row."""
     from river import datasets
 
-    pairs = list(getattr(datasets, name)())[:most]
+    pairs = list(islice(getattr(datasets, name)(), most))
     return [dict(x) for x, _ in pairs], [y for _, y in pairs]
 
 
@@ -59,17 +72,33 @@ def features(rows: list[dict[str, float]], labels: list[Any]) -> Features:
     return Features(numeric=tuple(rows[0]), target="target", task=task, classes=classes)
 
 
-def headrace(rows: list[dict[str, float]], labels: list[Any], batch_rows: int = 1_024) -> float:
-    """Accuracy or mean absolute error of the tabular learner as it comes."""
+def trees(most: int | None) -> dict[str, float]:
+    """The same of trees, and their rows a second of CPU time."""
+    figures = {}
+    for name in TREES:
+        rows = stream(name, most)
+        unit = "error" if features(*rows).task == "regression" else "accuracy"
+        start = time.thread_time()
+        figures[f"{name}, {unit} of trees"] = headrace(*rows, kind=TreesLearner)
+        figures[f"{name}, rows/s of trees"] = len(rows[0]) / (time.thread_time() - start)
+    return figures
+
+
+def headrace(
+    rows: list[dict[str, float]],
+    labels: list[Any],
+    batch_rows: int = 1_024,
+    kind: Any = TabularLearner,
+    seed: int = 0,
+) -> float:
+    """Accuracy or mean absolute error of a learner as it comes."""
     reads = features(rows, labels)
     regression = reads.task == "regression"
     target = labels if regression else [_text(label) for label in labels]
     frame = pl.DataFrame(rows).cast(pl.Float64).with_columns(target=pl.Series(target))
     frame = frame.with_columns(_partition=pl.lit("p"), _position=pl.int_range(pl.len()))
     collate = Collate(reads)
-    model = ChampionChallenger(
-        TabularLearner(TabularLearner.Settings(), TabularLearner.Training(), reads)
-    )
+    model = ChampionChallenger(kind(kind.Settings(seed=seed), kind.Training(), reads))
     right: list[Any] = []
     for part in frame.iter_slices(batch_rows):
         batch = collate.apply(Batch(frame=part, mark=Mark(), arrived=0.0))

@@ -49,7 +49,7 @@ GIVE_BACK = {
 
 def main(*, quick: bool = False) -> None:
     """Measure, print, write ``runs/bench/memory.json``."""
-    items = 16 if quick else 400
+    items = 4 if quick else 400
     figures: dict[str, object] = {}
     for budget in BUDGETS[:1] if quick else BUDGETS:
         found = case("headrace", str(budget), str(items))
@@ -59,7 +59,7 @@ def main(*, quick: bool = False) -> None:
         )
     for peer in PEERS:
         figures[f"{peer}: peak, MiB"] = case(peer, "0", str(items))["peak"]
-    rows = 100_000 if quick else 100_000_000
+    rows = 20_000 if quick else 100_000_000
     figures |= case("rows", "64", str(rows))
     report("memory", figures, goal="budget and one item at most; 100 M rows flat")
 

@@ -78,7 +78,7 @@ port = 0
 
 def main(*, quick: bool = False) -> None:
     """Measure, print, write ``runs/bench/soak.json``."""
-    count = 100_000 if quick else 40_000_000
+    count = 20_000 if quick else 40_000_000
     broker = shared_broker()
     topic, sink = broker.topic(PARTITIONS), broker.topic(PARTITIONS)
     with tempfile.TemporaryDirectory(prefix="headrace-soak-") as name:

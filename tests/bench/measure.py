@@ -27,6 +27,7 @@ PACKAGES = (
     "datasketch",
     "pillow",
     "torchvision",
+    "mlxtend",
     "spdl",
     "datasets",
 )

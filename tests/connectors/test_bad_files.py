@@ -19,7 +19,7 @@ from pyarrow import ipc
 
 from connectors.files.readers import text
 from connectors.files.readers.table import open_table
-from engine.types import HeadraceError, Mark, UserError
+from engine.types import DROPPED, WILDCARD, HeadraceError, Mark, Schema, UserError
 from tests.connectors.conftest import ROWS, SCHEMA, decoded, drain, files, sink_of, told
 
 MANY = pl.DataFrame(
@@ -389,3 +389,7 @@ def test_many_columns_of_several_types_are_a_few_lines(
     assert len(said) == 4
     assert said[-1] == "47 more columns are of several types; --log-level debug lists them."
     assert "'c0' is int64 before" in said[0]
+    caplog.clear()
+    known: Schema = {f"c{i}": pl.Int64() for i in range(50)}
+    files(tmp_path / "*.parquet").schema({**known, WILDCARD: DROPPED})  # as a resumed run
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]

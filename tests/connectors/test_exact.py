@@ -103,7 +103,7 @@ def test_csv(texts: list[str], kind: str) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(texts=TEXTS, kind=KIND)
 @example(texts=HARD, kind="decimal(20, 2)")
 @example(texts=HARD, kind="int64")

@@ -13,8 +13,8 @@ from connectors.files.readers import text, xml
 from connectors.files.source import FilesSource
 from engine.config import LoaderSettings
 from engine.loading.loader import Loader
-from engine.loading.mix import Mix
 from engine.loading.rebatch import RebatchNode
+from engine.loading.sources.mix import Mix
 from engine.types import Source
 from tests.connectors.conftest import ROWS, SCHEMA, SOURCES, N
 from tests.waiting import HANG

@@ -30,7 +30,7 @@ from tests.waiting import until
 
 FULL = os.environ.get("HEADRACE_CRASH") == "full"
 REBALANCES = 50 if FULL else 8
-RATES = (2_000, 1_000) if FULL else (500, 500)  # records a second, of each of two tests
+RATES = (2_000, 1_000) if FULL else (250, 250)  # records a second, of each of two tests
 KILLS = 25 if FULL else 3  # of each of two engines
 RESTARTS = 5 if FULL else 2
 ROW = "tests.crash.feed:row"
@@ -228,7 +228,7 @@ def test_weights_are_those_of_an_untroubled_run(
 ) -> None:
     """One partition, read alone to its end: SIGKILLed many times, and once not at all."""
     topic = broker.topic(1)
-    broker.produce(topic, [row(n) for n in range(40_000)], each=1_000)
+    broker.produce(topic, [row(n) for n in range(20_000)], each=1_000)
     source = 'stop = "end"\nauto_offset_reset = "fail"'
     sets = ["loader.max_delay=60.0", "checkpoint.interval=0.1"]
     weights = []
@@ -238,7 +238,7 @@ def test_weights_are_those_of_an_untroubled_run(
         run = Run(file, sets)
         state = run.checkpoints.load(run.identity)
         assert state is not None
-        assert learned(file) == 40_000
+        assert learned(file) == 20_000
         weights.append(state["work"]["learner"])
     same(*weights)
 

@@ -101,7 +101,7 @@ def test_panels_say_what_they_show_and_do_not_overlap() -> None:
 
 def test_prometheus_takes_the_configuration() -> None:
     said = promtool("check", "config", str(DEPLOY / "prometheus" / "prometheus.yml"))
-    assert "11 rules found" in said
+    assert "12 rules found" in said
     config = (DEPLOY / "prometheus" / "prometheus.yml").read_text()
     defaults = Service.Settings()
     assert f'"{defaults.host}:{defaults.port}"' in config

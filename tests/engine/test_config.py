@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import Field
@@ -13,8 +15,9 @@ from connectors.kafka.source import KafkaSource
 from engine.config import LoaderSettings, Pipeline, load_class, validate
 from engine.observing.service import Service
 from engine.run import Run
-from engine.running.checkpoint import Checkpoints
+from engine.running.saving.checkpoint import Checkpoints
 from engine.types import Settings, UserError
+from models.layers import LayerTable
 
 MINIMAL = """
 name = "minimal"
@@ -48,6 +51,22 @@ def test_set_beats_environment_beats_file(file: Path, monkeypatch: pytest.Monkey
     assert Pipeline.load(file).loader.batch_rows == 128
     assert Pipeline.load(file, ["loader.batch_rows=256"]).loader.batch_rows == 256
     assert Pipeline.load(file).scrub["earlier"]["factor"] == "7"
+
+
+def test_a_pipeline_is_the_same_again_in_another_process(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built from its own table, whatever the environment there says: --set was above it."""
+    monkeypatch.setenv("HEADRACE_LOADER__BATCH_ROWS", "128")
+    monkeypatch.setenv("HEADRACE_SCRUB__EARLIER__FACTOR", "7")
+    sets = ["loader.batch_rows=256", "export.compress=false", "export.every=10m"]
+    pipeline = Pipeline.load(file, sets)
+    again = Pipeline.resolved(pipeline.table(), where=pipeline.file)
+    assert again.table() == pipeline.table()
+    assert list(again.scrub) == ["later", "earlier"]
+    assert (again.loader.batch_rows, again.folder) == (256, pipeline.folder)
+    assert again.export is not None
+    assert (again.export.compress, again.export.every) == (None, 600.0)
 
 
 def test_a_base_is_overridden_key_by_key(file: Path) -> None:
@@ -255,3 +274,49 @@ def test_a_table_that_the_file_has_is_the_files_fault(file: Path) -> None:
     file.write_text('name = "minimal"\n[source]\nkind = "memory"\nitems = []\n[train]\nlr = 1\n')
     with pytest.raises(UserError, match=r"^\[train\] in .*minimal.toml needs a \[model\]"):
         Run(Pipeline.load(file, ["train.threads=1"]))
+
+
+class _Layers(Settings):
+    layers: tuple[LayerTable, ...] = ()
+
+
+class _Inputs(Settings):
+    inputs: dict[str, _Layers] = Field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("second", "sentence"),
+    [
+        ({"kind": "dense", "widht": 3}, " has no key 'widht'. Did you mean 'width'?"),
+        ({"kind": "dense", "units": 3}, " has no key 'units'. Did you mean 'width'?"),
+        ({"kind": "dense"}, " needs the key 'width', which is not there."),
+        ({"kind": "dense", "width": 0}, ": expected a whole number > 0 for 'width', got 0."),
+        (
+            {"kind": "convolution", "width": 3, "size": 4},
+            ": expected an odd number, so that a window has a middle, for 'size', got 4.",
+        ),
+        (
+            {"kind": "experts", "count": 2, "top": 3},
+            ": expected top <= count, got top = 3, count = 2.",
+        ),
+        ({"kind": "embeding"}, " has no kind 'embeding'. Did you mean 'embedding'?"),
+        ({"width": 3}, " needs the key 'kind', which is not there. Known: attention, convolution,"),
+    ],
+)
+def test_a_table_of_a_list_is_named_by_its_number(second: Any, sentence: str) -> None:
+    table = {"layers": [{"kind": "dense", "width": 3}, second]}
+    expected = f"[model.inputs.words] layer 2 in f.toml{sentence}"
+    with pytest.raises(UserError) as caught:
+        validate(_Layers, table, "model.inputs.words", "f.toml")
+    assert str(caught.value).startswith(expected)
+    with pytest.raises(UserError) as caught:
+        validate(_Inputs, {"inputs": {"words": table}}, "model", "f.toml")
+    assert str(caught.value).startswith(expected)
+
+
+def test_what_is_no_table_of_a_list_is_named_by_the_list() -> None:
+    expected = re.escape("[model.head] in f.toml: expected a list of tables for 'layers', got 3")
+    with pytest.raises(UserError, match=expected):
+        validate(_Layers, {"layers": [3]}, "model.head", "f.toml")
+    with pytest.raises(UserError, match=expected):
+        validate(_Layers, {"layers": 3}, "model.head", "f.toml")

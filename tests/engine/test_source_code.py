@@ -60,12 +60,12 @@ def test_without_its_asserts_the_code_does_the_same() -> None:
 
 BY_THEMSELVES = {
     (
-        "engine/running/error_plot.py",
+        "engine/quality/error_plot.py",
         "draw(history, title=title, theme=theme).savefig",
     ),  # inside `atomic.written`
     (
-        "models/compress/candidate_process.py",
-        "job_file.write_bytes",
+        "engine/system/limited_process.py",
+        "argument_file.write_bytes",
     ),  # what a child process gets, in a temporary folder that goes with it
 }
 

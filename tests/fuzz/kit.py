@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+
+from tests.forks import Command
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,12 @@ class Outcome:
     findings: dict[int, str] = field(default_factory=dict)
 
 
+class Worker(Command):
+    """A process that reads damaged inputs."""
+
+    module = "tests.fuzz.worker"
+
+
 def fuzz(
     target: str,
     mutations: int,
@@ -70,10 +77,10 @@ def _process(target: str, numbers: range, folder: Path, outcome: Outcome, limits
     first, last, step = numbers.start, numbers.stop, numbers.step
     at = folder / "at"
     at.write_bytes(first.to_bytes(16, "little"))
-    words = [sys.executable, "-m", "tests.fuzz.worker", target, str(first), str(last), str(step)]
+    words = [target, str(first), str(last), str(step), str(folder)]
     out, err = folder / "out", folder / "err"
     with out.open("wb") as stdout, err.open("wb") as stderr:
-        process = subprocess.Popen([*words, str(folder)], stdout=stdout, stderr=stderr)
+        process = Worker(words, stdout=stdout, stderr=stderr)
         try:
             killed = _watched(process, at, limits)
         finally:
@@ -97,7 +104,7 @@ def _process(target: str, numbers: range, folder: Path, outcome: Outcome, limits
     return number + step
 
 
-def _watched(process: subprocess.Popen[bytes], at: Path, limits: Limits) -> str:
+def _watched(process: Worker, at: Path, limits: Limits) -> str:
     """Wait for its end; why it was killed, or ""."""
     number, spent, since = -1, 0.0, time.monotonic()
     while True:

@@ -138,7 +138,7 @@ def _pipeline(data: bytes, path: Path) -> Iterator[bytes]:
 
 
 def _checkpoint(data: bytes, path: Path) -> Iterator[bytes]:
-    from engine.running.checkpoint import Checkpoints
+    from engine.running.saving.checkpoint import Checkpoints
 
     del data
     state = Checkpoints(Checkpoints.Settings(path=str(path.parent))).load({"pipeline": "fuzz"})
@@ -246,7 +246,7 @@ def _arrow(compression: Any, *, stream: bool = False) -> bytes:
 def _checkpoint_bytes() -> bytes:
     import tempfile
 
-    from engine.running.checkpoint import Checkpoints
+    from engine.running.saving.checkpoint import Checkpoints
 
     state = {"positions": {"a": 1}, "work": {"weights": np.arange(9.0)}, "totals": {"read": 1}}
     with tempfile.TemporaryDirectory() as folder:

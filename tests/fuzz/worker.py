@@ -78,3 +78,4 @@ if __name__ == "__main__":
     os.environ["RUST_BACKTRACE"] = "0"
     name, first, last, step, folder = sys.argv[1:]
     main(name, int(first), int(last), int(step), Path(folder))
+    sys.exit(0)

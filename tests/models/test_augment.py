@@ -25,7 +25,7 @@ from models.augment.mixing import Cutmix, Mixup
 from models.augment.tables import FeatureDropout, Jitter
 from models.augment.tokens import Synonyms, TokenDropout, TokenSwap
 from models.learners.linear import LinearLearner
-from models.learners.losses import LossSettings, make_loss
+from models.learners.online.losses import LossSettings, make_loss
 from models.learners.sampling import ResampledLearner, SamplingSettings
 from models.learners.tabular import TabularLearner
 

@@ -7,6 +7,7 @@ it.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,18 +18,30 @@ import polars as pl
 import pytest
 import torch
 
-from engine.types import Batch, Features, Learner, Tensors, UserError
+from engine.types import Batch, Features, GraphColumn, Learner, Padded, Tensors, UserError
 from models.augment import Augment, Augmentation
 from models.augment.images import Crop
 from models.augment.mixing import Mixup
 from models.augment.tables import FeatureDropout, Jitter
 from models.augment.tokens import TokenDropout
 from models.challenge.challenger import ChampionChallenger
+from models.export.model_files import STATE_BEFORE
 from models.export.onnx_graph import Graph, TensorProto
 from models.learners.linear import LinearLearner
+from models.learners.modules.learner import ModuleLearner, ModuleSettings
+from models.learners.prototypes.learner import PrototypeLearner
 from models.learners.sampling import ResampledLearner, SamplingSettings
 from models.learners.tabular import TabularLearner
+from models.learners.trees import TreesLearner
+from tests.models.export.modules import in_this_process
 
+KINDS = {
+    "tabular": TabularLearner,
+    "linear": LinearLearner,
+    "module": ModuleLearner,
+    "trees": TreesLearner,
+    "prototypes": PrototypeLearner,
+}
 Make = Callable[[], Any]
 Batches = list[Batch]
 
@@ -58,6 +71,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         {"ema_decay": 0.5},
     ),
     "log": ("tabular", "regression", {"target_transform": "log1p"}, {"loss": "huber"}),
+    "several targets": (
+        "tabular",
+        "regression",
+        {"target_transform": ["sqrt", "standard"]},
+        {"loss": "huber", "replay_rows": 90, "replay_steps": 1, "ema_decay": 0.9}
+        | {"forget_on": "watch", "augment": True},
+    ),
+    "poisson": ("tabular", "regression", {}, {"loss": "poisson", "ema_decay": 0.5}),
     "sparse": (
         "tabular",
         "multiclass",
@@ -120,7 +141,93 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     ),
     "challenged linear": ("linear", "regression", {}, {"forget_on": "watch", "augment": True}),
     "raw logistic": ("linear", "binary", {"standardize": False}, {}),
+    "module": ("module", "regression", {"module": "tests.models.nets:Mlp"}, {"loss": "mae"}),
+    "module, dropout": (
+        "module",
+        "multiclass",
+        {"module": "tests.models.nets:Mlp", "arguments": {"dropout": 0.3, "outputs": 3}},
+        {"replay_rows": 90, "replay_steps": 1, "ema_decay": 0.9},
+    ),
+    "module, batch normalization": (
+        "module",
+        "binary",
+        {"module": "tests.models.nets:Normed"},
+        {"ema_decay": 0.9, "lr": 1e-2},
+    ),
+    "accumulated": (
+        "module",
+        "multiclass",
+        {"module": "tests.models.nets:Mlp", "arguments": {"dropout": 0.3, "outputs": 3}},
+        {"accumulate": 3, "replay_rows": 90, "replay_steps": 1, "ema_decay": 0.9},
+    ),
+    "module, recurrent": (
+        "module",
+        "regression",
+        {"module": "tests.models.nets:Words"},
+        {"replay_rows": 64, "replay_steps": 1, "lr_scale": {"table.*": 0.5}, "augment": True},
+    ),
+    "module, image": (
+        "module",
+        "binary",
+        {"module": "tests.models.nets:Picture", "freeze": ["convolution.bias"]},
+        {"replay_rows": 64, "replay_steps": 1, "augment": True},
+    ),
+    "module, array": (
+        "module",
+        "multiclass",
+        {"module": "tests.models.nets:Past", "arguments": {"outputs": 3}},
+        {"forget_on": "watch", "replay_rows": 64, "replay_steps": 1},
+    ),
+    "layers": (
+        "module",
+        "binary",
+        {},
+        {"sampling": {"smote_neighbors": 2}},
+    ),
+    "state": (
+        "module",
+        "regression",
+        {"state": {"by": ["k"], "cell": "lstm", "width": 5, "keys": 8}},
+        {"forget_on": "watch", "replay_rows": 64, "replay_steps": 1},
+    ),
+    "module, state": (
+        "module",
+        "binary",
+        {"module": "tests.models.nets:Carrying", "arguments": {"dropout": 0.2}}
+        | {"state": {"by": ["k"], "width": 6, "expire_rows": 20}},
+        {"ema_decay": 0.9, "augment": True},
+    ),
+    "trees": ("trees", "regression", {}, {}),
+    "trees of classes": ("trees", "multiclass", {"num_leaves": 7}, {"feature_share": 0.5}),
+    "trees, few": ("trees", "binary", {}, {"window_rows": 400}),
+    "trees, balanced": ("trees", "binary", {}, {"sampling": {"method": "over"}}),
+    "growing": (
+        "tabular",
+        "multiclass",
+        {"skip_connection": True},
+        {"ema_decay": 0.9, "replay_rows": 90, "replay_steps": 1},
+    ),
+    "prototypes": ("prototypes", "multiclass", {"neighbors": 3}, {}),
+    "prototypes, cosine": ("prototypes", "binary", {"distance": "cosine"}, {}),
+    "prototypes, embedded": (
+        "prototypes",
+        "multiclass",
+        {"module": "tests.models.nets:Embedder", "temperature": 0.5, "neighbors": 2},
+        {},
+    ),
+    "prototypes, nested": ("prototypes", "multiclass", {"standardize": False}, {}),
+    "challenged trees": ("trees", "binary", {}, {"forget_on": "watch"}),
 }
+INPUTS = {
+    "module, image": ("photo",),
+    "layers": ("numeric", "categories", "words", "photo"),
+    "state": ("numeric", "categories"),
+    "prototypes": ("numeric", "categories"),
+    "prototypes, cosine": ("numeric",),
+    "prototypes, embedded": ("numeric", "words"),
+    "prototypes, nested": ("photo", "past"),
+}
+"""Case of a learner of named inputs -> these; those that its forward asks for unless given."""
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -130,7 +237,18 @@ def case(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def features(case: str, make_features: Callable[..., Features]) -> Features:
-    return make_features(CASES[case][1], nested=case.startswith("nested"))
+    kind, task, model, _ = CASES[case]
+    if case == "growing":
+        return replace(make_features(task), max_classes=5)
+    if case == "several targets":
+        return replace(make_features(task), target=None, targets=("y", "z"))
+    if kind not in ("module", "prototypes"):
+        return make_features(task, nested=case.startswith("nested"))
+    if kind == "prototypes":
+        return make_features(task, inputs=INPUTS[case])
+    settings = ModuleSettings(**model)
+    asked, state = ModuleLearner.named_inputs(settings), ModuleLearner.named_state(settings)
+    return make_features(task, inputs=INPUTS.get(case, tuple(asked)), state=state)
 
 
 @pytest.fixture(scope="module")
@@ -141,23 +259,29 @@ def batches(features: Features, make_batches: Callable[..., Batches]) -> Batches
 
 @pytest.fixture(scope="module")
 def make(case: str, features: Features) -> Make:
-    kind: Any = TabularLearner if CASES[case][0] == "tabular" else LinearLearner
+    kind: Any = KINDS[CASES[case][0]]
     model, train = CASES[case][2:]
     if kind is TabularLearner:
         model = {"layers": [16, 8], **model}
+    if kind not in (LinearLearner, TreesLearner, PrototypeLearner):
         train = {"replay_rows": 0, **train}  # ten times as fast
+    if kind is TreesLearner:
+        pytest.importorskip("lightgbm")
+        model = {"num_trees": 10, **model}
     sampling = train.get("sampling")
     own = {key: value for key, value in train.items() if key not in ("sampling", "augment")}
 
     def made() -> Any:
         learner = kind(kind.Settings(**model), kind.Training(**own), features)
         if "augment" in train:
-            more = (Crop, TokenDropout) if features.nested else (Mixup,)
-            augments: list[Augment] = [
+            numbers: list[Augment] = [
                 Jitter("noise", Jitter.Settings(scale=0.05)),
                 FeatureDropout("gaps", FeatureDropout.Settings(share=0.02)),
-                *(one(one.__name__, one.Settings()) for one in more),
             ]
+            more: list[Any] = [Crop] if features.images else [] if features.nested else [Mixup]
+            more += [TokenDropout] if features.ragged or features.padded else []
+            augments = numbers if features.numeric else []
+            augments += [one(one.__name__, one.Settings()) for one in more]
             Augmentation(augments).attach(learner)
         learner = ResampledLearner(learner, SamplingSettings(**sampling)) if sampling else learner
         return ChampionChallenger(learner, "watch") if "forget_on" in train else learner
@@ -226,17 +350,19 @@ def tensors_of(batch: Batch) -> Tensors:
     return batch.tensors
 
 
-@pytest.mark.parametrize("learned", [0, 3, 5], ids=["start", "middle", "end"])
+@pytest.mark.parametrize(
+    ("first", "last"), [(0, 2), (3, 5), (5, 5)], ids=["start", "middle", "end"]
+)
 def test_a_restored_learner_goes_on_to_the_bit(
-    make: Make, batches: Batches, course: Course, learned: int
+    make: Make, batches: Batches, course: Course, first: int, last: int
 ) -> None:
     second = make()
-    second.load_state_dict(course.states[learned])
-    for step, batch in zip(course.steps[learned:], batches[learned:], strict=True):
+    second.load_state_dict(course.states[first])
+    for step, batch in zip(course.steps[first:last], batches[first:last], strict=True):
         again = second.learn(batch)
         assert again.scores.tobytes() == step.scores.tobytes()
         assert (again.loss, again.steps) == (step.loss, step.steps)
-    equal(second.state_dict(), course.copies[-1])
+    equal(second.state_dict(), course.copies[last])
 
 
 def test_a_state_is_never_changed_after_it_was_handed_out(
@@ -245,7 +371,7 @@ def test_a_state_is_never_changed_after_it_was_handed_out(
     equal(course.states, course.copies)  # nor by who handed it out
     second = make()
     second.load_state_dict(course.states[1])
-    for batch in batches[1:4]:
+    for batch in batches[1:3]:
         second.learn(batch)
     equal(course.states[1], course.copies[1])
 
@@ -302,12 +428,12 @@ def test_global_chance_is_neither_used_nor_moved(
 ) -> None:
     torch.manual_seed(2)  # the course has another
     learner = make()
-    for batch in batches:
+    for batch in batches[:3]:
         learner.learn(batch)
     after = torch.get_rng_state()
     torch.manual_seed(2)
     assert torch.equal(torch.get_rng_state(), after)
-    equal(learner.state_dict(), course.copies[-1])
+    equal(learner.state_dict(), course.copies[3])
 
 
 def test_an_empty_batch_is_legal(make: Make, batches: Batches, features: Features) -> None:
@@ -337,16 +463,15 @@ def test_a_state_of_another_model_is_refused(
     make().load_state_dict(state)
 
 
-def test_onnx_says_what_predict_says(course: Course, batches: Batches, features: Features) -> None:
-    learner = course.learner
-    expected = learner.predict(tensors_of(batches[0]))
-    if features.nested:
-        with pytest.raises(
-            UserError, match=r"images or lists \('photo'\), which cannot be exported"
-        ):
-            build(learner, features)
-        return
-    got = run(build(learner, features), tensors_of(batches[0]))
+def test_onnx_says_what_predict_says(
+    course: Course, batches: Batches, features: Features, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_this_process(monkeypatch)
+    learner, rows = course.learner, tensors_of(batches[0])
+    if features.state is not None:  # each row is the first of a key
+        rows = replace(rows, keys=1000 + torch.arange(len(rows)))
+    expected = learner.predict(rows)
+    got = run(build(learner, features), rows)
     assert got.dtype == np.float32
     assert got.shape == expected.shape
     scale = np.abs(expected).max()
@@ -356,7 +481,7 @@ def test_onnx_says_what_predict_says(course: Course, batches: Batches, features:
 def test_it_learns(make: Make, features: Features, make_batches: Callable[..., Batches]) -> None:
     learner = make()
     counts = {("watch", "ks"): 0}
-    stream = [replace(batch, counts=counts) for batch in make_batches(features, 30, 64)]
+    stream = [replace(batch, counts=counts) for batch in make_batches(features, 20, 64)]
     losses = [learner.learn(batch).loss for batch in stream]
     assert np.mean(losses[-10:]) < 0.95 * np.mean(losses[:2])
 
@@ -364,7 +489,7 @@ def test_it_learns(make: Make, features: Features, make_batches: Callable[..., B
 def test_it_says_how_large_it_is(course: Course) -> None:
     learner = course.learner
     memory = learner.memory()
-    assert set(memory) - {"sampling"} == {"weights", "optimizer", "replay"}
+    assert set(memory) - {"sampling", "states"} == {"weights", "optimizer", "replay"}
     assert learner.nbytes == sum(memory.values())
     assert memory["weights"] % (4 * learner.parameters_count) == 0
     if getattr(inside(learner)[1].training, "replay_rows", 0):
@@ -376,9 +501,45 @@ def build(learner: Any, features: Features) -> onnx.ModelProto:
     graph = Graph()
     numeric = graph.input("numeric", TensorProto.FLOAT, ["n", len(features.numeric)])
     categories = graph.input("categories", TensorProto.INT64, ["n", len(features.categories)])
+    graph.columns = {name: column(graph, name, features) for name in features.nested}
     scores = learner.build(graph, numeric, categories)
     shape: list[int | str] = ["n"] if features.outputs == 1 else ["n", features.outputs]
     return graph.model({"scores": (scores, TensorProto.FLOAT, shape)}, {})
+
+
+def column(graph: Graph, name: str, features: Features) -> GraphColumn:
+    """An image, a list or an array as an input of its own."""
+    if name in features.images:
+        shape: list[int | str] = ["n", *features.images[name]]
+        values = graph.input(name, TensorProto.UINT8, shape)
+        return GraphColumn(values=values, mask="", dtype="uint8")
+    mask = graph.input(f"{name}_mask", TensorProto.BOOL, ["n", f"{name}_length"])
+    if name in features.arrays:
+        shape = ["n", f"{name}_length", features.arrays[name][1]]
+        values = graph.input(name, TensorProto.FLOAT, shape)
+        return GraphColumn(values=values, mask=mask, dtype="float32")
+    values = graph.input(name, TensorProto.INT64, ["n", f"{name}_length"])
+    return GraphColumn(values=values, mask=mask, dtype="int64")
+
+
+def padded(tensors: Tensors) -> dict[str, Padded]:
+    """All lists and arrays, padded."""
+    lists = {
+        name: [rows.values[a:b] for a, b in itertools.pairwise(rows.offsets.tolist())]
+        for name, rows in tensors.ragged.items()
+    }
+    for name, counts in tensors.sparse.items():
+        ids = counts.indices.repeat_interleave(counts.weights.long())
+        ends = torch.cat([torch.zeros(1), counts.weights.cumsum(0)])[counts.offsets].long()
+        lists[name] = [ids[a:b] for a, b in itertools.pairwise(ends.tolist())]
+    made = {
+        name: Padded(
+            values=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
+            mask=torch.arange(max(map(len, rows))) < torch.tensor([[len(row)] for row in rows]),
+        )
+        for name, rows in lists.items()
+    }
+    return {**made, **tensors.padded, **tensors.arrays}
 
 
 def run(model: onnx.ModelProto, tensors: Tensors) -> Any:
@@ -388,4 +549,11 @@ def run(model: onnx.ModelProto, tensors: Tensors) -> Any:
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
     inputs = {"numeric": tensors.numeric.numpy(), "categories": tensors.categories.numpy()}
-    return session.run(None, inputs)[0]
+    inputs |= {name: image.numpy() for name, image in tensors.images.items()}
+    for name, rows in padded(tensors).items():
+        inputs |= {name: rows.values.numpy(), f"{name}_mask": rows.mask.numpy()}
+    for value in session.get_inputs():
+        if value.name == STATE_BEFORE:
+            inputs[STATE_BEFORE] = np.zeros((len(tensors), value.shape[1]), np.float32)
+    wanted = {value.name for value in session.get_inputs()}
+    return session.run(None, {name: array for name, array in inputs.items() if name in wanted})[0]

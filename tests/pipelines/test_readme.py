@@ -11,10 +11,17 @@ import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import polars as pl
 import pytest
+from PIL import Image
+
+from engine.interpret import interpret
+from engine.run import Run
+from tests.forks import Command
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -24,6 +31,12 @@ BIN = Path(sys.executable).parent
 def blocks(language: str) -> list[str]:
     fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
     return [text for kind, text in fenced if kind == language]
+
+
+def block_of(name: str) -> str:
+    """The pipeline file of this name."""
+    (text,) = (text for text in blocks("toml") if text.startswith(f'name = "{name}"'))
+    return text
 
 
 def commands() -> list[str]:
@@ -39,28 +52,38 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def shell(command: str, place: Path) -> str:
+def shell(command: str, place: Path, *, forked: bool = False) -> str:
+    """What it says, of a process of its own.
+
+    Args:
+        forked: of one that has loaded the libraries, in place of the script that pip made.
+    """
     environment = {**os.environ, "HEADRACE_SERVICE__PORT": "0"}
     environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
-    done = subprocess.run(
-        shlex.split(command), cwd=place, env=environment, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return done.stdout
+    words = shlex.split(command)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    if forked:
+        script, *words = words
+        assert script == "headrace"
+    with (Command if forked else subprocess.Popen)(
+        words, cwd=place, env=environment, **pipes
+    ) as process:
+        out, err = process.communicate()
+    assert process.returncode == 0, f"{command}: {out}{err}"
+    return str(out)
 
 
 def test_there_are_the_two_commands_and_those_of_a_pipeline() -> None:
     assert commands()[:2] == ["make demo", "make test"]
     assert [c.split()[:2] for c in commands()[2:]] == [
         ["headrace", "explore"], ["headrace", "check"], ["headrace", "run"], ["headrace", "run"],
-        ["headrace", "profile"], ["headrace", "predict"],
+        ["headrace", "interpret"], ["headrace", "profile"], ["headrace", "predict"],
     ]  # fmt: skip
 
 
 @pytest.mark.slow(40)
 def test_the_pipeline_file_and_its_commands(place: Path) -> None:
-    pipeline, _ = blocks("toml")
+    pipeline = block_of("fraud")
     (place / "fraud.toml").write_text(pipeline)
     rng = np.random.default_rng(0)
     n = 2_500
@@ -77,10 +100,10 @@ def test_the_pipeline_file_and_its_commands(place: Path) -> None:
         (place / folder).mkdir()
     rows.head(2_000).write_parquet(place / "payments" / "a.parquet")
     rows.tail(500).drop("fraud").write_csv(place / "new" / "b.csv")
-    for command in commands()[2:]:
+    for i, command in enumerate(commands()[2:]):
         # 2 % of these few rows, the default, are too few to judge by.
         small = " --set loader.batch_rows=40 --set export.holdout=0.2"
-        shell(command + small * ("fraud.toml" in command), place)
+        shell(command + small * ("fraud.toml" in command), place, forked=i > 0)
     scored = pl.read_parquet(place / "scored" / "*.parquet")
     assert scored.height == 500
     assert set(scored["prediction"]) <= {"false", "true"}
@@ -88,8 +111,51 @@ def test_the_pipeline_file_and_its_commands(place: Path) -> None:
     assert report["all"]["accuracy"] > report["all"]["baselines"]["majority class"]["accuracy"]
 
 
+def test_a_network_of_layers_and_a_module(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    n = 250
+    rng = np.random.default_rng(0)
+    liked = rng.random(n) < 0.5
+    words = [[f"{'good' if yes else 'bad'}{w}" for w in rng.integers(0, 9, 5)] for yes in liked]
+    rows = {"text": [" ".join(said) for said in words], "price": rng.random(n), "liked": liked}
+    pl.DataFrame(rows).write_ndjson(place / "reviews.ndjson")
+    pipeline = block_of("reviews")
+    (module,) = (text for text in blocks("toml") if text.startswith("[model]"))
+    (own,) = (text for text in blocks("python") if "class Net" in text)
+    (place / "my_net.py").write_text(own)
+    (place / "layers.toml").write_text(pipeline)
+    own_pipeline = pipeline[: pipeline.index("[model]")] + module
+    (place / "own.toml").write_text(own_pipeline.replace('"reviews"', '"own"', 1))
+    for name, folder in (("layers", "reviews"), ("own", "own")):
+        Run(f"{name}.toml", ["train.lr=0.01", "train.replay_steps=2"]).run()
+        report = json.loads((place / "runs" / folder / "report.json").read_text())
+        assert report["all"]["accuracy"] > 0.8
+        found = interpret(f"{name}.toml", ["train.lr=0.01", "train.replay_steps=2"], repeats=3)
+        assert found.importances[0].column == found.attributions[0].feature == "text"
+    sys.modules.pop("my_net")
+
+
+def test_any_model_served(place: Path) -> None:
+    """A classifier by the mean of each channel, of another program's making."""
+    (place / "photos.toml").write_text(block_of("photos"))
+    (place / "labels.txt").write_text("red\ngreen\nblue\n")
+    graph = "g (float[n, 3, h, w] pixels) => (float[n, 3] scores) {"
+    graph += "scores = ReduceMean<axes = [2, 3], keepdims = 0>(pixels) }"
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {graph}')
+    onnx.save(model, place / "classifier.onnx")
+    (place / "photos").mkdir()
+    for name, colour in {"a": (200, 90, 30), "b": (20, 30, 250)}.items():
+        Image.new("RGB", (80, 90), colour).save(place / "photos" / f"{name}.png")
+    shell("headrace adopt classifier.onnx", place)
+    for command in ("headrace check photos.toml", "headrace run photos.toml"):
+        shell(command, place, forked=True)
+    rows = pl.read_parquet(place / "runs" / "photos" / "labels" / "*.parquet").sort("path")
+    assert rows["label"].to_list() == [["red", "green"], ["blue", "green"]]
+
+
 def test_the_ten_lines_of_python(place: Path) -> None:
-    (program,) = blocks("python")
+    (program,) = (text for text in blocks("python") if "Run(" in text)
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=place, capture_output=True, text=True, check=False
     )
@@ -118,6 +184,10 @@ def test_make_demo(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = counted("" if FULL else "2023-10-01", place)
     if not FULL:
         monkeypatch.setenv("HEADRACE_SOURCE__PATH", str(path))
+        # Two weeks at once, and half as many steps on kept rows: less of the processor's time.
+        small = {"LOADER__BATCH_ROWS": "336", "TRAIN__REPLAY_STEPS": "3", "TRAIN__LR": "4e-3"}
+        for name, value in small.items():
+            monkeypatch.setenv(f"HEADRACE_{name}", value)
     # One thread: another test may run beside it, and threads that spin for a core slow both down.
     said = shell(
         f"env OMP_NUM_THREADS=1 {make} -f {ROOT}/Makefile -o .venv/demo demo BIN={BIN}", place

@@ -32,7 +32,7 @@ GIVEN: dict[str, Any] = {
     "columns": ["a"], "by": ["key"], "column": "a", "time": "n", "every": 1, "steps": [1],
     "size": 8, "score": "s", "topics": ["t"], "topic": "t", "target": "y", "model": "none.onnx",
     "probability": 0.5, "sources": {"one": {}}, "kind": "files", "name": "fuzz", "file": "none",
-    "items": [{"a": 1.0, "key": "x", "n": 1, "y": 2.0}],
+    "items": [{"a": 1.0, "key": "x", "n": 1, "y": 2.0}], "aggregates": {"a": ["sum", "distinct"]},
 }  # fmt: skip
 """A fitting value of the keys that a table needs."""
 SCHEMA = {"a": "float64", "n": "int64", "key": "string", "y": "float64"}
@@ -74,9 +74,9 @@ def _with(base: dict[str, Any], table: SettingsTable) -> tuple[dict[str, Any], d
     section = table.section
     if not section:
         return made, made
-    if section == "train" and table.kind == "linear":
-        made["model"] = {"kind": "linear", "target": "y", "numeric": ["a"]}
-    if section == "model" and table.kind == "tabular":
+    if section == "train" and table.kind in ("linear", "trees"):
+        made["model"] = {"kind": table.kind, "target": "y", "numeric": ["a"]}
+    if section == "model" and table.kind in ("tabular", "trees"):
         own |= {"numeric": ["a"]}
     if section == "infer":
         del made["model"], made["train"], made["evaluation"], made["export"]

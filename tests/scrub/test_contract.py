@@ -15,13 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from engine.running.checkpoint import Checkpoints
+from engine.running.saving.checkpoint import Checkpoints
 from engine.scrub import STAGES
 from engine.types import PART, Affine, Batch, Clip, Codes, Fill, Power, Stage, Transform
 
 WORDS = str(Path(__file__).with_name("words.txt"))
+TABLE = str(Path(__file__).with_name("table.csv"))
 NUMBERS = ["x", "y", "f", "n", "void"]
 LAG: dict[str, Any] = {"column": "x", "by": ["key"], "time": "time", "every": "1h"}
+WINDOW: dict[str, Any] = {"by": ["key"], "time": "time", "lateness": "3h"}
+EACH = ["count", "sum", "mean", "min", "max", "deviation", "last", "time_since", "rate", "ratio"]
+EACH += ["distinct"]
+FADING = [name for name in EACH if name not in ("min", "max", "distinct")]
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "constant": ("missing", {"columns": NUMBERS, "strategy": "constant", "value": 7}),
     "fraction": ("missing", {"columns": NUMBERS, "strategy": "constant", "value": 0.5}),
@@ -96,6 +101,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "split_by_key": ("split", {"test": 0.3, "validation": 0.2, "by": ["key"]}),
     "split_in_turns": ("split", {"folds": 3, "fold": 1}),
     "vocabulary": ("categories", {"columns": ["text", "n", "flag"], "size": 4}),
+    "vocabulary_counted": ("categories", {"columns": ["text", "n"], "size": 6, "min_count": 3}),
+    "vocabulary_idle": (
+        "categories",
+        {"columns": ["text", "key", "n"], "size": 3, "min_count": 2, "idle": "6h", "time": "time"},
+    ),
     "hash": ("categories", {"columns": ["text", "key"], "method": "hash", "size": 5}),
     "adwin": ("drift", {"columns": NUMBERS, "warmup": 20}),
     "page_hinkley": (
@@ -122,8 +132,40 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lag_late": ("lag", {**LAG, "column": "n", "by": [], "steps": [3], "lateness": "2h"}),
     "lag_text": ("lag", {**LAG, "column": "text", "by": [], "steps": [2]}),
     "lag_flag": ("lag", {**LAG, "column": "flag", "by": ["key", "text"], "steps": [1]}),
+    "history": ("history", {"columns": NUMBERS[:4], "by": ["key"], "rows": 3}),
+    "history_few": (
+        "history",
+        {"columns": ["x", "flag"], "by": ["key", "text"], "rows": 2, "own": True, "keys": 3},
+    ),
+    "lookup": ("lookup", {"path": TABLE, "by": ["key"]}),
+    "lookup_reject": (
+        "lookup",
+        {"path": TABLE, "by": {"key": "key"}, "prefix": "of_", "missing": "reject", "reload": "1h"},
+    ),
+    "history_all": ("history", {"columns": ["n"], "rows": 5}),
+    "window_sliding": (
+        "window",
+        {**WINDOW, "length": ["3h", "12h"], "resolution": "1h", "aggregates": {"x": EACH}},
+    ),
+    "window_few": (
+        "window",
+        {
+            "time": "time",
+            "by": ["key", "text"],
+            "length": "6h",
+            "keys": 5,
+            "panes": 12,
+            "own": True,
+            "aggregates": {"f": ["mean"], "void": ["mean", "count"], "text": ["rate", "distinct"]},
+        },
+    ),
+    "window_fading": (
+        "window",
+        {"time": "time", "shape": "fading", "halflife": "6h", "aggregates": {"x": FADING}},
+    ),
 }
-ROW_BY_ROW = [case for case in CASES if case.startswith(("last", "lag", "dup", "window", "split"))]
+ONE_BY_ONE = ("last", "lag", "history", "lookup", "dup", "window", "split")
+ROW_BY_ROW = [case for case in CASES if case.startswith(ONE_BY_ONE)]
 ROW_BY_ROW += ["halfspace", "near", "near_images"]
 SIZES = (40, 0, 25, 1, 60)
 
@@ -346,6 +388,9 @@ def test_transforms_give_what_apply_gives(case: str, build: Build, stream: list[
         ("derive", None),
         ("unpivot", None),
         ("lag", None),
+        ("history", None),
+        ("lookup", None),
+        ("window_sliding", None),
     ],
 )
 def test_what_a_model_file_can_contain(case: str, expected: int | None, build: Build) -> None:

@@ -80,7 +80,7 @@ def heard(took: list[str]) -> RecordTime:
     return hear
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(names, frames, st.sampled_from([None, 1, 17, 40]), st.tuples(*[st.sampled_from(TYPES)] * 3))
 def test_together_is_as_apart(
     kinds: list[str], parts: list[Any], frozen: int | None, types: tuple[pl.DataType, ...]

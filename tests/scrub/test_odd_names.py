@@ -19,6 +19,7 @@ from engine.scrub import STAGES
 from engine.types import Batch, Mark, UserError, is_pattern
 
 NAMES = ("^a.*", "a$", "[x]", "a.b", "a b", 'a"b', "a'b", "a{}b", "%s", "a,b", "ä€", "$", "^")
+TABLE = str(Path(__file__).with_name("table.csv"))
 N = 40
 STAGE_TABLES: dict[str, dict[str, Any]] = {
     "missing": {"columns": ["x"], "strategy": "mean"},
@@ -37,6 +38,10 @@ STAGE_TABLES: dict[str, dict[str, Any]] = {
     "duplicates": {"by": ["x"]},
     "lag": {"column": "x", "time": "t", "every": 1, "steps": [1]},
     "lag by": {"column": "ab", "by": ["x"], "time": "t", "every": 1, "steps": [1]},
+    "history": {"columns": ["x", "ab"], "by": ["k"], "rows": 3},
+    "history by": {"columns": ["ab"], "by": ["x"], "rows": 3, "keys": 2},
+    "lookup": {"path": TABLE, "by": {"k": "key"}, "prefix": "x"},
+    "window by": {"by": ["x"], "time": "t", "length": 9, "aggregates": {"ab": ["sum", "last"]}},
     "drift": {"columns": ["x"]},
     "split": {"by": ["x"], "test": 0.3},
     "split stratify": {"stratify": "x", "test": 0.3},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -15,6 +16,8 @@ SCHEMA: Schema = {
     "key": pl.String(), "n": pl.Int64(), "a": pl.Float64(), "b": pl.Float64(),
     "image": pl.Binary(), "photo": pl.Binary(),
 }  # fmt: skip
+
+WINDOW: dict[str, Any] = {"time": "n", "length": 5, "aggregates": {"a": ["sum"]}}
 
 
 @pytest.mark.parametrize(
@@ -75,18 +78,44 @@ SCHEMA: Schema = {
         ("lag", {"column": "a", "time": "b", "every": 1, "steps": [1]}, "time expects a datetime"),
         ("lag", {"column": "a", "time": "n", "every": "1h", "steps": [1]}, "whole numbers"),
         ("lag", {"column": "a", "time": "n", "every": 1, "steps": [0]}, "of 1 or more, got 0"),
+        ("window", WINDOW | {"time": "b"}, "time expects a datetime, date or integer column, got"),
+        ("window", WINDOW | {"length": "1h"}, "expects whole numbers for 'length', as column 'n'"),
+        ("window", WINDOW | {"length": 0}, "expects a positive 'length', got 0."),
+        ("window", WINDOW | {"length": []}, "needs the key 'length', for shape 'sliding'."),
+        ("window", WINDOW | {"length": [5, 5]}, "names a length twice in [5, 5]."),
+        ("window", WINDOW | {"gap": 5}, "has 'gap', which is not for shape 'sliding': take it out"),
+        ("window", WINDOW | {"shape": "session"}, "has 'length', which is not for shape 'session'"),
+        ("window", WINDOW | {"shape": "tumbling", "length": [2, 4]}, "expects one 'length' for"),
+        ("window", WINDOW | {"resolution": 3}, "multiples of 'resolution', got 3, and 5."),
+        ("window", WINDOW | {"lateness": 6}, "'lateness' of at most the window's length, got 6."),
+        ("window", WINDOW | {"ahead": 0}, "expects a positive 'ahead', got 0."),
+        ("window", WINDOW | {"length": 1 << 60}, "expects less than 2**60 ticks of column 'n'"),
+        ("window", WINDOW | {"idle": 4}, "'idle' of at least the longest window and the lateness"),
+        ("window", WINDOW | {"resolution": 5, "ties": False}, "needs a 'resolution' of one tick"),
+        ("window", WINDOW | {"aggregates": {"aa": ["sum"]}}, "needs column 'aa', which is not"),
+        ("window", WINDOW | {"aggregates": {"key": ["sum"]}}, "take count, rate, time_since"),
+        ("window", WINDOW | {"aggregates": {"a": ["sum"] * 2}}, "names an aggregate of 'a' twice"),
+        ("window", WINDOW | {"aggregates": {"a": []}}, "wants nothing of column 'a': name an"),
+        ("window", WINDOW | {"aggregates": {"a": ["total"]}}, "for 'aggregates.a', got"),
+        (
+            "window",
+            {"time": "n", "aggregates": {"a": ["max"]}, "shape": "fading", "halflife": 9},
+            "expects aggregates that can fade, got 'max' of column 'a'",
+        ),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_one_sentence(kind: str, options: dict[str, Any], sentence: str) -> None:
     assert sentence in refusal(kind, options)
 
 
+TABLE = str(Path(__file__).with_name("table.csv"))
 NEEDED: dict[str, dict[str, Any]] = {
     "split": {"test": 0.2}, "categories": {"size": 4}, "image": {"size": [2, 2]},
     "outliers": {"low": 0.0, "high": 1.0, "method": "bounds"},
     "lag": {"column": "a", "time": "n", "every": 1, "steps": [1]},
     "near_duplicates": {"column": "key"}, "near_duplicate_images": {"column": "photo"},
-    "missing": {"strategy": "last"},
+    "missing": {"strategy": "last"}, "window": WINDOW,
+    "lookup": {"path": TABLE, "by": {"key": "key"}},
 }  # fmt: skip
 """What a kind needs besides the names of columns."""
 

@@ -182,6 +182,18 @@ def test_different_texts_have_different_hashes(texts: list[str]) -> None:
     assert hashes(sliced.to_frame()).tolist() == hashes(column.to_frame())[1:].tolist()
 
 
+def test_a_text_has_one_hash_however_it_lies_in_memory() -> None:
+    """In its view or behind it, in one buffer or several, beside a null, short or long."""
+    texts = ["", "a", "twelve bytes", "thirteen byte", "e" * 63, "\u00e9" * 40, "z" * 200]
+    column = pl.Series("t", texts)
+    plain = hashes(column.to_frame()).tolist()
+    parts = pl.concat([pl.Series("t", [text]) for text in texts], rechunk=False)
+    assert hashes(parts.to_frame()).tolist() == plain
+    assert hashes(column.extend_constant(None, 1).to_frame()).tolist()[:-1] == plain
+    assert hashes(column.cast(pl.Binary).to_frame()).tolist() == plain
+    assert [hashes(pl.DataFrame({"t": [text]}))[0] for text in texts] == plain
+
+
 # --------------------------------------------------------------------------------------- outliers
 
 

@@ -10,6 +10,8 @@ rotated by renaming, by copying and truncating, or by compressing, is read once.
 - A new file with the content of a followed one is a copy, perhaps still being written (`cp` and
   `gzip` write in place): it waits until the original goes, or the contents differ.
 
+- A file that is read as a whole and is damaged ends with a row that says why, which is rejected.
+
 Two kinds of rows are lost: those a writer appends between the last copied byte and the truncation
 (copytruncate loses them itself), and those of a file that appears and goes between two scans.
 """

@@ -13,13 +13,18 @@ from connectors.files.fingerprint import HEAD_BYTES, CopyDetector, Policy, uniqu
 from connectors.files.follow.newcomers import Newcomers
 from connectors.files.follow.scan import SeenFile, scan, settled
 from connectors.files.follow.tail import Open, Tail
-from connectors.files.splits import Readable
+from connectors.files.readers.file_rows import unreadable
+from connectors.files.readers.text import compression
+from connectors.files.splits import EPOCH_STRIDE, Readable
 from connectors.files.streams import RowStream
-from engine.types import Records, Snapshot
+from engine.types import HeadraceError, Records, Snapshot
 
 MAX_OPEN_FILES = 256
 """The most files kept open, the last that grew, so that they are read to their ends even after
 they are renamed or deleted."""
+
+GIVEN_UP = EPOCH_STRIDE - 1
+"""The position after a file that cannot be read."""
 
 log = logging.getLogger("headrace.files")
 
@@ -119,7 +124,17 @@ class Follower(RowStream):
     # ------------------------------------------------------------------------------------- to read
 
     def _next(self, tail: Tail, max_rows: int, max_bytes: int) -> Records | None:
-        """Return its next rows; None if there are no more, now or ever."""
+        """Return its next rows; None if there are no more, now or ever. A file that cannot grow and
+        cannot be read either ends with a row that says why."""
+        try:
+            return self._more(tail, max_rows, max_bytes)
+        except HeadraceError as error:
+            grows = self._lines and compression(tail.path) is None
+            if grows or self._policy == "fail":
+                raise
+            return self._given_up(tail, str(error))
+
+    def _more(self, tail: Tail, max_rows: int, max_bytes: int) -> Records | None:
         file = tail.file or self._reopened(tail)
         if file is None:
             return None
@@ -153,8 +168,20 @@ class Follower(RowStream):
             self._close(tail)
         return records
 
+    def _given_up(self, tail: Tail, why: str) -> Records | None:
+        """Return a row in place of the rest of its file; None if that has just gone."""
+        self._close(tail)
+        if not tail.identify():
+            return None
+        position, tail.position, tail.total = tail.position, GIVEN_UP, GIVEN_UP
+        log.warning("%s It is a dead letter, and what is left of it is not read.", why)
+        return unreadable(tail.path, tail.name, position, GIVEN_UP, why)
+
     def _reopened(self, tail: Tail) -> Readable | None:
         """Open its file at the last read position; return None if that is impossible now."""
+        if tail.position >= GIVEN_UP:
+            tail.total = GIVEN_UP
+            return None
         file = tail.open(self._opened, lines=self._lines)
         if file is None:
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from connectors.files.fingerprint import HEAD_BYTES, digest, segments
 from connectors.files.follow.scan import FileId, SeenFile, settled
@@ -42,22 +43,19 @@ class Newcomers:
     def match_lost(self, file: SeenFile, lost: Iterable[Tail]) -> Tail | None:
         """Return which of the lost tails a file is, by content; of several, the one with its
         inode or name."""
-        try:
-            (head,) = segments(file.path, [(0, HEAD_BYTES)], raw=not self._lines)
-        except (OSError, HeadraceError):
-            return None
-        digests: dict[int, str] = {}
+        digests: dict[tuple[int, bool], str] = {}
         fitting: list[Tail] = []
         for tail in lost:
             known = tail.fingerprint()
             if known is None:  # a mark without identities has only names
                 if tail.name == file.shown:
                     return tail
-            elif known.head <= len(head):
-                if known.head not in digests:
-                    digests[known.head] = digest(head[: known.head])
-                if known.head_digest == digests[known.head] and known.matches_file(file.path):
-                    fitting.append(tail)
+                continue
+            head = known.head, known.whole
+            if head not in digests:
+                digests[head] = _head_digest(file.path, *head)
+            if known.head_digest == digests[head] and known.matches_file(file.path):
+                fitting.append(tail)
         return min(fitting, key=lambda tail: not _is_same_file(tail, file), default=None)
 
     def must_wait(self, file: SeenFile, tails: Iterable[Tail]) -> bool:
@@ -94,10 +92,19 @@ class Newcomers:
             )  # fmt: skip
 
 
+def _head_digest(path: Path, size: int, raw: bool) -> str:
+    """Return the digest of so many bytes of a file's beginning; "" if it has fewer."""
+    try:
+        (head,) = segments(path, [(0, size)], raw=raw)
+    except (OSError, HeadraceError):
+        return ""
+    return digest(head) if len(head) == size else ""
+
+
 def _is_copy(file: SeenFile, head: bytes, tail: Tail) -> bool:
     """Return whether a file has the content of a tail's file, or the beginning of it."""
     known = tail.fingerprint()
-    if known is None:
+    if known is None or known.whole:  # the latter could not be read
         return False
     if known.head <= len(head) and digest(head[: known.head]) != known.head_digest:
         return False

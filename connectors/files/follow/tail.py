@@ -114,6 +114,14 @@ class Tail:
             return None
         return file
 
+    def identify(self) -> bool:
+        """Begin the fingerprint of a file that cannot be read; return whether it is there."""
+        try:
+            self.watched = self.watched or FingerprintTracker(self.path, whole=True)
+        except OSError:
+            self.retry = True
+        return self.watched is not None
+
     def finish_line(self, policy: Policy) -> None:
         """Skip the line end of a last line that an earlier run read as a row without one.
 
@@ -138,7 +146,7 @@ class Tail:
         """
         known = self.fingerprint()
         if known is None or not known.unread:
-            if watched:
+            if watched or (known is not None and known.whole):
                 log.info("%s is gone; it was read to its end", self.name)
             else:
                 log.warning(

@@ -154,6 +154,25 @@ class FileRows:
 NOTHING = np.empty(0, np.uint8)
 
 
+def unreadable(path: Path, name: str, position: int, end: int, why: str) -> Records:
+    """Return one row without content that stands for the rest of a file; see `FileRows`.
+
+    Args:
+        name: the partition.
+        end: the position to read after it.
+        why: a sentence.
+    """
+    return Records(
+        partition=name,
+        positions=np.array([position]),
+        next=end,
+        values=_values([NOTHING], np.ones(1, np.bool_)),
+        arrived=time.monotonic(),
+        keys=_values([np.frombuffer(str(path).encode(), np.uint8)]),
+        headers=_values([np.frombuffer(f"{UNREADABLE}: {why}".encode(), np.uint8)]),
+    )
+
+
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
@@ -170,4 +189,4 @@ def _values(parts: list[NDArray[np.uint8]], null: NDArray[np.bool_] | None = Non
     return Values(data=_concat(parts), bounds=bounds, null=null)
 
 
-__all__ = ["UNREADABLE", "FileRows"]
+__all__ = ["UNREADABLE", "FileRows", "unreadable"]

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import polars as pl
 import polars.selectors as cs
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from polars.exceptions import PanicException, PolarsError
 from pyarrow import ipc
@@ -26,8 +25,12 @@ from connectors.formats.registry import imported, spec_of
 from connectors.formats.values.calendar import flag_impossible
 from connectors.formats.values.columns import PROBLEM
 from connectors.formats.walks.parquet_pages import Footer, first_bad_page, read_footer
+from engine.system.file_stamp import FileStamp, file_stamp
 from engine.types import HeadraceError, Records, Schema, UserError
 from engine.types.plural import counted
+
+if TYPE_CHECKING:  # where Parquet is read
+    import pyarrow.parquet as pq
 
 CHUNK_ROWS = 131_072
 """The rows of a Parquet row group decoded at a time; a smaller group is decoded whole."""
@@ -186,15 +189,17 @@ class _OpenedParquet:
 
 
 @lru_cache(maxsize=OPEN_FILES)
-def _opened(path: Path, name: str, *identity: int) -> _OpenedParquet:
+def _opened(path: Path, name: str, stamp: FileStamp) -> _OpenedParquet:
     """Open a Parquet file; splits of one file open it once.
 
     Args:
         name: of the file, in sentences.
-        identity: changes with the file.
+        stamp: of the file.
 
     Raises: UserError for columns that no table holds; `READ_ERRORS` where the file is damaged.
     """
+    import pyarrow.parquet as pq
+
     with pq.ParquetFile(path) as file:
         metadata, schema = file.metadata, file.schema_arrow
     _once(schema.names, name)
@@ -230,8 +235,7 @@ class ParquetFile(TableFile):
     format_name = "parquet"
 
     def _open(self, path: Path, columns: Sequence[str] | None) -> None:
-        stat = path.stat()
-        opened = _opened(path, self.name, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        opened = _opened(path, self.name, file_stamp(path))
         self._path, self._footer, self._metadata = path, opened.footer, opened.metadata
         self.bounds, self._groups = opened.bounds, opened.groups
         frame, self.schema = opened.scan, dict(opened.schema)
@@ -259,6 +263,8 @@ class ParquetFile(TableFile):
 
     def _times(self, number: int) -> pl.DataFrame:
         """Decode the columns `_timed` of a chunk."""
+        import pyarrow.parquet as pq
+
         group, (start, stop) = int(self._groups[number]), self.bounds[number : number + 2].tolist()
         if group != self._group[0]:
             with pq.ParquetFile(self._path, metadata=self._metadata) as file:

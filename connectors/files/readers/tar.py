@@ -215,9 +215,6 @@ class TarShard:
 
     def _go_to(self, offset: int) -> None:
         if offset > self._bytes.offset:
-            size = None if self._bytes.compressed else self._bytes.total
-            if size is not None and offset > size:
-                raise self._damaged("it ends within a file")
             try:
                 self._bytes.skip_to(offset)
             except HeadraceError as error:
@@ -236,6 +233,8 @@ class TarShard:
             start = self._bytes.offset
             header = self._exactly(HEADER, may_end=True)
             if not header:
+                if not self._bytes.compressed and start > self._bytes.total:
+                    raise self._damaged("it was cut while it was read")
                 self._ended = True
                 break
             if header == ZEROS:  # the end, unless archives were concatenated

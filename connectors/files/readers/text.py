@@ -49,6 +49,7 @@ class Bytes:
     def __init__(self, path: Path, name: str) -> None:
         self.name = name
         self.offset = 0
+        self._known_size = 0
         self._compression = compression(path)
         try:
             self._raw = pa.OSFile(os.fsencode(path))
@@ -96,7 +97,9 @@ class Bytes:
     def skip_to(self, offset: int) -> None:
         """Continue at `offset`: by a seek in plain text, by reading in compressed text."""
         if self._compression is None:
-            self._file.seek(min(offset, self._size))
+            if offset > self._known_size:
+                self._known_size = self._size
+            self._file.seek(min(offset, self._known_size))
             self.offset = int(self._file.tell())
         while self.offset < offset:
             if not len(self.read(min(offset - self.offset, BLOCK))):

@@ -20,8 +20,8 @@ from connectors.formats.xml import (
     Fields,
     declares_entities,
     local,
+    parser_message,
     refers_to_entities,
-    said,
 )
 from engine.types import HeadraceError, Records, UserError
 from engine.types.plural import counted
@@ -184,8 +184,8 @@ class XmlRows:
         except etree.XMLSyntaxError as error:
             self._stop(
                 HeadraceError(
-                    f"{self.name} cannot be read on as XML: {said(error)}; the file is cut short, "
-                    "damaged or of another format: fix or replace it."
+                    f"{self.name} cannot be read on as XML: {parser_message(error)}; the file is "
+                    "cut short, damaged or of another format: fix or replace it."
                 )
             )
         except HeadraceError as error:

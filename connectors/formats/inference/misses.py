@@ -37,7 +37,7 @@ class InferenceMisses:
     value: str
     rows: int = 0
 
-    def said(self, column: str) -> str:
+    def sentence(self, column: str) -> str:
         """Return one sentence."""
         return (
             f"{counted(self.rows, 'row')} rejected: the type of column '{column}' is a guess, "
@@ -77,7 +77,7 @@ class InferredTypes(WrappingFormat):
 
     def misses(self) -> list[str]:
         """Return a sentence for each column whose inferred type rejected rows."""
-        return [cost.said(column) for column, cost in self._misses.items()]
+        return [cost.sentence(column) for column, cost in self._misses.items()]
 
     def _look(self, records: Records, guesses: Schema) -> None:
         """Find which inferred types rejected which values."""
@@ -100,7 +100,7 @@ class InferredTypes(WrappingFormat):
             cost.rows += len(lost)
             cost.taker = common_type(cost.taker, taker)
         if first:
-            log.warning("%s", cost.said(column))
+            log.warning("%s", cost.sentence(column))
 
 
 __all__ = ["InferredTypes"]

@@ -15,6 +15,7 @@ from typing import Any
 
 import polars as pl
 
+from connectors.formats.dialect import Dialect
 from connectors.formats.inference.infer import NULL_WORDS, infer_type
 
 HEAD = 1 << 18
@@ -22,6 +23,8 @@ HEAD = 1 << 18
 ROWS = 1_000
 DELIMITERS = (";", "\t", "|")
 """The delimiters besides the comma."""
+ODD_DELIMITERS = (":", "^", "~", "!", "#", "&", "$", "%", "*", "\x01", "\x1e", "\x1f", " ")
+"""Characters that are suggested as delimiters, and not taken for such."""
 WITH_COMMAS = (";", "\t")
 """The delimiters of files whose numbers may have decimal commas."""
 ODD = 0.1
@@ -57,9 +60,23 @@ def sniff_dialect(head: bytes, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in dialect.items() if name not in given}
 
 
-def unclear(header: Sequence[str]) -> str | None:
-    """Return a delimiter that may be meant if a header has only one column."""
-    return next((d for d in DELIMITERS if len(header) == 1 and d in header[0]), None)
+def unclear(head: bytes, dialect: Dialect) -> str | None:
+    """Return a delimiter that may be meant, if the first lines of a file have only one column: one
+    that the header has, or another one that splits the header and the rows alike."""
+    text = head.removeprefix(BOM).decode("latin-1")
+    _, body = _parted(text, dialect.comment or dialect.preamble or "")
+    header = _rows(body, dialect.delimiter, dialect.quote)[:1]
+    if not header or len(header[0]) != 1:
+        return None
+    if plain := next((d for d in DELIMITERS if d in header[0][0]), None):
+        return plain
+    return next((d for d in ODD_DELIMITERS if d in header[0][0] and _splits(body, d)), None)
+
+
+def _splits(body: str, delimiter: str) -> bool:
+    """Return whether a delimiter splits the header, and the rows alike; two words may be a name."""
+    rows = _rows(body, delimiter, '"')
+    return len(rows) > 1 and len(rows[0]) > 1 + (delimiter == " ") and _agree(rows, odd=ODD)
 
 
 def _parted(text: str, comment: str) -> tuple[list[str], str]:

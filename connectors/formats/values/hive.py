@@ -22,6 +22,8 @@ DAY = re.compile(r"\d{4}-\d\d-\d\d")
 
 def partition_values(path: Path) -> dict[str, str | None]:
     """Return column -> value from a file's folders, with escapes like %3A resolved."""
+    if "=" not in str(path):
+        return {}
     pairs = filter(None, (PAIR.fullmatch(part) for part in path.parts[:-1]))
     return {unquote(m[1]): None if m[2] == NONE else unquote(m[2]) for m in pairs}
 

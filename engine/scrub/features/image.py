@@ -21,6 +21,7 @@ from engine import types
 from engine.scrub.columns import expand_columns, replaced
 from engine.system import environment
 from engine.types import Batch, Name, Names, Schema, Stage, Transform, UserError
+from engine.types.changes import Neutral
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """The decoded formats; Pillow's other readers are never used."""
@@ -76,14 +77,14 @@ class Images(Stage):
             threads: that decode a batch together; all cores unless given.
         """
 
-        columns: Names
+        columns: Neutral[Names]
         size: tuple[PositiveInt, PositiveInt]
         mode: Literal["RGB", "L"] = "RGB"
         resize: Literal["crop", "stretch"] = "crop"
         orientation: bool = True
         root: Name | None = None
         max_pixels: int = Field(50_000_000, ge=1, le=PILLOW_MAX_PIXELS)
-        threads: int | None = Field(None, ge=1, le=256)
+        threads: Neutral[int | None] = Field(None, ge=1, le=256)
 
     def __init__(self, name: str, settings: Images.Settings) -> None:
         super().__init__(name, settings)

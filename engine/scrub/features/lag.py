@@ -12,9 +12,9 @@ from pydantic import Field
 from engine import types
 from engine.columnar.hashing import Hashes, hashes, mix
 from engine.scrub.columns import extended
+from engine.scrub.event_time import NEVER, EventTime
 from engine.scrub.key_store import KeyStore
 from engine.types import (
-    NANOSECONDS,
     Batch,
     Name,
     Names,
@@ -23,15 +23,10 @@ from engine.types import (
     Stage,
     Transform,
     UserError,
-    nanoseconds,
     require,
 )
 
 Timestamps = NDArray[np.int64]
-
-PER_TICK = {"ns": 1, "us": 1_000, "ms": 1_000_000}
-NEVER = -(1 << 62)
-"""A time before all times."""
 
 
 class Lag(Stage):
@@ -95,51 +90,18 @@ class Lag(Stage):
             raise UserError(f"{self.where} expects steps of 1 or more, got {min(settings.steps)}.")
         if len(set(settings.steps)) < len(settings.steps):
             raise UserError(f"{self.where} names a step twice in {list(settings.steps)}.")
-        every = self._ticks("every", settings.every, schema[settings.time])
+        time = EventTime(column=settings.time, dtype=schema[settings.time], where=self.where)
+        every = time.ticks("every", settings.every)
         if every < 1:
             raise UserError(f"{self.where} expects a positive 'every', got {settings.every!r}.")
         self._back = np.array(settings.steps, np.int64) * every
-        late = self._ticks("lateness", settings.lateness, schema[settings.time])
+        late = time.ticks("lateness", settings.lateness)
         self._horizon = int(self._back.max()) + late
         return extended(schema, dict.fromkeys(self._names, self._kind), where=self.where)
 
     @property
     def _names(self) -> list[str]:
         return [f"{self.settings.column}_lag_{k}" for k in self.settings.steps]
-
-    def _ticks(self, key: str, value: str | int, dtype: pl.DataType) -> int:
-        """Return a duration in units of the time column."""
-        if dtype.is_integer() and isinstance(value, int) and value >= 0:
-            return value
-        if isinstance(dtype, pl.Datetime):
-            tick = PER_TICK[dtype.time_unit]
-        elif dtype == pl.Date:
-            tick = NANOSECONDS["d"]
-        elif dtype.is_integer():
-            raise UserError(
-                f"{self.where} expects whole numbers for '{key}', as column "
-                f"'{self.settings.time}' holds integers, got {value!r}."
-            )
-        else:
-            raise UserError(
-                f"{self.where} time expects a datetime, date or integer column, got "
-                f"'{self.settings.time}' of type {dtype}: make a time of it with a 'derive' stage."
-            )
-        return self._whole(key, value, tick)
-
-    def _whole(self, key: str, value: str | int, tick: int) -> int:
-        length = 0 if value == 0 else nanoseconds(str(value))
-        if length is None:
-            raise UserError(
-                f'{self.where} expects a duration like "1h", "15m" or "1d" for \'{key}\', got '
-                f"{value!r}; months and years have no fixed length."
-            )
-        if length % tick:
-            raise UserError(
-                f"{self.where} '{key}' = {value!r} is finer than column '{self.settings.time}': "
-                "take a longer one."
-            )
-        return length // tick
 
     # ------------------------------------------------------------------------------------ applying
 

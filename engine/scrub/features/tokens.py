@@ -18,6 +18,7 @@ from engine.columnar.hashing import hashes, spans, utf8_buffer
 from engine.scrub.columns import expand_columns, replaced
 from engine.types import Batch, Name, Names, Schema, Stage, Transform, UserError, first_line
 from engine.types.arrays import Ints
+from engine.types.changes import Neutral
 
 SPLITS = {"whitespace": r"\s+", "words": r"\W+", "characters": ""}
 """Name of a `split` -> the separators between tokens."""
@@ -45,11 +46,11 @@ class Tokens(Stage):
             vocabulary: a file, UTF-8, with a token a line; in place of hashing.
         """
 
-        columns: Names
+        columns: Neutral[Names]
         split: str = "whitespace"
         lower: bool = True
         size: int = Field(65_536, ge=1, le=1 << 31)
-        vocabulary: Name | None = None
+        vocabulary: Neutral[Name | None] = None
 
     def __init__(self, name: str, settings: Tokens.Settings) -> None:
         super().__init__(name, settings)

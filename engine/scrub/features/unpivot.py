@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 
@@ -18,6 +20,7 @@ from engine.types import (
     Transform,
     UserError,
     require,
+    scales_of_rows,
 )
 
 
@@ -94,6 +97,7 @@ class Unpivot(Stage):
         frame = batch.frame.select(*kept)[rows].with_columns(
             names.gather(np.tile(np.arange(m), n)), values.to_series().explode()
         )
+        batch = replace(batch, scales=scales_of_rows(batch.scales, rows))
         return batch.with_frame(frame, added=n * m - n)
 
     def transforms(self) -> list[Transform] | None:

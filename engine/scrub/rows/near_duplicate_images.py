@@ -14,6 +14,7 @@ from engine.columnar.hashing import Hashes
 from engine.scrub.rows.perceptual import perceptual_hashes
 from engine.types import Batch, Name, Schema, Snapshot, Stage, Transform, UserError, require
 from engine.types.arrays import Ints
+from engine.types.changes import Neutral
 
 
 class NearDuplicateImages(Stage):
@@ -48,7 +49,7 @@ class NearDuplicateImages(Stage):
         column: Name
         max_distance: int = Field(6, ge=0, le=24)
         window: int = Field(50_000, ge=1)
-        threads: int | None = Field(None, ge=1, le=256)
+        threads: Neutral[int | None] = Field(None, ge=1, le=256)
 
     def __init__(self, name: str, settings: NearDuplicateImages.Settings) -> None:
         super().__init__(name, settings)

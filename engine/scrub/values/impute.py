@@ -16,6 +16,7 @@ from engine.scrub.columns import expand_columns, extended, is_missing, numbers, 
 from engine.scrub.fusion import FILLED_BEFORE_LEARNING
 from engine.types import Batch, Names, Schema, Transform, UserError
 from engine.types.arrays import Floats
+from engine.types.changes import Neutral
 
 AT_ONCE = 1 << 22
 """The numbers of the linear systems solved in one call."""
@@ -51,7 +52,7 @@ class Impute(FittedStage):
             indicator: add ``<column>_missing`` (Float32): 1 where the value was missing, else 0.
         """
 
-        columns: Names
+        columns: Neutral[Names]
         predictors: Names = ()
         alpha: float = Field(1.0, gt=0, allow_inf_nan=False)
         min_rows: int = Field(100, ge=2)

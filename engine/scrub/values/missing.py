@@ -27,6 +27,7 @@ from engine.scrub.columns import (
 from engine.scrub.fusion import FILLED_BEFORE_LEARNING, FusedOp, Fusible
 from engine.scrub.values.last_values import LastValues
 from engine.types import Batch, Fill, Names, Schema, Snapshot, Transform, UserError, require
+from engine.types.changes import Neutral
 
 STATISTICS: dict[str, type[Statistic]] = {
     "mean": Moments,
@@ -38,10 +39,10 @@ STATISTICS: dict[str, type[Statistic]] = {
 class Missing(FittedStage, Fusible):
     """Fills missing values (null; NaN too in floating-point columns), or rejects their rows.
 
-    A batch is filled with what was learned from the batches before it, each of the first 128 rows
-    with what the rows before it taught. ``last`` alone always looks into the batch: a value may
-    come from an earlier row of it, never from a later one, so its results do not depend on how the
-    stream is cut.
+    A batch is filled with what was learned from the batches before it, the first 16 rows one by one
+    and up to the 128th whole blocks with what the rows before taught. ``last`` alone always looks
+    into the batch: a value may come from an earlier row of it, never from a later one, so its
+    results do not depend on how the stream is cut.
 
     Types stay as they are, with one exception: numbers other than floating-point ones become
     Float64 where the value to fill in need not be whole (mean, median, a constant like 0.5).
@@ -62,7 +63,7 @@ class Missing(FittedStage, Fusible):
             indicator: add ``<column>_missing`` (Float32): 1 where the value was missing, else 0.
         """
 
-        columns: Names
+        columns: Neutral[Names]
         strategy: Literal["constant", "mean", "median", "most_frequent", "last", "drop"] = "mean"
         value: bool | int | float | str | None = None
         by: Names = ()
@@ -180,15 +181,15 @@ class Missing(FittedStage, Fusible):
 
     def _by_value(self, batch: Batch) -> Batch:
         """Fill gaps from the state of earlier rows, then learn from the batch."""
-        parts, n, early = [], 0, 0
+        parts, n, early, cold = [], 0, 0, self._cold(batch)
         for part in self._parts(batch):
             made, gaps = self._filled(part)
             parts.append(made)
             n += sum(gaps)
             if (unfitted := self._unfitted()) is not None:
                 early += int(np.array(gaps)[unfitted].sum())
-        self._learn(batch, len(parts) - 1)
-        own = parts if len(parts) == 1 else [made[list(self._columns)] for made in parts]
+        self._learn(batch, cold)
+        own = [made[list(self._columns)].get_columns() for made in parts]
         done = batch.with_frame(replaced(batch.frame, joined(own)))
         return done.counted(
             self.name, filled=n, **({FILLED_BEFORE_LEARNING: early} if early else {})

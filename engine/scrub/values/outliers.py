@@ -17,6 +17,7 @@ from engine.scrub.base import FittedStage, ForgetSettings
 from engine.scrub.columns import expand_columns, extended, holds, numbers, replaced
 from engine.scrub.fusion import FusedOp, Fusible
 from engine.types import Batch, Clip, Names, Schema, Transform, UserError
+from engine.types.changes import Neutral
 from engine.types.plural import counted
 
 INF = math.inf
@@ -51,7 +52,7 @@ class Outliers(FittedStage, Fusible):
             min_rows [numbers]: numbers a column must have learned before zscore or iqr test it.
         """
 
-        columns: Names
+        columns: Neutral[Names]
         method: Literal["bounds", "zscore", "iqr"] = "zscore"
         action: Literal["clip", "reject", "flag"] = "clip"
         low: float = Field(-INF, allow_inf_nan=True)
@@ -128,9 +129,9 @@ class Outliers(FittedStage, Fusible):
 
     def remarks(self) -> list[str]:
         """Return a remark if all rows came before anything was learned, so that none was tested."""
-        said = super().remarks()
-        if said or self._judged or not self._looked or not self._rows:
-            return said
+        remarks = super().remarks()
+        if remarks or self._judged or not self._looked or not self._rows:
+            return remarks
         return [
             f"{self.where} tested none of {counted(self._rows, 'row')}: it tests a batch with "
             f"the ones before it, once they have min_rows = {self.settings.min_rows} numbers; a "

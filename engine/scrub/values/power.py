@@ -16,6 +16,7 @@ from engine.scrub.base import FittedStage, ForgetSettings
 from engine.scrub.columns import expand_columns, numbers, replaced
 from engine.types import Affine, Batch, Names, Power, Scale, Schema, Snapshot, Transform, UserError
 from engine.types.arrays import Floats
+from engine.types.changes import Neutral
 
 REFIT_GROWTH = 1.1
 """The growth of a column's numbers after which exponents are fitted again: ever more rarely, so
@@ -34,13 +35,14 @@ class Powers(FittedStage):
     makes a column most similar to a normal distribution (Yeo and Johnson, "A New Family of Power
     Transformations to Improve Normality or Symmetry", 2000); see `engine.types.Power`. Float64.
 
-    Exponents maximize the likelihood over a t-digest of the batches before, in place of the
-    numbers themselves (`engine.columnar.statistics.Quantiles`): for 1,000 numbers or more they are
-    within 0.005 of those that scikit-learn's PowerTransformer finds with all numbers at hand. They
-    lie within -4 and 6, and so that no more than four digits are lost. They are 1, which changes
+    Exponents maximize the likelihood over a t-digest of the batches before, in place of the numbers
+    themselves (`engine.columnar.statistics.Quantiles`): for 1,000 numbers or more they are within
+    0.005 of those that scikit-learn's PowerTransformer finds with all numbers at hand. They lie
+    within -4 and 6, and so that no more than four digits are lost. They are 1, which changes
     nothing, until `min_rows` numbers are learned and where a column does not vary, and are fitted
     again with every tenth more numbers: set `freeze_after` where what comes later must not see them
-    move. The first 128 rows are changed by the rows before and themselves.
+    move. The first 16 rows are changed by the rows before and themselves, up to the 128th whole
+    blocks by those before.
 
     Null stays null, NaN stays NaN.
     """
@@ -57,7 +59,7 @@ class Powers(FittedStage):
             min_rows [numbers]: numbers a column must have learned before it is fitted.
         """
 
-        columns: Names
+        columns: Neutral[Names]
         method: Literal["yeo-johnson", "log"] = "yeo-johnson"
         exponent: float | None = Field(None, ge=LOW, le=HIGH)
         standardize: bool | None = None
@@ -109,15 +111,15 @@ class Powers(FittedStage):
         return self._passed(batch)
 
     def _noted(self) -> Scale | None:
-        """Return the batch with the current scale; exponents hardly move."""
+        """Return the current scale; exponents hardly move."""
         return self._scale(*self._numbers[2:].copy()) if self._standardizes else None
 
-    def _changed(self, frame: pl.DataFrame) -> pl.DataFrame:
+    def _changed(self, frame: pl.DataFrame) -> list[pl.Series]:
         columns = []
         for column, above, below, shift, scale in self._rows_of_numbers():
             power = power_transform(frame.get_column(column).cast(pl.Float64), above, below)
             columns.append(scale_by(power, shift, scale) if self._standardizes else power)
-        return pl.DataFrame(columns)
+        return columns
 
     def _take(self, frame: pl.DataFrame) -> None:
         super()._take(frame)

@@ -10,11 +10,19 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.columnar.kernels import scale_by
-from engine.columnar.statistics import Extremes, FadingMoments, Moments, Quantiles, inverse
+from engine.columnar.statistics import (
+    Extremes,
+    FadingMoments,
+    Moments,
+    Quantiles,
+    Statistic,
+    inverse,
+)
 from engine.scrub.base import FittedStage, ForgetSettings
 from engine.scrub.columns import expand_columns, numbers
 from engine.scrub.fusion import FusedOp, Fusible
 from engine.types import Affine, Batch, Clip, Names, Scale, Schema, Transform, UserError
+from engine.types.changes import Neutral
 
 
 class Scaled(FittedStage, Fusible):
@@ -24,6 +32,7 @@ class Scaled(FittedStage, Fusible):
     def __init__(self, name: str, settings: ForgetSettings) -> None:
         super().__init__(name, settings)
         self._schema: Schema = {}
+        self._computed: tuple[Statistic | None, NDArray[np.float64]] | None = None
 
     def _bound(self, columns: Sequence[str], schema: Schema) -> Schema:
         self._columns = expand_columns(columns, schema, where=self.where)
@@ -34,11 +43,11 @@ class Scaled(FittedStage, Fusible):
     def apply(self, batch: Batch) -> Batch:
         return self._passed(batch)
 
-    def _changed(self, frame: pl.DataFrame) -> pl.DataFrame:
+    def _changed(self, frame: pl.DataFrame) -> list[pl.Series]:
         numbers = zip(self._columns, *self._numbers().tolist(), strict=True)
-        return pl.DataFrame(
-            [scale_by(frame.get_column(column).cast(pl.Float64), *two) for column, *two in numbers]
-        )
+        return [
+            scale_by(frame.get_column(column).cast(pl.Float64), *two) for column, *two in numbers
+        ]
 
     def _noted(self) -> Scale:
         return self._scale(*self._numbers())
@@ -59,7 +68,13 @@ class Scaled(FittedStage, Fusible):
         return self._linked(batch, "scale", *self._numbers(), scale=self._noted())
 
     def _numbers(self) -> NDArray[np.float64]:
-        """Return shift and scale of each column, shape (2, columns)."""
+        """Return shift and scale of each column, shape (2, columns); computed once a state."""
+        if self._computed is None or self._computed[0] is not self._statistic:
+            self._computed = self._statistic, self._compute()
+        return self._computed[1]
+
+    def _compute(self) -> NDArray[np.float64]:
+        """Return what `_numbers` keeps."""
         raise NotImplementedError
 
     def transforms(self) -> Sequence[Transform] | None:
@@ -72,9 +87,9 @@ class Scaled(FittedStage, Fusible):
 
 
 class Standardize(Scaled):
-    """z-score: ``(x - mean) / deviation`` (population) over earlier batches; 0 if a column does
-    not vary. The first 128 rows are scaled by the rows before and themselves. Null stays null,
-    NaN stays NaN.
+    """z-score: ``(x - mean) / deviation`` (population) over earlier
+    batches; 0 if a column does not vary. The first 16 rows are scaled by the rows before and
+    themselves, up to the 128th whole blocks by those before. Null stays null, NaN stays NaN.
 
     With a half-life, mean and deviation follow a level that moves: see
     `engine.columnar.statistics.FadingMoments`. Without, a thousandth row moves them by a
@@ -90,7 +105,7 @@ class Standardize(Scaled):
                 default all count the same.
         """
 
-        columns: Names
+        columns: Neutral[Names]
         halflife: float | None = Field(None, ge=1, allow_inf_nan=False)
 
     def __init__(self, name: str, settings: Standardize.Settings) -> None:
@@ -103,15 +118,16 @@ class Standardize(Scaled):
         self._begin(FadingMoments.empty(n, halflife) if halflife else Moments.empty(n))
         return after
 
-    def _numbers(self) -> NDArray[np.float64]:
+    def _compute(self) -> NDArray[np.float64]:
         assert isinstance(self._statistic, Moments | FadingMoments)
         return np.stack((self._statistic.mean, inverse(self._statistic.deviation)))
 
 
 class Normalize(Scaled):
-    """Min-max scaling: the smallest number of earlier batches becomes `low`, the largest `high`,
-    or the given `from_low` and `from_high`; 0 if a column does not vary. The first 128 rows are
-    scaled by the rows before and themselves. Null stays null, NaN stays NaN."""
+    """Min-max scaling: the smallest number of earlier batches becomes
+    `low`, the largest `high`, or the given `from_low` and `from_high`; 0 if a column does not vary.
+    The first 16 rows are scaled by the rows before and themselves, up to the 128th whole blocks by
+    those before. Null stays null, NaN stays NaN."""
 
     class Settings(ForgetSettings):
         """``[scrub.NAME]`` with ``kind = "normalize"``
@@ -125,7 +141,7 @@ class Normalize(Scaled):
             clip: keep results within the interval.
         """
 
-        columns: Names
+        columns: Neutral[Names]
         low: float = Field(0.0, allow_inf_nan=False)
         high: float = Field(1.0, allow_inf_nan=False)
         from_low: float | None = Field(None, allow_inf_nan=False)
@@ -162,7 +178,7 @@ class Normalize(Scaled):
         """Return no fused operation with `clip`, which counts."""
         return None if self.settings.clip else super().fused_op(batch)
 
-    def _numbers(self) -> NDArray[np.float64]:
+    def _compute(self) -> NDArray[np.float64]:
         settings = self.settings
         low, high = self._extremes()
         seen = np.isfinite(low) & np.isfinite(high)
@@ -190,11 +206,11 @@ class Normalize(Scaled):
 
 
 class Robust(Scaled):
-    """``(x - median) / (high quantile - low quantile)`` over earlier batches: by default the
-    interquartile range, which outliers cannot move while they are less than a quarter of the
-    numbers. 0 if a column does not vary; if only the quantiles are equal (most values the same),
-    ``x - median``. The first 128 rows are scaled by the rows before and themselves. Null stays
-    null, NaN stays NaN.
+    """``(x - median) / (high quantile - low quantile)`` over earlier batches:
+    by default the interquartile range, which outliers cannot move while they are less than a
+    quarter of the numbers. 0 if a column does not vary; if only the quantiles are equal (most
+    values the same), ``x - median``. The first 16 rows are scaled by the rows before and
+    themselves, up to the 128th whole blocks by those before. Null stays null, NaN stays NaN.
 
     Quantiles come from a t-digest (`engine.columnar.statistics.Quantiles`): median and both
     quantiles are those of a rank within 0.5 % of the wanted one, mostly within 0.05 %.
@@ -209,7 +225,7 @@ class Robust(Scaled):
             high [share]: share of the numbers below the high quantile.
         """
 
-        columns: Names
+        columns: Neutral[Names]
         low: float = Field(0.25, ge=0, le=1)
         high: float = Field(0.75, ge=0, le=1)
 
@@ -224,7 +240,7 @@ class Robust(Scaled):
         self._begin(Quantiles.empty(len(self._columns)))
         return after
 
-    def _numbers(self) -> NDArray[np.float64]:
+    def _compute(self) -> NDArray[np.float64]:
         learned = self._statistic
         assert isinstance(learned, Quantiles)
         low, median, high = learned.quantile(self.settings.low, 0.5, self.settings.high)

@@ -13,6 +13,7 @@ from engine import types
 from engine.scrub.columns import expand_columns, numbers
 from engine.scrub.watching.detectors import Adwin, Detector, Drifts, PageHinkley, Psi
 from engine.types import Batch, Names, Schema, Snapshot, Stage, Transform, UserError
+from engine.types.changes import Neutral
 
 log = logging.getLogger("headrace.scrub")
 
@@ -65,7 +66,7 @@ class Drift(Stage):
             log: write a warning with column, row and detector to the log.
         """
 
-        columns: Names
+        columns: Neutral[Names]
         detector: Literal["adwin", "page_hinkley", "psi"] = "adwin"
         confidence: float = Field(0.002, gt=0, lt=1)
         slack: float = Field(0.25, ge=0, allow_inf_nan=False)
@@ -73,7 +74,7 @@ class Drift(Stage):
         window: int = Field(1_000, ge=20)
         bins: int = Field(10, ge=2, le=1_000)
         warmup: int = Field(300, ge=0)
-        log: bool = True
+        log: Neutral[bool] = True
 
     def __init__(self, name: str, settings: Drift.Settings) -> None:
         super().__init__(name, settings)

@@ -26,8 +26,11 @@ State = tuple[dict[str, int], dict[str, Snapshot]]
 NOTHING: State = ({}, {})
 
 
-def run(path: str | list[str], state: State = NOTHING, **own: Any) -> tuple[list[str], State]:
-    """One run over all there is: its values, and what its checkpoint knows."""
+def run(
+    path: str | list[str], state: State = NOTHING, *, each: int = 2, **own: Any
+) -> tuple[list[str], State]:
+    """One run over all there is, so many rows at once: its values, and what its checkpoint
+    knows."""
     where = tuple(path) if isinstance(path, list) else path
     source = FilesSource(FilesSource.Settings(path=where, **own))
     schema = source.schema({})
@@ -36,7 +39,7 @@ def run(path: str | list[str], state: State = NOTHING, **own: Any) -> tuple[list
     positions, values = dict(state[0]), []
     while True:
         try:
-            records = source.read(2, 1 << 20, 0.0)
+            records = source.read(each, 1 << 20, 0.0)
         except EndOfStream:
             break
         assert records is not None
@@ -413,17 +416,17 @@ def test_a_copy_beside_its_original_is_told(
     text = lines(*range(rows)).encode()
     original, copy = f"d/{first}.ndjson", f"d/m.ndjson{suffix}"
     Path(original).write_bytes(text)
-    values, state = run("d/*")
+    values, state = run("d/*", each=500)
     assert (len(values), copies(caplog)) == (rows, [])
     Path(copy).write_bytes(COMPRESSORS[suffix](text))
     one, other = sorted((original, copy))
     expected = [f"{other} has the same size, beginning and end as {one}"]
     expected[0] += " once unpacked" if suffix else ""
-    again, state = run("d/*", state)
+    again, state = run("d/*", state, each=500)
     assert (len(again), copies(caplog)) == (rows, expected)
     assert run("d/*", state)[0] == []
     caplog.clear()
-    assert len(run("d/*")[0]) == 2 * rows
+    assert len(run("d/*", each=500)[0]) == 2 * rows
     assert copies(caplog) == expected
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.files.follow import follower, scan
 from connectors.files.source import FilesSource
-from engine.types import Mark, Schema, Snapshot, UserError
+from engine.types import HeadraceError, Mark, Rejects, Schema, Snapshot, UserError
 from tests.connectors.files.test_fingerprint import arrow, csv, lines, parquet, run
 
 LOOKS = 4
@@ -54,6 +55,21 @@ class Reader:
         frame, rejects = self.source.format.decode(records, self.schema)
         assert not rejects
         return [str(v) for v in frame[next(iter(self.schema))]]
+
+    def all(self) -> tuple[list[str], list[Rejects]]:
+        """All that can be read now, and what is rejected."""
+        values: list[str] = []
+        rejects: list[Rejects] = []
+        quiet = 0
+        while quiet < LOOKS:
+            records = self.source.read(1 << 20, 1 << 20, 0.0)
+            quiet = quiet + 1 if records is None else 0
+            if records is not None:
+                self.positions |= records.end_positions
+                frame, more = self.source.format.decode(records, self.schema)
+                values += map(str, frame[next(iter(self.schema))])
+                rejects += more
+        return values, rejects
 
     def rows(self) -> list[str]:
         """All that can be read now."""
@@ -310,6 +326,101 @@ def test_compressed_files_that_come() -> None:
         Path("d/b.ndjson.gz").write_bytes(whole)
         assert len(reader.rows()) == 4_999
         assert reader.again().rows() == []
+
+
+def damaged_footer(path: Path) -> None:
+    parquet(path, 1, 2)
+    os.truncate(path, path.stat().st_size - 9)
+
+
+def damaged_page(path: Path) -> None:
+    """Its second row group cannot be read."""
+    pl.DataFrame({"id": range(4)}).write_parquet(path, row_group_size=2, compression="uncompressed")
+    with pq.ParquetFile(path) as file:
+        start = file.metadata.row_group(1).column(0).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start : start + 8] = b"\xff" * 8
+    path.write_bytes(data)
+
+
+def damaged_batch(path: Path) -> None:
+    arrow(path, 1, 2)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def damaged_gzip(path: Path) -> None:
+    """Beyond the first block of text."""
+    long = "".join(f'{{"id": {n}, "t": "{"x" * 4_000}"}}\n' for n in range(1_500))
+    whole = gzip.compress(long.encode(), 1)
+    path.write_bytes(whole[: len(whole) * 9 // 10])
+
+
+def damaged_from_the_start(path: Path) -> None:
+    path.write_bytes(b"\x1f\x8b\x08" + b"\xff" * 40)
+
+
+@pytest.mark.parametrize(
+    ("damage", "write", "suffix"),
+    [
+        (damaged_footer, parquet, "parquet"),
+        (damaged_page, parquet, "parquet"),
+        (damaged_batch, arrow, "arrow"),
+        (damaged_gzip, None, "ndjson.gz"),
+        (damaged_from_the_start, None, "ndjson.gz"),
+    ],
+)
+def test_a_damaged_file_is_a_dead_letter_and_the_others_go_on(
+    damage: Any, write: Any, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what lies before the damage; once, also after a restart; and a file in its place is
+    read."""
+
+    def good(path: Path, *values: int) -> None:
+        if write is None:
+            path.write_bytes(gzip.compress(lines(*values).encode()))
+        else:
+            write(path, *values)
+
+    monkeypatch.setattr(scan, "SETTLE_SECONDS", 0.0)
+    schema: Schema = {"id": pl.Int64()}
+    good(Path(f"d/a.{suffix}"), -1)
+    with reading(f"d/*.{suffix}", schema=schema) as reader:
+        assert reader.rows() == ["-1"]
+        damage(Path("elsewhere"))
+        Path("elsewhere").rename(f"d/b.{suffix}")
+        read, rejects = reader.all()
+        assert read == [str(i) for i in range(len(read))]
+        assert (len(read) > 0) == (damage in (damaged_page, damaged_gzip))
+        (reject,) = rejects
+        assert reject.reason == "unreadable"
+        (letter,) = reject.rows.to_dicts()
+        assert letter["_partition"] == f"d/b.{suffix}"
+        assert letter["value"] == f"d/b.{suffix}"
+        assert f"d/b.{suffix} cannot be" in letter["detail"]
+        assert not any(reader.source.lag(Mark(positions=reader.positions)).values())
+        with reading(f"d/*.{suffix}", schema=schema) as checked:
+            pieces = checked.source.sample(100, 1.0)
+            found = [r.reason for p in pieces for r in checked.source.format.decode(p, schema)[1]]
+        assert (len(pieces), found) == (2, ["unreadable"] if not read else [])
+        good(Path(f"d/c.{suffix}"), -2)
+        assert reader.rows() == ["-2"]
+        later = reader.again(schema=schema)
+        assert later.all() == ([], [])
+        good(Path("elsewhere"), -3)
+        Path("elsewhere").rename(f"d/b.{suffix}")
+        assert later.rows() == ["-3"]
+        later.source.close()
+
+
+def test_a_damaged_file_may_be_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "SETTLE_SECONDS", 0.0)
+    damaged_footer(Path("d/a.parquet"))
+    own = {"format": "parquet", "on_replaced": "fail"}
+    with (
+        reading("d/*.parquet", schema={"id": pl.Int64()}, **own) as reader,
+        pytest.raises(HeadraceError, match=r"d/a\.parquet cannot be read as parquet at row 0"),
+    ):
+        reader.rows()
 
 
 def test_a_file_that_is_cut_without_a_copy(

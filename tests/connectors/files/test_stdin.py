@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from connectors.files.readers import stdin
 from connectors.files.source import FilesSource
 from engine.types import EndOfStream, HeadraceError, Mark, Schema, UserError
 from tests.connectors.conftest import drain
+from tests.forks import Command
 
 
 class Pipe:
@@ -136,10 +136,11 @@ def test_a_run_reads_it_and_a_check_does_not(tmp_path: Path) -> None:
         f'name = "p"\nfolder = "{tmp_path}/run"\n[source]\nkind = "files"\npath = "-"\n'
         f'format = "csv"\n[sink]\nkind = "files"\nformat = "csv"\npath = "{tmp_path}/out"\n'
     )
-    both = (
-        f"{sys.executable} -m engine.commands.cli check {file} && {sys.executable} -m "
-        f"engine.commands.cli run {file}"
-    )
-    subprocess.run(["sh", "-c", both], input=b"id\n1\n2\n", check=True)
+    data = tmp_path / "data.csv"
+    data.write_text("id\n1\n2\n")
+    with subprocess.Popen(["cat", data], stdout=subprocess.PIPE) as pipe:
+        for command in ("check", "run"):
+            with Command([command, str(file)], stdin=pipe.stdout) as process:
+                assert process.wait() == 0
     (part,) = (tmp_path / "out").glob("part-*.csv")
     assert pl.read_csv(part)["id"].to_list() == [1, 2]

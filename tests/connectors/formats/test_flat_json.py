@@ -73,7 +73,7 @@ def check(rows: list[bytes], schema: Any = None) -> None:
     assert told(rejects) == told(expected_rejects)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(rows=st.lists(lines(), min_size=1, max_size=30))
 def test_the_walk_and_the_parser_agree(rows: list[bytes]) -> None:
     check([row.replace(b"\n", b" ") for row in rows])
@@ -179,7 +179,7 @@ PATHS: dict[str, tuple[dict[str, pl.DataType], dict[str, str], bytes]] = {
 }
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(LITERALS | st.sampled_from(["1e400", "1.0", "-0", "true"]), min_size=1, max_size=5))
 def test_numbers_in_text_are_as_they_are_written(literals: list[str]) -> None:
     """Whatever way a line takes; beside poison too. What nobody reads rejects no row."""

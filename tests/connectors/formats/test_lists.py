@@ -160,7 +160,7 @@ ELEMENTS = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.lists(st.lists(ELEMENTS, max_size=4), min_size=1, max_size=6),
     st.sampled_from(["int64", "float64", "bool", "list[int64]", "date"]),

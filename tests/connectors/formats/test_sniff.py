@@ -80,7 +80,7 @@ TABLES = st.integers(2, 4).flatmap(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(TABLES, st.sampled_from(",;\t|"), st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
 def test_no_delimiter_is_found_that_is_none(
     table: list[list[str]], delimiter: str, quoting: Any

@@ -154,6 +154,17 @@ def test_an_archive_that_is_cut_gives_what_lies_before(
         again.read(10, 1 << 20, 0.0)
 
 
+@pytest.mark.parametrize("size", [1_000, 2_560])
+def test_a_tar_that_is_cut_while_it_is_read_says_so(tmp_path: Path, size: int) -> None:
+    path = shard(tmp_path / "a.tar", [(f"{i}.jpg", b"x" * 1_000) for i in range(9)])
+    source = files(path, format="webdataset")
+    source.schema({"jpg": pl.Binary()})
+    assert source.read(1, 1 << 20, 0.0) is not None
+    os.truncate(path, size)
+    with pytest.raises(HeadraceError, match="cannot be read on as a tar at offset"):
+        drain(source, 10)
+
+
 @pytest.mark.parametrize(
     ("raw", "said"),
     [

@@ -102,7 +102,7 @@ parts = st.lists(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(kinds, parts, st.booleans(), st.sampled_from([None, 20]))
 @example(["mean", "normalize"], [[(0.0,) * 4, (0.0, 0.0, 5e-324, 0.0)]], False, None)
 def test_together_is_as_one_by_one(

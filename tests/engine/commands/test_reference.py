@@ -15,6 +15,7 @@ from engine.commands import reference
 from engine.config import BATCH_DELAY, BLOCK_DELAY, LoaderSettings, Pipeline
 from engine.settings_docs import Key, keys
 from engine.types import Settings, UserError
+from models import LEARNERS
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 SHIPPED = sorted((DEPLOY / "pipelines").glob("*.toml"))
@@ -66,8 +67,9 @@ def test_the_page_in_deploy_is_current() -> None:
         ("loader", ["[loader]"]),
         (
             "[train]",
-            [f'[train] of [model] kind = "{kind}"' for kind in ("tabular", "linear")],
+            [f'[train] of [model] kind = "{kind}"' for kind in LEARNERS],
         ),
+        ("attention", ['[model.inputs.NAME.layers] kind = "attention"']),
         ("source.kafka", ['[source] kind = "kafka"']),
         ("missing", ['[scrub.NAME] kind = "missing"']),
         ("pipeline", ["Keys of the file"]),

@@ -162,6 +162,15 @@ def test_order_and_gaps(hours: list[int], cuts: list[int]) -> None:
     assert sum(gap.steps for gap in made.gaps()) == made.missing
 
 
+@pytest.mark.parametrize(("off", "step"), [(3, HOUR), (4, 0)])
+def test_a_step_that_most_rows_do_not_lie_at_is_none(off: int, step: int) -> None:
+    made = TimeAxis()
+    made.step, made._origin = HOUR, 0  # as a sample of neighbours settles it
+    made.update(pl.Series([0, 0, HOUR * 5, *range(1, off + 1)]))
+    made.close()
+    assert (made.step, made.repeated, made.missing) == (step, *((1, 4) if step else (0, 0)))
+
+
 def test_the_step_is_found() -> None:
     begin = datetime(2024, 1, 1)
     at = [begin + timedelta(minutes=5 * i) for i in range(2_000) if i not in (7, 8, 9, 1_500)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -67,6 +68,39 @@ def test_classes() -> None:
         done.rejects[1].rows["detail"][0]
         == "Expected a label of x, y, z ([model] classes); got 'w'."
     )
+
+
+def test_a_label_below_what_can_be_learned() -> None:
+    features = Features(numeric=("a",), target="y", lowest_label=0.0)
+    done = Collate(features).apply(batch(a=[1, 2, 3, 4], y=[0.0, -0.5, None, INF]))
+    assert done.tensors is not None
+    assert done.tensors.target is not None
+    assert done.tensors.target.tolist() == [0.0]
+    assert reasons(done) == {"missing_label": [2], "not_finite": [3], "low_label": [1]}
+    detail = done.rejects[-1].rows["detail"][0]
+    assert detail == "Expected a label of 0 or more in 'y', got -0.5."
+
+
+def test_a_row_may_lack_some_of_several_labels() -> None:
+    features = Features(numeric=("a",), targets=("y", "z"), lowest_label=0.0)
+    done = Collate(features).apply(
+        batch(
+            a=[1, 2, 3, 4, 5, 6],
+            y=[1.0, None, float("nan"), INF, 5.0, 6.0],
+            z=[None, 2.0, None, 4.0, -1.0, 6.0],
+        )
+    )
+    assert done.tensors is not None
+    assert done.tensors.target is not None
+    np.testing.assert_array_equal(done.tensors.target, [[1, np.nan], [np.nan, 2], [6, 6]])
+    assert done.tensors.target.dtype == torch.float32
+    assert reasons(done) == {"missing_label": [2], "not_finite": [3], "low_label": [4]}
+    details = [reject.rows["detail"][0] for reject in done.rejects]
+    assert details == [
+        "Expected a label in 'y' or 'z', got null or NaN.",
+        "Expected a finite label in 'y'.",
+        "Expected a label of 0 or more in 'z', got -1.0.",
+    ]
 
 
 def test_boolean_and_integer_labels_are_classes_by_their_text() -> None:

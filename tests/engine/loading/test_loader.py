@@ -27,10 +27,11 @@ from engine.loading.channel import Channel, Closed
 from engine.loading.collate import Collate
 from engine.loading.interop import TorchdataNode
 from engine.loading.loader import Loader
-from engine.loading.mix import Mix
 from engine.loading.nodes import Node
 from engine.loading.prefetch import PrefetchNode
+from engine.loading.sources.mix import Mix
 from engine.observing.metrics import Metrics
+from engine.system import environment
 from engine.types import (
     Batch,
     EndOfStream,
@@ -68,8 +69,10 @@ def _no_thread_is_left() -> Iterator[None]:
     yield
 
     def gone() -> bool:
+        if set(threading.enumerate()) <= before:
+            return True
         gc.collect()  # does nothing while another thread collects, so again and again
-        return set(threading.enumerate()) <= before
+        return False
 
     until(gone, what="the end of all threads")
 
@@ -78,6 +81,15 @@ def test_batches_are_cut_by_rows_whatever_the_source_gives() -> None:
     with loader([frame(0, 7), frame(7, 8), Pause(), frame(8, 25)]) as batches:
         got = [values(batch) for batch in batches]
     assert got == [list(range(10)), list(range(10, 20)), list(range(20, 25))]
+
+
+def test_garbage_is_looked_for_as_usual_once_batches_are_made() -> None:
+    usual = gc.get_threshold()
+    environment.collect_rarely()
+    assert gc.get_threshold() == (100 * usual[0], *usual[1:])
+    with loader([frame(0, 5)]) as batches:
+        assert gc.get_threshold() == usual
+        assert len(list(batches)) == 1
 
 
 def test_torchdata_takes_it_as_its_own() -> None:
@@ -326,6 +338,35 @@ def test_while_rows_wait_the_mark_stays_before_them(
     assert before
     assert all(not mark for _, mark in before)
     assert last == ([0, 1, 2], {"memory": 5})
+
+
+class EndsInGap(MemorySource):
+    """Rows, then a gap as of records that are passed over, then the end."""
+
+    gap = False
+
+    def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
+        try:
+            return super().read(max_rows, max_bytes, timeout)
+        except EndOfStream:
+            if self.gap:
+                raise
+            self.gap = True
+            end, none = 9, np.empty(0, np.int64)
+            return Records(
+                partition="memory", positions=none, next=end, values=frame(0, 0),
+                arrived=time.monotonic(),
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [0, 3, 4])
+def test_a_gap_at_the_end_is_behind_the_last_mark(rows: int) -> None:
+    """With the last rows, or in a batch without any: nothing of it is read again."""
+    source = EndsInGap(EndsInGap.Settings(items=[frame(0, rows)] if rows else []))
+    with Loader(source, schema=SCHEMA, settings=LoaderSettings(batch_rows=4)) as batches:
+        seen = [(values(batch), dict(batch.mark.positions)) for batch in batches]
+    assert [at for own, _ in seen for at in own] == list(range(rows))
+    assert seen[-1][1] == {"memory": 9}
 
 
 def test_it_says_since_when_a_source_owes_an_answer(

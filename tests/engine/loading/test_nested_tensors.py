@@ -54,14 +54,30 @@ FEATURES = Features(
     ragged={"r": 10},
     padded={"p": 10},
     sparse={"s": 10},
+    arrays={"h": (3, 2)},
     max_length=4,
 )
 LISTS = [[1, 2, 2], [], [9] * 6, [0]]
+ARRAYS: list[Any] = [
+    [[1, 2], [3, 4], [5, 6]],
+    [None] * 3,
+    [[1, 2], None, [0, 0]],
+    [[7, 8], None, None],
+]
+"""Of shape (3, 2), with rows that are not there."""
 
 
 def everything() -> Batch:
     lists = pl.Series(LISTS, dtype=IDS)
-    return collated(FEATURES, a=pl.Series([1.0, 2, 3, 4]), i=pictures(4), r=lists, p=lists, s=lists)
+    return collated(
+        FEATURES,
+        a=pl.Series([1.0, 2, 3, 4]),
+        i=pictures(4),
+        r=lists,
+        p=lists,
+        s=lists,
+        h=pl.Series(ARRAYS, dtype=pl.Array(pl.Float32, (3, 2))),
+    )
 
 
 def test_every_kind_becomes_its_tensors() -> None:
@@ -81,6 +97,10 @@ def test_every_kind_becomes_its_tensors() -> None:
     assert dense.shape == (4, 10)
     assert dense.nonzero().tolist() == [[0, 1], [0, 2], [2, 9], [3, 0]]
     assert dense[dense > 0].tolist() == [1, 2, 4, 1]
+    arrays = tensors.arrays["h"]
+    assert (arrays.values.dtype, arrays.values.shape) == (torch.float32, (4, 3, 2))
+    assert arrays.mask.tolist() == [[row is not None for row in rows] for rows in ARRAYS]
+    assert arrays.values.tolist() == [[row or [0, 0] for row in rows] for rows in ARRAYS]
     assert done.counts == {("collate", "truncated"): 6}
 
 
@@ -109,6 +129,10 @@ def test_rows_can_be_taken_again_and_again() -> None:
     lists = [LISTS[i][:4] for i in rows]
     assert taken.ragged["r"].values.tolist() == [x for row in lists for x in row]
     assert taken.padded["p"].mask.sum(1).tolist() == [len(row) for row in lists]
+    assert taken.arrays["h"].values[0].tolist() == tensors.arrays["h"].values[2].tolist()
+    assert taken.arrays["h"].mask.sum(1).tolist() == [2, 3, 3, 1, 0]
+    piece = tensors.slice(1, 3).arrays["h"]
+    assert piece.mask.sum(1).tolist() == [0, 2]
     expected = tensors.sparse["s"].csr().to_dense()[torch.from_numpy(rows)]
     assert torch.equal(taken.sparse["s"].csr().to_dense(), expected)
     none = tensors.take(np.empty(0, np.int64))
@@ -158,6 +182,15 @@ def test_a_row_with_something_bad_in_it_leaves_once() -> None:
     assert reasons(done) == {"out_of_range": [1]}
 
 
+def test_arrays_may_lack_rows_and_nothing_else() -> None:
+    rows = [[[1, 2]], None, [None], [[1, None]], [[math.nan, 1]], [[1, math.inf]], [[1, 1e39]]]
+    arrays = pl.Series(rows, dtype=pl.Array(pl.Float64, (1, 2)))
+    done = collated(Features(numeric=(), arrays={"h": (1, 2)}), h=arrays)
+    assert reasons(done) == {"missing": [1, 3, 4], "not_finite": [5, 6]}
+    assert tensors_of(done).arrays["h"].values.tolist() == [[[1, 2]], [[0, 0]]]
+    assert tensors_of(done).arrays["h"].mask.tolist() == [[True], [False]]
+
+
 def test_lists_of_floats() -> None:
     rows = [[1.5, 2.0], [math.nan], [math.inf], [1e39], []]
     features = Features(numeric=(), ragged={"r": 0}, padded={"r": 0}, buckets=(3,))
@@ -176,9 +209,11 @@ def test_nothing_of_every_kind_is_legal() -> None:
         r=lists,
         p=lists,
         s=lists,
+        h=pl.Series([], dtype=pl.Array(pl.Float32, (3, 2))),
     )
     tensors = tensors_of(empty)
     assert tensors.images["i"].shape == (0, 3, 2, 4)
+    assert tensors.arrays["h"].values.shape == (0, 3, 2)
     assert tensors.padded["p"].values.shape[0] == len(tensors.ragged["r"]) == 0
     assert tensors.sparse["s"].csr().shape == (0, 10)
     assert empty.nbytes >= 0
@@ -232,6 +267,8 @@ def test_lists_are_what_plain_python_makes_of_them(
         ({"padded": ["r"]}, "needs the key 'max_length' or 'buckets'"),
         ({"ragged": ["i"]}, "expects lists of numbers in column 'i', got Array"),
         ({"sparse": ["f"]}, r"expects lists of ids in column 'f', got List\(Float64\)"),
+        ({"arrays": ["i"]}, "expects arrays of floats of shape .* in column 'i', got Array"),
+        ({"arrays": ["f"]}, "in column 'f', got List.*: make them with a 'history' stage"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(model: dict[str, Any], sentence: str) -> None:

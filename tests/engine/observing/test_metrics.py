@@ -7,6 +7,7 @@ import logging
 import math
 import re
 import threading
+import time
 from pathlib import Path
 from typing import get_type_hints
 
@@ -20,6 +21,7 @@ from engine.observing.metrics import (
     LATENCY_BUCKETS,
     METRICS,
     ROW_BUCKETS,
+    SLOW_SECONDS,
     WORK_BUCKETS,
     Metrics,
     MetricSpec,
@@ -31,13 +33,18 @@ from engine.types import HeadraceError
 from tests.promtool import promtool
 from tests.waiting import HANG
 
-UNITS = ("seconds", "bytes", "records", "values", "rows", "items", "steps", "ratio")
+UNITS = ("seconds", "bytes", "records", "values", "rows", "items", "steps", "ratio", "keys")
 UNITLESS = {
     "headrace_dead_letters_total",
     "headrace_drift_detections_total",
+    "headrace_model_swaps_total",
+    "headrace_model_versions_total",
     "headrace_challenges_total",
+    "headrace_classes",
+    "headrace_classes_left_total",
     "headrace_filled_before_learning_total",
     "headrace_duplicates_total",
+    "headrace_stage_events_total",
     "headrace_source_rebalances_total",
     "headrace_source_commit_failures_total",
     "headrace_queue_resizes_total",
@@ -200,6 +207,29 @@ def test_a_watched_value_that_raises_leaves_the_page_whole(
     assert math.isnan(values["headrace_memory_bytes", (("component", "strange"),)])
     assert values["headrace_optimizer_steps_total", ()] == 1
     assert [record.message for record in caplog.records] == ["metric unknown"] * 2
+
+
+def test_a_watched_value_that_takes_long_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size of a large state must not cost the loop more because somebody looks."""
+    asked: list[float] = []
+
+    def slow() -> float:
+        begun = time.thread_time()
+        while time.thread_time() - begun < 2 * SLOW_SECONDS:
+            pass
+        asked.append(begun)
+        return float(len(asked))
+
+    def value() -> float:
+        return samples(metrics)["headrace_memory_bytes", (("component", "state"),)]
+
+    metrics = Metrics()
+    monkeypatch.setattr("engine.observing.metrics.REST", 1e9)
+    metrics.watch(metrics.memory_bytes, slow, component="state")
+    assert [value() for _ in range(3)] == [1, 1, 1]
+    monkeypatch.setattr("engine.observing.metrics.REST", 0.0)
+    metrics.watch(metrics.memory_bytes, slow, component="state")
+    assert [value() for _ in range(2)] == [2, 3]
 
 
 # ---------------------------------------------------------------------------------- hostile labels

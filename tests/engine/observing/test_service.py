@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import logging
 import re
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ import pydantic
 import pytest
 
 from engine.observing.metrics import Metrics
-from engine.observing.service import BACKLOG, STOP_SECONDS, Health, Heartbeat, Service
+from engine.observing.service import BACKLOG, STOP_SECONDS, Heartbeat, Service
+from engine.observing.status import Health
 from engine.observing.web_server import MAX_CONNECTIONS, _room
 from engine.types import HeadraceError, UserError
 from tests.waiting import HANG
@@ -70,6 +73,30 @@ def test_a_heart_that_beats_is_alive_and_one_that_stalls_is_not(metrics: Metrics
     heart.beat()
     assert heart.health().ok
     assert heart.age() == 0
+    heart.rest()
+    clock.now += 1e6
+    assert heart.health().ok
+    assert heart.age() == 0
+
+
+def test_a_pause_is_no_stall_and_its_end_is_progress() -> None:
+    clock = Clock()
+    heart = Heartbeat(60, clock=clock)
+    heart.pause()
+    heart.pause()
+    clock.now += 1e6
+    assert heart.health().ok
+    heart.resume()
+    assert heart.health().ok
+    heart.resume()
+    assert heart.age() == 0
+    clock.now += 61
+    assert not heart.health().ok
+    heart.rest()
+    heart.pause()
+    heart.resume()
+    clock.now += 61
+    assert heart.health().ok
 
 
 class Bellman(logging.Handler):
@@ -126,13 +153,59 @@ def test_metrics_are_those_of_the_registry(service: Service, metrics: Metrics) -
     assert "headrace_learned_records_total 7.0\n" in answer.text
 
 
-def test_the_index_links_to_every_page(service: Service) -> None:
+def test_the_page_links_to_every_other(service: Service) -> None:
     answer = get(service, "/")
-    assert answer.headers["content-type"].startswith("text/html")
-    for path in ("/metrics", "/livez", "/readyz"):
-        assert f'href="{path}"' in answer.text
-        assert get(service, path).status_code == 200
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    for path in ("metrics", "livez", "readyz", "status.json"):
+        assert f'href="{path}"' in answer.text  # relative: a proxy may add a prefix
+        assert get(service, f"/{path}").status_code == 200
     assert get(service, "/nothing").status_code == 404
+
+
+def test_the_page_may_run_its_own_script_and_nothing_else(service: Service) -> None:
+    answer = get(service, "/")
+    policy = dict(
+        part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";")
+    )
+    assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+    for tag in ("script", "style"):
+        (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", answer.text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert policy[f"{tag}-src"] == f"'sha256-{digest}'"
+    assert "unsafe" not in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert not re.findall(r"(?:src|href)=\"(?:https?:)?//", answer.text)
+    assert ".innerHTML" not in answer.text
+    assert "insertAdjacentHTML" not in answer.text
+
+
+def test_the_status_is_for_this_site_alone(service: Service, metrics: Metrics) -> None:
+    metrics.learned_records.inc(7)
+    answer = get(service, "/status.json")
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+    assert "access-control-allow-origin" not in answer.headers
+    assert answer.json()["metrics"]["learned_records"] == 7
+
+
+@pytest.mark.parametrize("path", ["/", "/status.json", "/metrics", "/livez", "/readyz"])
+def test_it_is_read_only(service: Service, path: str) -> None:
+    for method in ("POST", "PUT", "DELETE", "PATCH"):
+        answer = httpx.request(method, service.url + path, trust_env=False, verify=False)
+        assert answer.status_code == 405
+
+
+def test_rows_are_only_for_readers_who_name_this_machine(metrics: Metrics) -> None:
+    def facts(samples: bool) -> Mapping[str, Any]:
+        return {"samples": ["a row"] if samples else None}
+
+    with Service(metrics, FREE, facts=facts) as service:
+        page = service.url + "/status.json"
+        here = httpx.get(page, trust_env=False, verify=False).json()
+        there = httpx.get(page, headers={"host": "evil.example"}, trust_env=False, verify=False)
+    assert here["samples"] == ["a row"]
+    assert there.json()["samples"] is None
 
 
 def test_health_is_200_or_503_with_one_line(metrics: Metrics) -> None:

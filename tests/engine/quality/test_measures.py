@@ -16,15 +16,23 @@ from sklearn.metrics import (
     average_precision_score,
     brier_score_loss,
     confusion_matrix,
+    mean_tweedie_deviance,
     precision_recall_curve,
     precision_recall_fscore_support,
     roc_auc_score,
 )
 
 from engine.quality.evaluation import Evaluation
-from engine.quality.measures import CALIBRATION_GROUPS, ClassificationSums, bins, edges, reliability
-from engine.running.report import rare_classes, tables
-from engine.types import Features
+from engine.quality.measures import (
+    CALIBRATION_GROUPS,
+    ClassificationSums,
+    RegressionSums,
+    bins,
+    edges,
+    reliability,
+)
+from engine.quality.report import rare_classes, tables
+from engine.types import Features, UserError
 
 
 def rows(n: int, rate: float, seed: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -44,6 +52,52 @@ def summed(
         none = np.empty((stop - start, 0), np.int64)
         sums = sums.add(target[start:stop], scores[start:stop], none, threshold)
     return sums
+
+
+def test_each_of_several_targets_is_judged() -> None:
+    """Over all of them, and each as a slice beside its own last value."""
+    features = Features(numeric=(), targets=("y", "z"))
+    settings = Evaluation.Settings(slices={"even": "n % 2 = 0"}, window=3)
+    evaluation = Evaluation(settings, features)
+    evaluation.bind({"n": pl.Int64()})
+    nan = np.nan
+    target = np.array([[1, nan], [2, 10], [nan, 30], [4, 50]], np.float32)
+    scores = np.array([[1.5, 9], [2, 12], [3, 30], [4, 46]])
+    for part in (slice(0, 1), slice(1, 4)):
+        frame = pl.DataFrame({"n": range(4)})[part]
+        evaluation.update(frame, target[part], scores[part])
+    again = Evaluation(settings, features)
+    again.bind({"n": pl.Int64()})
+    again.load_state_dict(evaluation.state_dict())
+    for one in (evaluation, again):
+        report = one.report()
+        assert report["rows"] == 3
+        assert report["slices"]["y"]["mae"] == pytest.approx(0.5 / 3)
+        assert report["slices"]["z"]["mae"] == 2
+        assert report["all"]["mae"] == pytest.approx(6.5 / 6)
+        assert report["all"]["r2"] == pytest.approx(
+            (report["slices"]["y"]["r2"] + report["slices"]["z"]["r2"]) / 2
+        )
+        assert report["slices"]["even"]["mae"] == pytest.approx(0.25)
+        assert "r2" not in report["slices"]["even"]
+        assert report["slices"]["z"]["baselines"]["last value"] == {
+            "mae": 20, "rmse": 20, "rows": 2, "model_mae": 2,
+        }  # fmt: skip
+    with pytest.raises(UserError, match="is what the rows with that target are called"):
+        Evaluation(Evaluation.Settings(slices={"z": "n > 1"}), features)
+
+
+@pytest.mark.parametrize("power", [1.0, 1.5])
+def test_the_deviance_of_counts_and_amounts(power: float) -> None:
+    rng = np.random.default_rng(0)
+    target, mean = rng.poisson(3, 90).astype(float), rng.gamma(3, 1, 90)
+    sums = RegressionSums.empty(1, power)
+    for part in (slice(0, 1), slice(1, 50), slice(50, 90)):
+        sums = sums.add(target[part], mean[part, None])
+    expected = mean_tweedie_deviance(target, mean, power=power)
+    assert sums.metrics()["deviance"] == pytest.approx(expected)
+    assert RegressionSums.restore(sums.snapshot()).metrics() == sums.metrics()
+    assert "deviance" not in RegressionSums.empty(1).add(target, mean[:, None]).metrics()
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.02, 0.0005, 1e-5])
@@ -197,3 +251,12 @@ def test_parts_and_a_snapshot_change_nothing(
     at = bins(given_scores)
     assert (edges()[at] <= given_scores + 1e-12).all()
     assert (given_scores <= np.append(edges(), 1.0)[at + 1] + 1e-12).all()
+
+
+def test_the_last_value_is_the_one_that_was_known_when_the_row_came() -> None:
+    features = Features(numeric=(), target="y", task="regression")
+    evaluation = Evaluation(Evaluation.Settings(), features)
+    target, before = np.array([1.0, 2.0, 3.0], np.float32), np.array([np.nan, 5.0, 1.0])
+    evaluation.update(pl.DataFrame({"n": range(3)}), target, np.zeros(3), before=before)
+    known = evaluation.report()["all"]["baselines"]["last value"]
+    assert (known["rows"], known["mae"]) == (2, pytest.approx(2.5))

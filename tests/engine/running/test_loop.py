@@ -16,11 +16,11 @@ from engine.config import DeadLetterSettings, LoaderSettings
 from engine.loading.loader import Loader
 from engine.observing.metrics import Metrics
 from engine.observing.service import Heartbeat
-from engine.running.checkpoint import CheckpointFailed, Checkpoints
 from engine.running.loop import Loop
 from engine.running.reject_limit import RejectLimit, TooManyRejects
 from engine.running.reporter import Reporter
-from engine.running.saver import Saver
+from engine.running.saving.checkpoint import CheckpointFailed, Checkpoints
+from engine.running.saving.saver import Saver
 from engine.running.totals import Totals
 from engine.running.work import WorkResult
 from engine.types import (
@@ -210,6 +210,41 @@ def test_an_idle_loop_beats_saves_once_and_its_lag_is_0_when_all_is_safe(tmp_pat
     assert {mark.positions["memory"] for mark in made.source.commits} == {10}
     assert all((lag == 0) == (commits > 0) for read, commits, lag in seen if read)
     assert loop.reporter.metrics.checkpoint_timestamp_seconds._value.get() > 0
+
+
+class Refusing(Quiet):
+    """Refuses its first two commits, as a group does that is rebalancing."""
+
+    asked = 0
+
+    def commit(self, mark: Mark) -> bool:
+        self.asked += 1
+        return self.asked > 2 and super().commit(mark)
+
+
+def test_a_refused_commit_is_tried_again_in_the_silence_after_it(tmp_path: Path) -> None:
+    made = Pipeline([], tmp_path)
+    made.source = Refusing.of([numbers(0, 10)])
+    lags: list[float] = []
+
+    def watch(loop: Loop, batch: Batch) -> None:
+        loop.reporter.lag(loop.saver.mark)
+        lags.append(lag(loop))
+        if loop.totals.read and not loop.saver.unsaved:
+            loop.stop()
+
+    made.make(tmp_path, watch=watch).run()
+    assert [mark.positions["memory"] for mark in made.source.commits] == [10]
+    assert lags[-2:] == [10, 0]
+
+
+def test_a_refused_commit_is_tried_again_at_the_end(tmp_path: Path) -> None:
+    made = Pipeline([], tmp_path)
+    made.source = Refusing.of([numbers(0, 40)])
+    loop = made.make(tmp_path)
+    loop._watch = lambda loop, _: loop.stop() if loop.totals.batches == 4 else None
+    loop.run()
+    assert [mark.positions["memory"] for mark in made.source.commits] == [40]
 
 
 @pytest.mark.parametrize(("seconds", "commits"), [(1e-9, 5), (3_600.0, 1)])

@@ -9,12 +9,12 @@ import pytest
 
 from connectors.dead_letters import FileDeadLetterSource, ReplayFormat
 from connectors.formats.bounded import SizeLimited
-from connectors.formats.file_content import FileContent
+from connectors.formats.file_content import FileContent, UnreadFiles
 from connectors.formats.inference.misses import InferredTypes
 from connectors.formats.values.hive import HivePartitions
 from connectors.kafka.record_columns import RecordColumns
 from connectors.kafka.value_checks import ValueFilter
-from engine.loading.mix import Mix, MixFormat
+from engine.loading.sources.mix import Mix, MixFormat
 from engine.types import Format, Learner, SharedSource, Source
 from engine.types.contract_checks import members
 from models.challenge.challenger import ChampionChallenger
@@ -24,7 +24,21 @@ NO_SAY = {"schema": "the sources are asked, not their formats"}
 ASKED_BEFORE = {
     **dict.fromkeys(("settings", "training"), "it reads its own, not the learner's"),
     **dict.fromkeys(
-        ("device_of", "learns_by_batch", "sets_threads", "soft_targets"),
+        (
+            "baselines",
+            "deviance_power",
+            "device_of",
+            "grows",
+            "learns_by_batch",
+            "lowest_label",
+            "named_inputs",
+            "named_state",
+            "predicts_several",
+            "reads_inputs",
+            "score_rounding",
+            "sets_threads",
+            "soft_targets",
+        ),
         "asked of the learner's class, or of the learner before it is wrapped",
     ),
     "device": "set from the learner when it is made",
@@ -52,7 +66,11 @@ NOT_FORWARDED: Mapping[tuple[type, type], Mapping[str, str]] = {
     (ValueFilter, Format): {},
     (RecordColumns, Format): {},
     (FileContent, Format): {},
-    (ResampledLearner, Learner): ASKED_BEFORE,
+    (UnreadFiles, Format): {},
+    (ResampledLearner, Learner): {
+        **ASKED_BEFORE,
+        "torch_body": "the true shares of the classes are put back by nodes of ONNX",
+    },
     (ChampionChallenger, Learner): ASKED_BEFORE,
 }
 """Wrapper and contract -> members that it leaves to the base, and why."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from rich.console import Console
 
+from engine.system import limited_process
 from engine.types import (
     Affine,
     Batch,
@@ -30,7 +33,6 @@ from engine.types import (
     Transform,
     UserError,
 )
-from models.compress import candidate_process
 from models.compress.gate import Candidate, Compression, GateReport, _choose, compress
 from models.compress.quantize import CANDIDATES
 from models.export.model import export
@@ -86,7 +88,7 @@ def learner_of(task: str, layers: tuple[int, ...], batches: int) -> TabularLearn
     features = Features(
         numeric=NAMES, categories={"key": 5}, target="y", task=task, classes=TASKS[task]
     )
-    training = TabularLearner.Training(optimizer="adam", lr=0.003)
+    training = TabularLearner.Training(optimizer="adam", lr=0.003, replay_rows=0)
     learner = TabularLearner(TabularLearner.Settings(layers=layers), training, features)
     rng = np.random.default_rng(0)
     for _ in range(batches):
@@ -126,7 +128,6 @@ def of(report: GateReport) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------- accepted
 
 
-@pytest.mark.slow(14)
 def test_a_wide_network_is_served_in_int8(tmp_path: Path, model: Model) -> None:
     """Products of 512 x 512 are what int8 is for: no worse, smaller, and it says so."""
     wide = model("multiclass", (512, 512), 14)
@@ -201,7 +202,9 @@ def test_labels_that_are_not_text(tmp_path: Path) -> None:
     for classes, kind in ((("false", "true"), pl.Boolean), (("0", "1"), pl.Int64)):
         features = Features(numeric=("x0",), target="y", task="binary", classes=classes)
         learner = TabularLearner(
-            TabularLearner.Settings(layers=()), TabularLearner.Training(lr=1.0), features
+            TabularLearner.Settings(layers=()),
+            TabularLearner.Training(lr=1.0, replay_rows=0),
+            features,
         )
         x = torch.linspace(-1, 1, 100)[:, None]
         tensors = Tensors(
@@ -317,7 +320,7 @@ def test_a_candidate_that_fails_costs_only_itself(
     assert [c.name for c in report.candidates] == ["float32", "float16"]
     assert list(report.failed) == ["int8", "int8_dynamic", "silent"]
     assert report.failed["int8"] == "no such node"
-    assert "INVALID_PROTOBUF" in report.failed["int8_dynamic"]
+    assert "Protobuf parsing failed" in report.failed["int8_dynamic"]
     assert report.failed["silent"] == "NotImplementedError"
     assert report.chosen in ("float32", "float16")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.float16.onnx", "m.onnx"]
@@ -332,7 +335,7 @@ def test_a_candidate_that_fails_costs_only_itself(
         (crafted.divides, {}, "crashed with SIGFPE"),
         (crafted.exits, {}, "ended with exit code 0"),
         (crafted.sleeps, {}, "hung: no progress for 3 s"),
-        (crafted.spins, {"max_seconds": 3}, "took more than 3 s of processor time"),
+        (crafted.spins, {"max_seconds": 2}, "took more than 2 s of processor time"),
         (crafted.eats, {"max_memory": "512MiB"}, "took more than 512 MiB of memory"),
         (crafted.nibbles, {"max_memory": "512MiB"}, "took more than 512 MiB of memory"),
     ],
@@ -349,7 +352,7 @@ def test_what_ends_a_process_ends_the_candidates(
     """One that crashes, hangs or takes ten gigabytes is a refused row; the model itself serves."""
     monkeypatch.setitem(CANDIDATES, "int8", maker)
     if maker is crafted.sleeps:
-        monkeypatch.setattr(candidate_process, "STALL_SECONDS", 3.0)
+        monkeypatch.setattr(limited_process, "STALL_SECONDS", 3.0)
     fp32, path = model("binary", (), 5), tmp_path / "m.onnx"
     settings = Compression(candidates=("int8",), **LENIENT, **limits)
     report = compress(fp32, rows(200, 8, "binary"), settings, path=path)
@@ -357,6 +360,21 @@ def test_what_ends_a_process_ends_the_candidates(
     assert [c.name for c in report.candidates] == ["float32"]
     assert f"refused: {reason}" in printed(report)
     assert path.read_bytes() == fp32.read_bytes()
+
+
+def test_a_candidates_process_starts_without_what_it_does_not_use() -> None:
+    """The float32 model is run without onnx, a candidate made without torch, polars, pydantic."""
+    script = (
+        "import sys, models.compress.candidate_process\n"
+        "print([name for name in ('torch', 'polars', 'pydantic', 'onnx') if name in sys.modules])\n"
+        "import models.compress.quantize\n"
+        "print([name for name in ('torch', 'polars', 'pydantic', 'onnx') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[3], capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["[]", "['onnx']"]
 
 
 def test_ten_gigabytes_are_refused_without_a_setting() -> None:
@@ -400,7 +418,7 @@ def test_a_rare_class_that_is_lost_refuses_though_accuracy_stays(tmp_path: Path)
     scaled = torch.from_numpy(((numbers - mean) / spread).astype(np.float32)[~held])
     target = torch.from_numpy(positive.astype(np.int64)[~held])
     features = Features(numeric=names, target="y", task="binary", classes=("false", "true"))
-    training = TabularLearner.Training(optimizer="adam", lr=0.003, threads=1)
+    training = TabularLearner.Training(optimizer="adam", lr=0.003, threads=1, replay_rows=0)
     learner = TabularLearner(
         TabularLearner.Settings(layers=(64, 32), standardize=False), training, features
     )

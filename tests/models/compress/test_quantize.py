@@ -29,6 +29,8 @@ from engine.types import (
 )
 from models.compress.quantize import CANDIDATES, vnni
 from models.export.model import export
+from models.export.model_files import write
+from models.export.onnx_graph import Graph
 from models.export.onnx_inputs import Feed, Inputs
 from models.learners.tabular import TabularLearner
 
@@ -280,3 +282,23 @@ def test_without_vnni_weights_take_seven_bits(
         largest[there] = max(int(np.abs(w.astype(int)).max()) for w in weights if w.ndim == 2)
     assert largest[True] == 127
     assert largest[False] <= 64
+
+
+def test_layers_of_a_converter_become_small_too(tmp_path: Path) -> None:
+    """Its weights are turned (``transB``), its products without a bias stay as they are."""
+    rng = np.random.default_rng(0)
+    graph = Graph()
+    x = graph.input("x", TensorProto.FLOAT, ["n", 64])
+    weight, other = rng.normal(size=(2, 64, 64)).astype(np.float32)
+    layer = graph.op("Gemm", x, graph.constant(weight), graph.constant(other[0]), transB=1)
+    scores = graph.op("Gemm", graph.op("Relu", layer), graph.constant(other), alpha=0.5)
+    outputs: dict[str, tuple[str, int, list[int | str]]] = {}
+    outputs["score"] = (scores, TensorProto.FLOAT, ["n", 64])
+    model = write(graph.model(outputs, {}), tmp_path / "m.onnx")
+    CANDIDATES["int8_dynamic"](model, tmp_path / "small.onnx", [])
+    feed = {"x": rng.normal(size=(50, 64)).astype(np.float32)}
+    wanted, got = (bare(path).run(None, feed)[0] for path in (model, tmp_path / "small.onnx"))
+    assert np.abs(got - wanted).max() < 0.1 * wanted.std()
+    kinds = [node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node]
+    assert "MatMulInteger" in kinds
+    assert kinds.count("Gemm") == 1

@@ -46,7 +46,8 @@ from engine.types import (
     Tensors,
     Transform,
 )
-from models.export.model import _StageGraph, export
+from models.export.front import StageGraph
+from models.export.model import export
 from models.export.model_files import SEAL, whole, write
 from models.export.onnx_graph import OPSET, Graph
 from models.learners.linear import LinearLearner
@@ -374,7 +375,7 @@ def front(
 ) -> onnxruntime.InferenceSession:
     """The stages' part of a model file alone, in double."""
     graph = Graph()
-    made = _StageGraph(graph, Features(numeric=names), transforms)
+    made = StageGraph(graph, Features(numeric=names), transforms)
     shape: list[int | str] = ["n", len(names)]
     outputs = {"matrix": (made._matrix, int(onnx.TensorProto.DOUBLE), shape)}
     return bare(write(graph.model(outputs, {}), place / "front.onnx"))

@@ -139,3 +139,64 @@ def test_what_is_no_number(column: pl.Series, kind: str) -> None:
     ) as e:
         Inputs({"x": kind}).feed(column.to_frame())
     assert "\n" not in str(e.value)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "kind", "expected"),
+    [
+        (
+            [[1, 2], [], None, [3, None, -1], [1, 2, 3, 4, 5, 6]],
+            pl.List(pl.Int32),
+            "ids",
+            [
+                [1, 2, -1, -1, -1],
+                [-1] * 5,
+                [-2, -1, -1, -1, -1],
+                [3, -2, -2, -1, -1],
+                [1, 2, 3, 4, 5],
+            ],
+        ),
+        ([[7]], pl.List(pl.UInt64), "ids", [[7]]),
+        ([[], []], pl.List(pl.Int64), "ids", [[-1], [-1]]),
+        ([], pl.List(pl.Int64), "ids", np.empty((0, 1))),
+        (
+            [[0.5, NAN, None], None, [1.0]],
+            pl.List(pl.Float64),
+            "floats",
+            [[0.5, INF, INF, NAN], [INF, NAN, NAN, NAN], [1.0, NAN, NAN, NAN]],
+        ),
+        (
+            [[0.5], []],
+            pl.List(pl.Float32),
+            "array",
+            [[[0.5], [NAN], [NAN], [NAN], [NAN]], [[NAN]] * 5],
+        ),
+        ([[1.0, None], None], pl.Array(pl.Float64, 2), "array", [[[1.0], [NAN]], [[INF], [INF]]]),
+        (
+            [[[1.0, 2.0], None], [[1.0, None], [INF, 0.0]], None],
+            pl.Array(pl.Array(pl.Float32, 2), 2),
+            "array",
+            [[[1.0, 2.0], [NAN, NAN]], [[1.0, INF], [INF, 0.0]], [[INF, INF], [INF, INF]]],
+        ),
+        (
+            [[[[1, 2, 3]]], None],
+            pl.Array(pl.UInt8, (1, 1, 3)),
+            "image",
+            [[[[1]], [[2]], [[3]]], [[[0]]] * 3],
+        ),
+        ([[[[0.5]]], None], pl.Array(pl.Float64, (1, 1, 1)), "image", [[[[0.5]]], [[[NAN]]]]),
+    ],
+    ids=str,
+)
+def test_lists_images_and_arrays(values: list[Any], dtype: Any, kind: str, expected: Any) -> None:
+    """At most five values of a list; what training would reject has a mark of its own."""
+    frame = pl.DataFrame({"x": pl.Series(values, dtype=dtype)})
+    inputs = Inputs({"x": kind}, lengths={"x": 5} if kind != "image" else {})
+    array = inputs.feed(frame)["x"]
+    assert array.flags.c_contiguous
+    assert array.shape == np.array(expected).shape
+    np.testing.assert_array_equal(array, expected)
+    assert inputs.imageless(frame).tolist() == [kind == "image" and v is None for v in values]

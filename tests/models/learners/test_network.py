@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.learners.network import ACTIVATIONS, Network, NetworkShape, embedding_width
+from models.layers.embedding import embedding_width
+from models.learners.network import ACTIVATIONS, Network, NetworkShape
 
 MODULES: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,11 +18,11 @@ from torch.nn import functional as F
 
 from engine.config import validate
 from engine.types import Batch, Features, Tensors, UserError
-from models.learners.losses import LossSettings, make_loss
 from models.learners.network import Network, NetworkShape
-from models.learners.optimizer import Optimizer, OptimizerSettings
+from models.learners.online.losses import LossSettings, make_loss
+from models.learners.online.optimizer import Optimizer, OptimizerSettings
+from models.learners.online.target_transform import TargetScale, TargetScales
 from models.learners.tabular import TabularLearner
-from models.learners.target_transform import TargetScale
 
 Make = Callable[..., Features]
 Batches = Callable[..., list[Batch]]
@@ -92,7 +93,7 @@ def problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def descend(network: Network, optimizer: Optimizer, steps: int = 5) -> list[float]:
     numeric, codes, target = problem()
-    return [optimizer.step(F.mse_loss(network(numeric, codes), target))[0] for _ in range(steps)]
+    return [optimizer.step([F.mse_loss(network(numeric, codes), target)])[0] for _ in range(steps)]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_l1_is_the_gradient_of_the_absolute_weights() -> None:
     network = Network(SHAPE)
     before = network.flat.detach().clone()
     keys = OptimizerSettings(optimizer="sgd", lr=0.1, l1=0.2)
-    Optimizer(keys, network).step(0 * network.tensors["layer.0.bias"].sum())
+    Optimizer(keys, network).step([0 * network.tensors["layer.0.bias"].sum()])
     torch.testing.assert_close(network.flat.detach(), before - 0.1 * 0.2 * before.sign())
 
 
@@ -156,7 +157,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(sparse: bool, poison: float) 
     descend(network, optimizer, 2)
     before, state = network.weights(), optimizer.state_dict()
     numeric, codes, target = problem()
-    _, taken = optimizer.step(F.mse_loss(network(numeric, codes), target) * poison)
+    _, taken = optimizer.step([F.mse_loss(network(numeric, codes), target) * poison])
     assert not taken
     assert optimizer.steps == 2
     assert all(np.array_equal(a, before[k]) for k, a in network.weights().items())
@@ -170,7 +171,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     optimizer = Optimizer(OptimizerSettings(), network)
     before = network.weights()
     zero = 0 * network.tensors["layer.0.weight"].sum()
-    loss, taken = optimizer.step(zero.sqrt())  # 0, with a slope that is not finite
+    loss, taken = optimizer.step([zero.sqrt()])  # 0, with a slope that is not finite
     assert (loss, taken) == (0.0, False)
     assert all(np.array_equal(a, before[k]) for k, a in network.weights().items())
 
@@ -200,7 +201,7 @@ def test_the_schedule_scales_the_step() -> None:
     optimizer, moved = Optimizer(keys, network), []
     for _ in range(3):
         before = network.flat.detach().clone()
-        optimizer.step(network.tensors["layer.1.bias"].sum())
+        optimizer.step([network.tensors["layer.1.bias"].sum()])
         moved.append(float((before - network.flat.detach()).sum()))
     assert moved == pytest.approx([0.05, 0.1, 0.15], rel=1e-5)
 
@@ -248,7 +249,33 @@ def test_the_way_back_undoes_the_way_there(
 def test_the_way_back_stays_in_range() -> None:
     wild = torch.tensor([-1e30, 1e30], dtype=torch.float64)
     assert (TargetScale(transform="sqrt").inverse(wild)[0]) == 0
-    assert TargetScale(transform="log1p").inverse(wild).float().isfinite().all()
+    for warp in ("log1p", "rate"):
+        assert TargetScale(transform=warp).inverse(wild).float().isfinite().all()
+
+
+def test_each_of_several_targets_has_its_own_scale() -> None:
+    scales = TargetScales(each=(TargetScale(standard=True),) * 2)
+    nan = float("nan")
+    scales = scales.learned(torch.tensor([[1.0, nan], [3.0, 1e6], [nan, 3e6], [5.0, nan]]))
+    scales = scales.learned(torch.tensor([[nan, 2e6]]))
+    assert [scale.count for scale in scales.each] == [3, 3]
+    assert [scale.mean for scale in scales.each] == [3, 2e6]
+    rows = torch.tensor([[3.0, nan], [nan, 2e6]], dtype=torch.float64)
+    assert scales.forward(rows).nan_to_num(9).tolist() == [[0, 9], [9, 0]]
+    back = scales.inverse(scales.forward(rows))
+    torch.testing.assert_close(back, rows, equal_nan=True)
+    again = TargetScales(each=(TargetScale(standard=True),) * 2).restored(scales.snapshot())
+    assert again == scales
+
+
+def test_a_rate_is_a_share_of_the_mean_target() -> None:
+    scale = TargetScale(transform="rate", standard=True)
+    assert scale.rate == 1
+    assert scale.learned(torch.zeros(99)).rate == pytest.approx(0.01)  # never 0
+    scale = scale.learned(torch.tensor([3.0, 5.0, 7.0]))
+    assert scale.rate == pytest.approx(4)
+    assert float(scale.forward(torch.tensor(8.0))) == pytest.approx(2)
+    assert float(scale.inverse(torch.tensor(math.log(2)))) == pytest.approx(8)
 
 
 # ----------------------------------------------------------------------------------------- learner
@@ -394,7 +421,7 @@ def test_threads_share_a_step_only_where_it_is_much_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("models.learners.tabular.OWN_THREADS", 2)
+    monkeypatch.setattr("models.learners.online.learner.OWN_THREADS", 2)
     if environment is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", environment)
     settings = TabularLearner.Settings(layers=layers)
@@ -406,7 +433,7 @@ def test_a_large_table_of_vectors_is_no_work_to_share(
     make_features: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("models.learners.tabular.OWN_THREADS", 2)
+    monkeypatch.setattr("models.learners.online.learner.OWN_THREADS", 2)
     features = replace(make_features(), categories={"c": 1_001, "d": 100_000})
     made = TabularLearner(TabularLearner.Settings(), TabularLearner.Training(), features)
     assert made.parameters_count > 1_000_000
@@ -424,7 +451,7 @@ def test_a_large_table_of_vectors_is_no_work_to_share(
             {"loss": "mse"},
             "loss = 'mse' does not fit .* 'binary': expected cross_entropy",
         ),
-        ("regression", {"loss": "cross_entropy"}, "expected mse, mae or huber"),
+        ("regression", {"loss": "cross_entropy"}, "expected mse, mae, huber, quantile, poisson"),
         ("multiclass", {"class_weights": [1, 2]}, r"each of the 3 classes \(a, b, c\), got 2"),
         ("binary", {"class_weights": [0, 0]}, "at least one above 0"),
         ("binary", {"class_weights": [-1, 1]}, "numbers of 0 or more"),

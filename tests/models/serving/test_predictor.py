@@ -208,8 +208,8 @@ def test_a_row_without_a_score_is_rejected(model: Model, task: str, value: float
     assert (reject.stage, reject.reason) == ("predict", "non_finite")
     assert reject.rows.get_column("_position").to_list() == [1, 4]
     assert reject.rows.get_column("detail").unique().to_list() == [
-        "Expected a finite score: a value is missing or infinite that nothing fills; a "
-        "[scrub.missing] in the pipeline that trains the model does."
+        "Expected a finite score: a value is missing, infinite or too large for float32; a "
+        "[scrub.missing] or [scrub.outliers] in the pipeline that trains the model helps."
     ]
     assert json.loads(reject.rows.get_column("value")[0])["note"] == "row 1"
     others = predictor_of(model(task)).predict(batch_of(frame)).frame
@@ -379,12 +379,16 @@ def test_what_it_says_of_itself(model: Model) -> None:
     assert predictor.features.classes == ("x", "y", "z")
 
 
-def test_without_a_version_the_digest_is_one(tmp_path: Path) -> None:
-    predictor = predictor_of(export(tmp_path / "m.onnx", learner_of("binary"), FRONT, {}))
-    assert predictor.info()["version"] == predictor.info()["digest"]
-    done = predictor.predict(batch_of(rows(1)))
-    assert done.frame.get_column("model_version").to_list() == [predictor.info()["digest"]]
-    assert predictor.stages == ()
+def test_the_version_is_the_models_own(tmp_path: Path) -> None:
+    """Not that of a place in the stream: the same model has the same one, another model another."""
+    learners = [learner_of("binary"), learner_of("binary"), learner_of("multiclass")]
+    files = [export(tmp_path / f"{i}.onnx", each, FRONT, {}) for i, each in enumerate(learners)]
+    predictors = [predictor_of(file) for file in files]
+    first, same, other = (predictor.info()["version"] for predictor in predictors)
+    assert first == same != other
+    done = predictors[0].predict(batch_of(rows(1)))
+    assert done.frame.get_column("model_version").to_list() == [first]
+    assert predictors[0].stages == ()
 
 
 # ------------------------------------------------------------------------------------- providers

@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from tests.forks import Command
 from tests.pipelines.conftest import PIPELINE, Headrace, Rows, Small
 
 Changes = list[tuple[str, str]]
@@ -309,11 +309,11 @@ def test_of_standard_input_what_is_declared_is_checked(
         '[scrub.standardize]\ncolumns = ["a"]\n'
         '[model]\nkind = "linear"\ntarget = "y"\nnumeric = ["a"]\n'
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "engine.commands.cli", "check", str(file)],
-        input=b"", capture_output=True, check=False, timeout=120,
-    )  # fmt: skip
-    told = (done.stdout + done.stderr).decode()
-    assert done.returncode == code, told
+    with Command(
+        ["check", str(file)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        told, _ = process.communicate("", timeout=120)
+    assert process.returncode == code, told
     assert said in told
     assert ("'a'" in told) == (code == 2)

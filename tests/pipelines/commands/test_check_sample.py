@@ -125,3 +125,14 @@ def test_advice_that_a_stage_follows_is_not_repeated_and_what_it_rejects_is_told
     out = headrace("check", "p.toml")[1]
     assert """'---' in 2 rows: [source] null_values = ["---"] reads words""" in out
     assert "TRY_CAST(REPLACE(" in out
+
+
+def test_a_reason_of_several_files_is_told_once(folder: Path, headrace: Headrace) -> None:
+    """With the rows of all of them, as they count against one limit."""
+    for i in range(3):
+        (folder / f"{i}.csv").write_text("a,y\n" + "1.5,1.0\n" * 100 + "x,1.0\n")
+    code, out, _ = headrace("check", "p.toml")
+    assert code == 0
+    flat = " ".join(out.split())
+    assert flat.count("rejected in decode as wrong_type") == 1
+    assert "3 of 303 sampled rows are rejected in decode as wrong_type: Expected float64" in flat

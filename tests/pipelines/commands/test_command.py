@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 
 from engine.commands.cli import EXIT
 from engine.run import Run
+from tests.forks import Command
 from tests.pipelines.conftest import Headrace, Rows, Small, rows_of, small_in
 
 EXPORT = "[export]\nholdout = 0.3\nholdout_rows = 2000\n"
@@ -27,28 +27,27 @@ def data(tmp_path: Path, rows: Rows) -> Path:
     return path
 
 
-@pytest.fixture
-def trained(data: Path, small: Small, headrace: Headrace) -> Path:
-    """A pipeline file that has been run, with its model exported and compressed."""
-    file = small(data, more=EXPORT)
-    assert headrace("run", file)[0] == 0
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline file that has been run, with its model exported and compressed; whoever changes
+    what lies beside it leaves a run behind that is as whole."""
+    folder = tmp_path_factory.mktemp("trained")
+    rows_of(1_500).write_csv(folder / "data.csv")
+    file = small_in(folder, folder / "data.csv", more=EXPORT)
+    Run(file).run()
     return file
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(trained: Path) -> Path:
     """What such a run leaves to serve with."""
-    folder = tmp_path_factory.mktemp("trained")
-    rows_of(1_500).write_csv(folder / "data.csv")
-    run = Run(small_in(folder, folder / "data.csv", more=EXPORT))
-    run.run()
-    return folder / "run" / "model.onnx"
+    return trained.with_name("run") / "model.onnx"
 
 
 # --------------------------------------------------------------------------------------------- help
 
 
-@pytest.mark.parametrize("command", ["run", "check", "export", "compress", "predict"])
+@pytest.mark.parametrize("command", ["run", "check", "interpret", "export", "compress", "predict"])
 def test_help_teaches_with_an_example(headrace: Headrace, command: str) -> None:
     code, out, _ = headrace(command, "--help")
     assert code == 0
@@ -59,8 +58,8 @@ def test_help_teaches_with_an_example(headrace: Headrace, command: str) -> None:
 def test_help_names_every_command_and_exit_code(headrace: Headrace) -> None:
     code, out, _ = headrace("--help")
     assert code == 0
-    for word in ("run", "check", "export", "compress", "predict"):
-        assert re.search(rf"^    {word} ", out, re.MULTILINE)
+    for word in ("run", "check", "interpret", "export", "compress", "predict"):
+        assert re.search(rf"^    {word}\b", out, re.MULTILINE)
     for number in EXIT.values():
         assert re.search(rf"\b{number} \w", out)
 
@@ -72,17 +71,36 @@ def test_version(headrace: Headrace) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        [], ["rnu", "x.toml"], ["run"], ["run", "x.toml", "--set"], ["predict", "m.onnx"],
-        ["run", ""], ["explore", ""], ["explore", "x", "--html", ""], ["export", "x", "--to", ""],
-        ["predict", "", "--input", "x", "--output", "y"],
-        ["predict", "m", "--input", "", "--output", "y"],
-        ["predict", "m", "--input", "x", "--output", ""],
+        [], ["rnu", "x.toml"], ["run"], ["predict", "m.onnx"], ["run", "x.toml", "y.toml"],
     ],
 )  # fmt: skip
 def test_a_wrong_command_line_is_the_users_mistake(headrace: Headrace, words: list[str]) -> None:
     code, out, err = headrace(*words)
     assert (code, out) == (2, "")
     assert "usage: headrace" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "x.toml", "--set"], "--set: expected one argument"),
+        (["run", ""], "FILE: expected a name, got an empty text"),
+        (["explore", ""], "FILE|PIPELINE: expected a name, got an empty text"),
+        (["explore", "x", "--html", ""], "--html: expected a name"),
+        (["explore", "x", "--rows", "many"], "--rows: invalid int value: 'many'"),
+        (["export", "x", "--to", ""], "--to: expected a name"),
+        (["predict", "", "--input", "x", "--output", "y"], "MODEL: expected a name"),
+        (["predict", "m", "--input", "", "--output", "y"], "--input: expected a name"),
+        (["predict", "m", "--input", "x", "--output", ""], "--output: expected a name"),
+        (["versions", "x", "--promote", "-1"], "--promote: expected the number of a version"),
+        (["run", "x", "--log-level", "loud"], "--log-level: invalid choice: 'loud'"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(headrace: Headrace, words: list[str], said: str) -> None:
+    code, out, err = headrace(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"headrace: {said}")
+    assert err.count("\n") == 1
 
 
 # ---------------------------------------------------------------------------------------------- run
@@ -117,9 +135,13 @@ def test_a_run_says_what_became_of_every_record_and_where_things_are(
 
 
 def test_a_second_run_has_nothing_left_to_do_and_fresh_starts_over(
-    trained: Path, headrace: Headrace, results: Callable[[], pl.DataFrame]
+    trained: Path, headrace: Headrace
 ) -> None:
+    def results() -> pl.DataFrame:
+        return pl.concat(map(pl.read_parquet, sorted(trained.with_name("out").glob("*.parquet"))))
+
     before = results()
+    assert before.height > 0
     code, out, err = headrace("run", trained)
     assert code == 0
     assert '"message": "resumed"' in err
@@ -143,8 +165,8 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
 
 
 def test_a_reader_that_leaves_early_ends_the_command_quietly(data: Path, small: Small) -> None:
-    command = [sys.executable, "-m", "engine.commands.cli", "check", str(small(data))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    command = ["check", str(small(data))]
+    with Command(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
@@ -169,10 +191,10 @@ def test_check_says_what_each_stage_would_do_and_writes_nothing(
     assert set(tmp_path.rglob("*")) == before | {file}
 
 
-def test_check_finds_what_would_fail_later(
-    data: Path, small: Small, headrace: Headrace, trained: Path
-) -> None:
-    code, out, _ = headrace("check", small(data, ("layers = [8]", "layers = [9]"), more=EXPORT))
+def test_check_finds_what_would_fail_later(headrace: Headrace, trained: Path) -> None:
+    data, other = trained.with_name("data.csv"), ("layers = [8]", "layers = [9]")
+    file = small_in(trained.parent, data, other, more=EXPORT, name="other")
+    code, out, _ = headrace("check", file)
     assert code == 2
     assert "--fresh" in out
 
@@ -184,12 +206,12 @@ def test_export_and_compress_again(trained: Path, headrace: Headrace, tmp_path: 
     code, out, _ = headrace("export", trained, "--to", tmp_path / "mine.onnx")
     assert code == 0
     assert "Wrote" in out
-    first = tmp_path / "run" / "model.fp32.onnx"
+    first = trained.with_name("run") / "model.fp32.onnx"
     assert abs((tmp_path / "mine.onnx").stat().st_size - first.stat().st_size) < 1_000
     code, out, _ = headrace("compress", trained)
     assert code == 0
     assert "held-out rows" in out
-    report = json.loads((tmp_path / "run" / "compression.json").read_text())
+    report = json.loads((trained.with_name("run") / "compression.json").read_text())
     assert report["chosen"] in out
 
 

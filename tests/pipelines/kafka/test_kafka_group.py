@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewPartitions
 
 from connectors.kafka.reading.membership import Owners
+from connectors.kafka.sink import KafkaSink
 from engine.run import Run
 from engine.running.loop import Loop
 from engine.running.totals import Totals
@@ -125,6 +126,48 @@ def state(file: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize(
+    "source", ["subscribe = true", 'subscribe = true\ngroup_instance_id = "me"', ""]
+)
+def test_rows_of_an_aborted_transaction_are_done_again(
+    broker: Broker, pipeline: Callable[..., Path], source: str
+) -> None:
+    """Also by a member without a name: it keeps its partitions, and only the group knows which of
+    its rows count."""
+    topic, sink = broker.topic(2), broker.topic()
+    for partition in range(2):
+        broker.produce(topic, rows(0, 400), partition=partition, each=50)
+    out = (
+        f'[sink]\nkind = "kafka"\nbootstrap_servers = "{broker.bootstrap_servers}"\n'
+        f'topic = "{sink}"\nexactly_once = true\ncommit_interval = "1h"\n'
+    )
+    aborted: list[int] = []
+
+    def watch(loop: Loop, batch: Batch) -> None:
+        saved = loop.saver.mark.positions.values()
+        if not aborted and any(saved) and loop.saver.unsaved:  # rows are in a transaction
+            aborted.append(loop.totals.read)
+            own = loop.outputs.sinks["sink"]
+            assert isinstance(own, KafkaSink)
+            other = KafkaProducer(
+                bootstrap_servers=broker.bootstrap_servers,
+                transactional_id=own.delivery.transaction,
+            )
+            other.init_transactions()  # which ends what is open under that name
+            other.close()
+        if list(saved) == [400, 400]:
+            loop.stop()
+
+    file = pipeline("fenced", topic, out, source=source)
+    file.write_text(file.read_text().replace("interval = 0.2", "interval_batches = 3"))
+    run = Run(file, watch=watch)
+    done = run.run()
+    assert aborted
+    found = account(broker.bootstrap_servers, [topic], sink)
+    assert found.exactly_once, str(found)
+    assert (found.read, done.totals.read, done.totals.cleaned) == (800, 800, 800)
+
+
 def owners(broker: Broker, group: str, topic: str, partition: int) -> Owners:
     consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap_servers, group_id=group)
     found = consumer.committed(TopicPartition(topic, partition), metadata=True)
@@ -150,12 +193,12 @@ def test_two_engines_share_and_one_takes_over(
             assert not two.loop.mark.positions.keys() & one.loop.mark.positions.keys()
             for partition in range(4):
                 broker.produce(topic, rows(500, 600), partition=partition)
-            caught_up(broker.bootstrap_servers, topic, [topic], 60)
+            caught_up(broker.bootstrap_servers, topic, [topic])
             assert two.loop.totals.read >= 200
         until(lambda: len(one.loop.mark.positions) == 4)
         for partition in range(4):
             broker.produce(topic, rows(600, 650), partition=partition)
-        caught_up(broker.bootstrap_servers, topic, [topic], 60)
+        caught_up(broker.bootstrap_servers, topic, [topic])
         assert one.metrics.source_rebalances._value.get() >= 3
     found = account(broker.bootstrap_servers, [topic], sink)
     assert found.read == 4 * 650

@@ -47,6 +47,7 @@ port = 0
 kind = "kafka"
 bootstrap_servers = "{bootstrap_servers}"
 topic = "{sink}"
+delivery_timeout = "1h"
 {more}
 """
 TRAINS = """

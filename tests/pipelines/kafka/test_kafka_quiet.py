@@ -44,7 +44,8 @@ def toml(table: dict[str, Any], path: str = "") -> str:
 def newcomers(mode: str, broker: Broker, topic: str, scored: str, folder: Path) -> Path:
     """The README's pipeline with the README's Kafka example in it, as one writes it; and the same
     without a model, which only cleans."""
-    pipeline, kafka = (tomllib.loads(text) for text in blocks("toml"))
+    pipeline, *others = (tomllib.loads(text) for text in blocks("toml"))
+    kafka = next(table for table in others if table.get("source", {}).get("kind") == "kafka")
     made = pipeline | kafka | {"folder": str(folder / "run"), "service": {"port": 0}}
     made["source"] |= {
         "topics": [topic],

@@ -15,7 +15,7 @@ import pytest
 from engine.commands.preflight import preflight
 from engine.config import Pipeline
 from engine.run import Run
-from engine.running.checkpoint import encode
+from engine.running.saving.checkpoint import encode
 from engine.types import UserError
 from tests.forks import Command
 from tests.scrub.pictures import encoded
@@ -28,7 +28,7 @@ ALL: dict[str, Any] = {
 }
 
 
-def rows(folder: Path, n: int = 6_000, noise: int = 0) -> Path:
+def rows(folder: Path, n: int = 3_000, noise: int = 0) -> Path:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, n))
     yes = a + b * b + rng.normal(size=n) > 1
@@ -89,10 +89,10 @@ def test_all_is_learned_and_the_metrics_tell_it(tmp_path: Path) -> None:
     run = Run(pipeline(tmp_path, ALL))
     totals = run.run().totals
     assert totals.balanced
-    assert totals.learned == 6_000
+    assert totals.learned == 3_000
     page = (tmp_path / "run" / "metrics.prom").read_text()
     jitter, mixup = (augmented(page, name) for name in ("jitter", "mixup"))
-    assert jitter > 6_000  # each row, and kept ones after the steps
+    assert jitter > 3_000  # each row, and kept ones after the steps
     assert 0.99 * jitter < mixup <= jitter  # a step of one row has nobody to be mixed with
     assert 'headrace_augmented_records_total{augment="gaps"}' in page
 
@@ -111,7 +111,7 @@ def test_resumed_it_goes_on_to_the_bit(kind: str, tmp_path: Path) -> None:
     whole.run()
 
     def halt(loop: Any, batch: Any) -> None:
-        if loop.totals.batches == 17:
+        if loop.totals.batches == 9:
             loop.stop()
 
     first = Run(pipeline(tmp_path / "b", ALL, **more), watch=halt)
@@ -174,7 +174,7 @@ def test_killed_and_resumed_it_ends_where_an_uninterrupted_run_does(tmp_path: Pa
     for name, kills in (("whole", 0), ("killed", 2)):
         folder = tmp_path / name
         folder.mkdir()
-        rows(folder, 10_000)
+        rows(folder, 5_000)
         file = folder / "pipeline.toml"
         file.write_text(TOML.replace("{folder}", str(folder)))
         for _ in range(kills):
@@ -196,7 +196,7 @@ def kill(file: Path, checkpoints: Path) -> None:
 
 
 def test_it_helps_where_rows_are_few_and_columns_many(tmp_path: Path) -> None:
-    """150 rows learned over and over; the error on 6,000 others, by what is learned from."""
+    """150 rows learned over and over; the error on 3,000 others, by what is learned from."""
     losses = {}
     for name, augment in {
         "none": {},
@@ -206,7 +206,7 @@ def test_it_helps_where_rows_are_few_and_columns_many(tmp_path: Path) -> None:
     }.items():
         folder = tmp_path / name
         folder.mkdir()
-        rows(folder, 6_150, noise=20)
+        rows(folder, 3_150, noise=20)
         frame = pl.read_parquet(folder / "rows.parquet")
         frame.head(150).write_parquet(folder / "rows.parquet")
         more = table(folder, augment)
@@ -214,11 +214,11 @@ def test_it_helps_where_rows_are_few_and_columns_many(tmp_path: Path) -> None:
         more["scrub"] = {}
         more["model"] |= {"numeric": ["a", "b", "noise*"], "categories": [], "layers": [64]}
         more["train"] = {"optimizer": "adam", "lr": 1e-2, "threads": 1, "replay_rows": 150}
-        more["train"] |= {"replay_steps": 30, "replay_batch": 64}
+        more["train"] |= {"replay_steps": 15, "replay_batch": 64}
         run = Run(Pipeline.of(more))
         run.run()
         assert run.parts.collate is not None
-        losses[name] = log_loss(run, frame.tail(6_000))
+        losses[name] = log_loss(run, frame.tail(3_000))
     assert max(losses[name] for name in ("jitter", "mixup", "dropout")) < 0.9 * losses["none"]
 
 
@@ -273,7 +273,7 @@ def test_without_a_model_there_is_nothing_to_augment(tmp_path: Path) -> None:
         Run(Pipeline.of(made))
 
 
-def pictures(folder: Path, n: int = 1_200) -> None:
+def pictures(folder: Path, n: int = 800) -> None:
     """Bars that lie or stand, with a text that says so more often than not, as encoded images."""
     rng = np.random.default_rng(0)
     standing = rng.random(n) < 0.5
@@ -331,12 +331,12 @@ def test_images_and_texts_are_augmented_and_resumed_to_the_bit(tmp_path: Path) -
     pictures(tmp_path)
     whole = Run(seeing(tmp_path / "a", augment, ragged=["text"]))
     summary = whole.run()
-    assert summary.totals.learned == 1_200
+    assert summary.totals.learned == 800
     assert summary.report["all"]["accuracy"] > 0.8
     page = (tmp_path / "a" / "run" / "metrics.prom").read_text()
     for name in augment:
         line = next(x for x in page.splitlines() if f'_total{{augment="{name}"}}' in x)
-        assert 100 < float(line.split()[-1]) <= 1_200, line
+        assert 100 < float(line.split()[-1]) <= 800, line
 
     def halt(loop: Any, batch: Any) -> None:
         if loop.totals.batches == 11:
@@ -378,7 +378,7 @@ def test_images_are_mixed(kind: str, tmp_path: Path) -> None:
     pictures(tmp_path)
     run = Run(seeing(tmp_path, {kind: {"alpha": 0.4}}))
     summary = run.run()
-    assert summary.totals.learned == 1_200
+    assert summary.totals.learned == 800
     page = (tmp_path / "run" / "metrics.prom").read_text()
-    assert augmented(page, kind) > 1_000  # but for rows whose step is not full yet
+    assert augmented(page, kind) > 600  # but for rows whose step is not full yet
     assert summary.report["all"]["log_loss"] < 0.75  # labels of whole classes are what is scored

@@ -122,7 +122,7 @@ def test_labels_follow_the_threshold_in_training_in_the_file_and_in_serving(
     assert of(onnx.load(model).metadata_props)["threshold"] == "0.25"
 
 
-def test_held_out_rows_say_what_rows_never_seen_say_also_after_thirty_epochs(
+def test_held_out_rows_say_what_rows_never_seen_say_also_after_fifteen_epochs(
     tmp_path: Path,
 ) -> None:
     """A net that learns 400 rows by heart, with labels that are noise by a third."""
@@ -137,15 +137,15 @@ def test_held_out_rows_say_what_rows_never_seen_say_also_after_thirty_epochs(
 
     noisy(800).write_parquet(tmp_path / "data.parquet")
     file = pipeline(
-        tmp_path, epochs=30, layers=[128, 64], holdout=0.5, batch_rows=40, numbers='["x*"]'
+        tmp_path, epochs=15, layers=[128, 64], holdout=0.5, batch_rows=40, numbers='["x*"]'
     )
     run = Run(file)
     summary = run.run()
-    assert summary.totals.read == 800 * 30
+    assert summary.totals.read == 800 * 15
     assert run.parts.model.holdout is not None
     held = run.parts.model.holdout.frame()
     assert held is not None
-    assert held.height == held["_position"].n_unique() == summary.totals.predicted // 30
+    assert held.height == held["_position"].n_unique() == summary.totals.predicted // 15
     compression = summary.compression
     assert compression is not None
     error = compression.candidates[0].figures[0]

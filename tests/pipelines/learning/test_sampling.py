@@ -12,14 +12,14 @@ import pytest
 
 from engine.config import Pipeline
 from engine.run import Run
-from engine.running.checkpoint import encode
+from engine.running.saving.checkpoint import encode
 from engine.types import UserError
 
 
-def pipeline(folder: Path, **train: Any) -> Pipeline:
+def pipeline(folder: Path, n: int = 20_000, **train: Any) -> Pipeline:
     rng = np.random.default_rng(0)
-    a = rng.normal(size=20_000)
-    rare = rng.random(20_000) < 0.02
+    a = rng.normal(size=n)
+    rare = rng.random(n) < 0.02
     rows = pl.DataFrame({"a": a + rare, "y": np.where(rare, "yes", "no")})
     rows.write_parquet(folder / "rows.parquet")
     return Pipeline.of(
@@ -36,7 +36,7 @@ def pipeline(folder: Path, **train: Any) -> Pipeline:
                 "layers": [8],
             },
             "train": {"optimizer": "adam", "lr": 1e-2, "threads": 1, **train},
-            "export": {},
+            "export": {"compress": {"candidates": []}},
         }
     )
 
@@ -57,16 +57,16 @@ def test_every_row_is_accounted_for_and_the_model_knows_the_true_shares(tmp_path
 
 def test_resumed_it_goes_on_to_the_bit(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
-    whole = Run(pipeline(tmp_path, sampling={"smote_neighbors": 3}))
+    whole = Run(pipeline(tmp_path, 8_000, sampling={"smote_neighbors": 3}))
     whole.run()
 
     def halt(loop: Any, batch: Any) -> None:
-        if loop.totals.batches == 17:
+        if loop.totals.batches == 9:
             loop.stop()
 
-    first = Run(pipeline(tmp_path / "b", sampling={"smote_neighbors": 3}), watch=halt)
+    first = Run(pipeline(tmp_path / "b", 8_000, sampling={"smote_neighbors": 3}), watch=halt)
     assert first.run().stopped
-    second = Run(pipeline(tmp_path / "b", sampling={"smote_neighbors": 3}))
+    second = Run(pipeline(tmp_path / "b", 8_000, sampling={"smote_neighbors": 3}))
     assert second.run().resumed
     expected, got = whole.learner.state_dict(), second.learner.state_dict()
     assert encode(got, {}) == encode(expected, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,15 @@ from PIL import Image
 from engine.commands.preflight import preflight
 from engine.config import Pipeline
 from engine.run import Run
-from engine.running.loop import Loop
-from engine.types import Batch, UserError
+from engine.types import UserError
 from tests.connectors.conftest import shard
-from tests.pipelines.runs.test_crash import finish, finish_through_kills, same, state
+from tests.pipelines.runs.test_crash import (
+    finish,
+    finish_through_kills,
+    finish_through_stops,
+    same,
+    state,
+)
 
 N = 1_200
 BROKEN = range(7, N, 100)
@@ -151,32 +157,38 @@ def test_it_learns_and_what_is_broken_is_a_dead_letter(
     assert (last["label"] == last["prediction"]).mean() >= 0.95
 
 
-def test_a_stopped_run_ends_where_an_uninterrupted_one_does(pipeline: Callable[..., Path]) -> None:
-    whole, stopped = pipeline("whole"), pipeline("stopped")
-    Run(whole).run()
-    for after in (5, 16):
-
-        def watch(loop: Loop, _: Batch, after: int = after) -> None:
-            if loop.totals.batches == after:
-                loop.stop()
-
-        assert Run(stopped, watch=watch).run().stopped
-    Run(stopped).run()
-    same(ends(whole), ends(stopped))
-
-
 @pytest.mark.slow
-def test_a_killed_run_ends_where_an_uninterrupted_one_does(pipeline: Callable[..., Path]) -> None:
-    whole, killed = pipeline("whole"), pipeline("killed")
+def test_a_stopped_or_killed_run_ends_where_an_uninterrupted_one_does(
+    pipeline: Callable[..., Path],
+) -> None:
+    whole, stopped, killed = map(pipeline, ("whole", "stopped", "killed"))
     finish(whole)
+    finish_through_stops(stopped, 5, 16)
+    same(ends(whole), ends(stopped))
     finish_through_kills(killed, killed.with_suffix("") / "checkpoints")
     same(ends(whole), ends(killed))
 
 
-def test_what_cannot_be_exported_is_told_before_the_run(pipeline: Callable[..., Path]) -> None:
-    file = pipeline("whole", rest="[export]\n")
-    with pytest.raises(UserError, match=r"reads images or lists .*: take \[export\] out"):
-        Run(file).run()
+def test_what_it_learns_is_served_from_a_file(pipeline: Callable[..., Path]) -> None:
+    """Behind the stages that no file can contain; a row without its text or image has no answer."""
+    file = pipeline("whole", rest="[export]\ncompress = false\n")
+    assert preflight(Run(file), 200)
+    model = Run(file).run().files["model"]
+    table = tomllib.loads(file.read_text())
+    folder = file.with_name("served")
+    served = {
+        "name": "served",
+        "folder": str(folder),
+        "source": table["source"],
+        "scrub": table["scrub"],
+        "infer": {"model": str(model)},
+        "sink": {"kind": "files", "path": str(folder / "out"), "columns": ["label"]},
+    }
+    totals = Run(Pipeline.of(served)).run().totals
+    assert totals.balanced
+    assert (totals.predicted, totals.rejected) == (N - len(BROKEN), len(BROKEN))
+    rows = pl.read_parquet(folder / "out" / "*.parquet")
+    assert (rows["label"] == rows["prediction"]).to_numpy().mean() >= 0.95
 
 
 def test_a_batch_that_would_burst_the_budget_is_told_before_the_run(tmp_path: Path) -> None:

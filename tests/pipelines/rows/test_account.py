@@ -10,13 +10,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import Pipeline
 from engine.run import Run
 from engine.running.loop import Loop
-from engine.types import Batch, UserError
+from engine.types import Batch, Mark, UserError
+from tests.pipelines.conftest import Headrace
 
 VALUE = st.none() | st.sampled_from([0, 1, -2.5, 1e39, -1e300, 2**70, "abc", "é", [1]])
 KEY = st.none() | st.sampled_from(["n", "e", "s", "never", '"'])
@@ -77,7 +79,7 @@ def write(folder: Path, rows: list[tuple[Any, ...]], odd: list[str]) -> int:
     return len(lines)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(rows=st.lists(ROW, max_size=40), odd=st.lists(ODD, max_size=4), stop=st.integers(1, 12))
 def test_every_record_has_one_end(rows: list[tuple[Any, ...]], odd: list[str], stop: int) -> None:
     with TemporaryDirectory() as name:
@@ -142,3 +144,49 @@ def test_a_cleaning_pipeline_balances_too(tmp_path: Path) -> None:
     assert (totals.read, totals.rejected, totals.added, totals.cleaned) == (count, 30, 1, 2)
     assert totals.balanced
     assert (letters(tmp_path), results(tmp_path)) == (30, 2)
+
+
+def test_what_stages_count_is_on_the_page_and_in_the_last_lines(
+    tmp_path: Path, headrace: Headrace
+) -> None:
+    """Of a run without a model, and of every stage by its name; nothing is said of zeros."""
+    (tmp_path / "rows.csv").write_text("a,b\n1,5\n,5\n,900\n2,5\n")
+    (tmp_path / "clean.toml").write_text(
+        f"""
+name = "clean"
+folder = "{tmp_path / "run"}"
+source = {{kind = "files", path = "{tmp_path / "rows.csv"}"}}
+sink = {{kind = "files", path = "{tmp_path / "out"}"}}
+[scrub.holes]
+kind = "missing"
+columns = ["a"]
+strategy = "constant"
+value = 0
+[scrub.bounds]
+kind = "outliers"
+columns = ["b"]
+method = "bounds"
+high = 10
+[scrub.more]
+kind = "missing"
+columns = ["b"]
+strategy = "constant"
+value = 0
+"""
+    )
+    code, out, err = headrace("run", tmp_path / "clean.toml")
+    assert code == 0, err
+    assert "counted by stages: bounds: clipped 1, holes: filled 2\n" in out
+    page = (tmp_path / "run" / "metrics.prom").read_text()
+    assert {line for line in page.splitlines() if line.startswith("headrace_stage_events")} == {
+        'headrace_stage_events_total{event="clipped",stage="bounds"} 1.0',
+        'headrace_stage_events_total{event="filled",stage="holes"} 2.0',
+        'headrace_stage_events_total{event="filled",stage="more"} 0.0',
+    }
+
+
+def test_a_count_below_zero_is_refused() -> None:
+    batch = Batch(frame=pl.DataFrame(), mark=Mark(), arrived=0.0).counted("window", late=2)
+    assert batch.counted("window", late=0).counts == {("window", "late"): 2}
+    with pytest.raises(ValueError, match=r"'window' counted -1 late: expected 0 or more"):
+        batch.counted("window", late=-1)

@@ -326,8 +326,8 @@ def test_a_model_file_that_is_not_ours(
     onnx.save(other, tmp_path / "other.onnx")
     cut = f"[model]{_between(small(data), '[model]', '[evaluation]')}[evaluation]\nwindow = 1000\n"
     for name, sentence in (
-        ("text.onnx", "text.onnx' is no ONNX model"),
-        ("other.onnx", "other.onnx' was not written by headrace"),
+        ("text.onnx", "text.onnx' cannot be served: it is no ONNX model"),
+        ("other.onnx", "other.onnx' reads x (float32, n): say by inputs"),
         ("none.onnx", "none.onnx"),
     ):
         file = small(data, (cut, f'[infer]\nmodel = "{tmp_path / name}"\n'))
@@ -468,5 +468,7 @@ def test_too_many_rejected_rows_stop_with_their_own_reason(
     assert report["rows"] > 900
     assert (tmp_path / "run" / "metrics.prom").is_file()
     assert "rows were rejected (collate: not_finite), and [dead_letters] limit allows 20.0%" in err
-    assert f"give the reason of each row. They are in {tmp_path}/run/dead_letters." in err
+    assert (
+        f"give the reason of each row. The rejected rows are in {tmp_path}/run/dead_letters." in err
+    )
     assert set(letters()["reason"]) == {"not_finite"}

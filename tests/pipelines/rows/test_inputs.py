@@ -93,26 +93,20 @@ def output(folder: Path, name: str) -> tuple[pl.DataFrame, pl.DataFrame]:
     return rows, pl.read_ndjson(folder / name / "dead_letters" / "*.ndjson")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
-def test_a_pipeline_is_checked_and_run(
+def test_a_pipeline_is_checked_and_run_and_kills_change_nothing(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "data").mkdir()
-    file = pipeline(tmp_path, "whole", make(tmp_path / "data"))
+    source = make(tmp_path / "data")
+    file = pipeline(tmp_path, "whole", source)
     assert preflight(Run(file), 500)
     assert "is ready to run" in capsys.readouterr().out
     Run(file).run()
     rows, letters = output(tmp_path, "whole")
     assert (rows.height, letters.height) == (N - N // 100, N // 100)
     assert not rows.select("_partition", "_position").is_duplicated().any()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
-def test_a_killed_run_ends_where_an_uninterrupted_one_does(make: Make, tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    source = make(tmp_path / "data")
-    Run(pipeline(tmp_path, "whole", source)).run()
     file = pipeline(tmp_path, "killed", source)
     finish_through_kills(file, tmp_path / "killed" / "checkpoints")
     for whole, killed in zip(output(tmp_path, "whole"), output(tmp_path, "killed"), strict=True):

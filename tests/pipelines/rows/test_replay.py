@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import polars as pl
 import pytest
 from kafka import KafkaProducer
 
-from engine.run import Run
+from engine.run import Run, Summary
+from engine.running.loop import Loop
+from engine.running.totals import Totals
+from engine.types import Batch
 from tests.broker import Broker, shared_broker
 from tests.connectors.conftest import drain, kafka_source
 
@@ -189,3 +193,111 @@ def test_a_letters_raw_bytes_do_not_grow(
         Run(file, replay=True).run()
     raw = {base64.b64decode(letter["raw"]) for letter in file_letters(tmp_path) if letter["raw"]}
     assert raw == {SENT[i][0] for i in BROKEN}
+
+
+def letters_to(broker: Broker) -> str:
+    topic = broker.topic()
+    return f'kind = "kafka"\nbootstrap_servers = "{broker.bootstrap_servers}"\ntopic = "{topic}"'
+
+
+def stopped(file: Path, batches: int, *, replay: bool = False) -> Summary:
+    """Run in batches of one row, and stop after so many of them."""
+
+    def stop(loop: Loop, batch: Batch) -> None:
+        if loop.totals.read - before >= batches:
+            loop.stop()
+
+    run = Run(file, ["loader.batch_rows=1"], replay=replay, watch=stop)
+    state = run.checkpoints.load(run.identity)
+    before = 0 if state is None else Totals.restore(state["totals"]).read
+    return run.run()
+
+
+@pytest.fixture
+def crash(tmp_path: Path) -> Callable[[Callable[[], object]], None]:
+    """Do something whose checkpoints are lost, as where an engine is killed before it saves one."""
+
+    def lose(act: Callable[[], object]) -> None:
+        folder, kept = tmp_path / "a" / "checkpoints", tmp_path / "kept"
+        if folder.exists():
+            shutil.copytree(folder, kept)
+        act()
+        shutil.rmtree(folder)
+        if kept.exists():
+            kept.rename(folder)
+        else:
+            shutil.rmtree(tmp_path / "a" / "out")
+
+    return lose
+
+
+def broken_rows(tmp_path: Path) -> list[int]:
+    """The broken records that came out, by offset."""
+    found = rows(tmp_path, "a")
+    return found.filter(pl.col("_position").is_in(BROKEN))["_position"].to_list()
+
+
+def test_a_letter_that_a_killed_engine_wrote_twice_counts_once(
+    broker: Broker,
+    topic: str,
+    write: Callable[..., Path],
+    tmp_path: Path,
+    crash: Callable[..., None],
+) -> None:
+    """Also where the replay is stopped between the two, and a run goes on in between."""
+    source, letters = one(broker, topic), letters_to(broker)
+    file = write(source, "int64", letters)
+    crash(Run(file).run)
+    assert Run(file).run().totals.rejected == 5
+    file = write(source, "float64", letters)
+    first = stopped(file, 3, replay=True)
+    assert (first.totals.read, first.stopped) == (10, True)
+    Run(file).run()
+    done = Run(file, replay=True).run()
+    assert (done.totals.read, done.totals.cleaned) == (13, 6)  # the tombstone once more
+    assert broken_rows(tmp_path) == BROKEN
+    (remark,) = done.remarks
+    assert "5 dead letters of topic" in remark
+    assert "are of a record that has another one there: left out" in remark
+    assert not Run(file, replay=True).run().remarks
+
+
+def test_a_letter_of_a_record_that_is_read_again_is_left_out(
+    broker: Broker,
+    topic: str,
+    write: Callable[..., Path],
+    tmp_path: Path,
+    crash: Callable[..., None],
+) -> None:
+    """A killed engine has written it: the next run reads its record, and would count it again."""
+    source, letters = one(broker, topic), letters_to(broker)
+    file = write(source, "int64", letters)
+    assert stopped(file, 2).totals.rejected == 1
+    crash(Run(file).run)
+    file = write(source, "float64", letters)
+    done = Run(file, replay=True).run()
+    assert (done.totals.read, done.totals.cleaned) == (3, 2)
+    assert "4 dead letters" in done.remarks[0]
+    assert "after the checkpoint, which is read again" in done.remarks[0]
+    assert Run(file).run().totals.cleaned == 6
+    assert Run(file, replay=True).run().totals.read == 9
+    assert broken_rows(tmp_path) == BROKEN
+
+
+def test_what_a_killed_replay_rejected_again_counts_once(
+    broker: Broker,
+    topic: str,
+    write: Callable[..., Path],
+    tmp_path: Path,
+    crash: Callable[..., None],
+) -> None:
+    source, letters = one(broker, topic), letters_to(broker)
+    file = write(source, "int64", letters)
+    Run(file).run()
+    crash(Run(file, replay=True).run)
+    again = Run(file, replay=True).run()
+    assert (again.totals.read, again.totals.rejected) == (12, 10)
+    assert "5 dead letters" in again.remarks[0]
+    mended = Run(write(source, "float64", letters), replay=True).run()
+    assert (mended.totals.read, mended.totals.cleaned) == (17, 6)
+    assert broken_rows(tmp_path) == BROKEN

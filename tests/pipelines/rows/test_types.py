@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 from pathlib import Path
 
 import polars as pl
@@ -207,11 +208,16 @@ def test_dead_letters_are_read_as_training_read_cells(tmp_path: Path) -> None:
     assert frame.select("x", "c").row(0) == (1.5, None)
 
 
-def test_what_is_said_now_holds_and_what_does_not_suit_is_passed_over(tmp_path: Path) -> None:
+def test_what_is_said_now_holds_and_what_does_not_suit_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     reading = {"null_values": ["-"], "decimal": ",", "coerce": "strict", "words": ["NA"]}
     (tmp_path / "a.csv").write_text("x;c\n1.5;-\n-;NA\n")
     source = FilesSource(FilesSource.Settings(path=str(tmp_path / "a.csv"), null_values=["NA"]))
     source.use_parse_settings({**reading, "decimal": "."})
+    (said,) = [r.getMessage() for r in caplog.records if "the model learned" in r.getMessage()]
+    assert 'where the model learned: coerce = "strict", decimal = "."; [source]' in said
     schema = source.schema({})
     piece = source.read(10, 1 << 20, 0.0)
     assert piece is not None

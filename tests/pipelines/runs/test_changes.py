@@ -15,10 +15,10 @@ from pydantic import BaseModel
 import connectors
 from engine.commands.preflight import preflight
 from engine.config import DeadLetterSettings, ExportSettings, LoaderSettings, SinkTable, load_class
-from engine.loading.mix import Mix
+from engine.loading.sources.mix import Mix
 from engine.quality.evaluation import Evaluation
 from engine.run import Run
-from engine.running.checkpoint import Checkpoints
+from engine.running.saving.checkpoint import Checkpoints
 from engine.types import UserError
 from engine.types.changes import Change, change_of, compared_settings
 from tests.pipelines.conftest import Rows, Small

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from engine.run import Run
-from engine.running.checkpoint import (
+from engine.running.saving.checkpoint import (
     DIGEST_BYTES,
     LAYOUT,
     MAGIC,

@@ -40,11 +40,11 @@ def file(tmp_path: Path, rows: Rows, small: Small) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same after its run, for commands that go on from there."""
+    """The same after its run, not compressed yet, for commands that go on from there."""
     folder = tmp_path_factory.mktemp("trained")
     rows_of(1_500).write_csv(folder / "data.csv")
     made = small_in(folder, folder / "data.csv", more=EXPORT)
-    Run(made).run()
+    Run(made, ["export.compress=false"]).run()
     return made
 
 
@@ -61,14 +61,12 @@ def armed(process: subprocess.Popen[str]) -> bool:
     return caught is None or bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def start(file: Path) -> subprocess.Popen[str]:
-    """A run from its start; it is as far as to answer signals."""
-    process = subprocess.Popen(
-        [*HEADRACE, "run", "--fresh", str(file), "--log-level", "error"],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+def start(file: Path, *, forked: bool = False) -> subprocess.Popen[str]:
+    """A run from its start, or from where the libraries are loaded; it is as far as to answer
+    signals."""
+    words = ["run", "--fresh", str(file), "--log-level", "error"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = Command(words, **pipes) if forked else subprocess.Popen(HEADRACE + words, **pipes)
     while not armed(process):
         time.sleep(0.001)
     return process
@@ -76,16 +74,18 @@ def start(file: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_a_signal_at_any_moment_ends_as_documented(file: Path, headrace: Headrace) -> None:
-    """Imports, opening, learning, export, compression, the table: a line at most, no traceback."""
+    """Imports, opening, learning, export, compression, the table: a line at most, no traceback.
+    The first moment is among the imports; what has loaded them is forked for the others."""
+    Command(["--version"], stdout=subprocess.DEVNULL).wait()  # the first waits for the imports
     begin = time.monotonic()
-    with start(file) as process:
+    with start(file, forked=True) as process:
         process.communicate()
     whole = time.monotonic() - begin
     rng = random.Random(16)
     for moment in range(MOMENTS):
         number = (signal.SIGINT, signal.SIGTERM)[moment % 2]
         twice = moment % 4 > 1
-        with start(file) as process:
+        with start(file, forked=moment > 0) as process:
             try:  # as far into it as the moment is, of a run that ends by itself
                 process.wait(whole * (moment + rng.random()) / MOMENTS)
             except subprocess.TimeoutExpired:
@@ -119,6 +119,7 @@ def test_a_signal_before_anything_is_imported(tmp_path: Path) -> None:
         ("check", "{file}"),
         ("explore", "{data}"),
         ("profile", "{file}", "--seconds", "1"),
+        ("interpret", "{file}"),
         ("export", "{file}", "--to", "{file}.onnx"),
         ("compress", "{file}"),
         ("predict", "{run}/model.onnx", "--input", "{data}", "--output", "{run}/scored"),
@@ -128,13 +129,13 @@ def test_a_signal_before_anything_is_imported(tmp_path: Path) -> None:
     ids=lambda words: words[0],
 )
 def test_a_signal_at_any_moment_of_every_command(
-    file: Path, trained: Path, words: tuple[str, ...]
+    file: Path, request: pytest.FixtureRequest, words: tuple[str, ...]
 ) -> None:
     """One line that promises nothing: these go on from nowhere. The first moment is among the
     imports; what has loaded them is forked for the others."""
     rng = random.Random(words[0])
-    if words[0] in ("export", "compress", "predict"):
-        file = trained
+    if words[0] in ("interpret", "export", "compress", "predict"):
+        file = request.getfixturevalue("trained")
     places = {"file": file, "data": file.with_name("data.csv"), "run": file.with_name("run")}
     for moment in range(MOMENTS // 2):
         number = (signal.SIGINT, signal.SIGTERM)[moment % 2]
@@ -227,18 +228,6 @@ def test_a_signal_while_a_broker_is_awaited_ends_with_0(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------- surroundings
-
-
-@pytest.mark.slow
-def test_without_asserts_and_without_streams_it_does_its_work(
-    file: Path, tmp_path: Path, results: Callable[[], pl.DataFrame]
-) -> None:
-    """``python -O`` and all three standard streams closed."""
-    command = [sys.executable, "-O", "-m", "engine.commands.cli", "run", str(file)]
-    shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
-    assert subprocess.run([*shell, *command], timeout=HANG).returncode == 0
-    assert results().height > 0
-    assert (tmp_path / "run" / "model.onnx").stat().st_size > 0
 
 
 @pytest.fixture
@@ -335,14 +324,18 @@ def test_a_home_that_cannot_be_reached_is_no_home(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", ["--help", "run --help", "--version", "schema", "reference"])
 def test_standard_output_that_takes_nothing_is_a_sentence(words: str) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [*HEADRACE, *words.split()], stdout=full, stderr=subprocess.PIPE, text=True
+        pipes: dict[str, Any] = {"stdout": full, "stderr": subprocess.PIPE, "text": True}
+        # What the parser prints comes before any library, what commands print after them.
+        begun = (
+            subprocess.Popen([*HEADRACE, *words.split()], **pipes)
+            if "-" in words
+            else Command(words.split(), **pipes)
         )
-    assert done.returncode == 1
-    assert done.stderr.startswith(
-        "headrace: Standard output cannot be written: No space left on device"
-    )
-    assert len(done.stderr.splitlines()) == 1
+        with begun as process:
+            _, err = process.communicate()
+    assert process.returncode == 1
+    assert err.startswith("headrace: Standard output cannot be written: No space left on device")
+    assert len(err.splitlines()) == 1
 
 
 def test_version_and_help_load_no_library() -> None:
@@ -377,22 +370,25 @@ def test_code_of_the_users_that_exits_ends_no_run_well(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
-def test_no_socket_and_no_file_that_nobody_asked_for(file: Path, tmp_path: Path) -> None:
-    """Trains, exports and compresses: no library calls home, none writes elsewhere than into the
-    pipeline's folder, caches and temporary folders; torch's compiler, two seconds of a start, is
-    not loaded."""
+def test_no_socket_and_no_file_that_nobody_asked_for(
+    file: Path, tmp_path: Path, results: Callable[[], pl.DataFrame]
+) -> None:
+    """Trains, exports and compresses under ``python -O`` with all three standard streams closed: no
+    library calls home, none writes elsewhere than into the pipeline's folder, caches and temporary
+    folders; torch's compiler, two seconds of a start, is not loaded."""
     home, trace = tmp_path / "home", tmp_path / "trace"
     home.mkdir()
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "ORT_"))}
     strace = ["strace", "-f", "-qq", "-o", str(trace), "-e", "trace=network,openat"]
-    done = subprocess.run(
-        [*strace, *HEADRACE, "run", str(file), "--log-level", "error"],
-        env={**keep, "HOME": str(home)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    command = [sys.executable, "-O", "-m", "engine.commands.cli", "run", str(file)]
+    seen = strace if shutil.which("strace") else []
+    done = subprocess.run([*seen, *shell, *command], env={**keep, "HOME": str(home)}, timeout=HANG)
+    assert done.returncode == 0
+    assert results().height > 0
+    assert (tmp_path / "run" / "model.onnx").stat().st_size > 0
+    if not seen:
+        pytest.skip("what it opens is not seen without strace")
     lines = trace.read_text(errors="replace").splitlines()
     assert any("openat" in line and "data.csv" in line for line in lines)
     assert not any("torch/_dynamo/" in line for line in lines)

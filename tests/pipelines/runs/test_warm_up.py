@@ -108,6 +108,7 @@ def test_nothing_is_compiled_after_the_first_record(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("compiling the loops of this pipeline") == 1
     assert "the first record" in done.stdout
     assert [line for line in done.stdout.splitlines() if line.startswith("compiled")] == []
 

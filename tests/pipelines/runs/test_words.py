@@ -10,8 +10,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from engine.quality import report
 from engine.run import Run
-from engine.running import report
 from engine.running.loop import Loop
 from engine.types import Batch
 from engine.types.plural import counted

@@ -1,0 +1,142 @@
+"""``headrace adopt``: what an ONNX file holds, whether its batch size can be freed, and the [infer]
+table that serves it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from engine.assembly import adoption as adopting
+from engine.commands.progress import console, put
+from engine.errors import UserError
+from engine.run import Run
+from engine.system import atomic
+from engine.types.plural import counted
+
+if TYPE_CHECKING:
+    from engine.assembly.adoption import Adoption, Proof
+
+MAX_OPERATORS = 12
+"""The most frequent operators that are shown."""
+
+
+def adopt(
+    file: Path,
+    *,
+    pipeline: str | None = None,
+    overrides: Sequence[str] = (),
+    write: bool = False,
+    to: Path | None = None,
+    shapes: Sequence[str] = (),
+) -> None:
+    """Print what the file holds and the [infer] table; write the table into the pipeline file.
+
+    Raises: UserError for a file that `run` would refuse, or a pipeline file that has [infer].
+    """
+    run = None if pipeline is None else Run(pipeline, overrides)
+    if write:
+        _require_writable(pipeline)
+    adoption = adopting.adopt(file, to, dict(map(_shape, shapes)))
+    out = console()
+    if adoption.graph.operators:
+        out.print(_facts(file, adoption))
+    for sentence in _findings(adoption):
+        out.print(Text(sentence), soft_wrap=True)
+    if adoption.graph.refusal:
+        raise UserError(f"'{file}' cannot be served: {adoption.graph.refusal}.")
+    parts = None if run is None else run.parts
+    table = adopting.table(adoption, parts)
+    if not write:
+        put(f"\n{table}")
+    adopting.require_served(table, adoption, parts)
+    if pipeline is None or not write:
+        return
+    path = Path(pipeline)
+    text = path.read_text(encoding="utf-8")
+    atomic.write(path, f"{text.rstrip()}\n\n{table}")
+    out.print(f"Wrote [infer] into {path}.", highlight=False, markup=False)
+
+
+def _require_writable(pipeline: str | None) -> None:
+    """Check that there is a pipeline file without [infer]."""
+    if pipeline is None:
+        raise UserError("--write needs --pipeline, the file to write [infer] into.")
+    path = Path(pipeline)
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    if "infer" in table:
+        raise UserError(f"{path} has an [infer] table already: take it out, or leave out --write.")
+    if "train" in table:
+        raise UserError(
+            f"{path} has a [train] table, and a pipeline trains or serves: name another."
+        )
+    atomic.require_file(path, "--pipeline")
+
+
+def _shape(text: str) -> tuple[str, tuple[int | str | None, ...]]:
+    """Parse ``NAME=n,3,h,w``."""
+    name, equals, sizes = text.partition("=")
+    parts = [part.strip() for part in sizes.split(",")]
+    whole = [int(part) if part.isdecimal() else part for part in parts]
+    if not equals or not name or not all(whole):
+        raise UserError(
+            f"Expected --shape NAME=SIZE,SIZE,..., such as image=n,3,h,w, got '{text}'."
+        )
+    return name, tuple(whole)
+
+
+def _facts(file: Path, adoption: Adoption) -> Table:
+    graph = adoption.graph
+    table = Table(title=str(file), title_justify="left", show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    frequent = sorted(graph.operators.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{name} {n:,}" for name, n in frequent[:MAX_OPERATORS]]
+    more = len(frequent) - len(shown)
+    rows = {
+        "size": f"{adoption.size:,} bytes",
+        "beside it": ", ".join(graph.external),
+        "producer": graph.producer,
+        "opset": ", ".join(f"{domain} {version}" for domain, version in graph.opsets.items()),
+        "inputs": "\n".join(map(str, graph.inputs)),
+        "outputs": "\n".join(map(str, graph.outputs)),
+        "operators": ", ".join([*shown, *([f"{more} more kinds"] if more else [])]),
+        "not here": ", ".join(graph.unknown),
+        "batch": "any" if adoption.fixed is None else f"{counted(adoption.fixed, 'row')} at a time",
+    }
+    for name, text in rows.items():
+        if text:
+            table.add_row(name, Text(text))
+    return table
+
+
+def _findings(adoption: Adoption) -> Iterator[str]:
+    """Yield what was changed, and whether that is proved."""
+    if adoption.proof is None:
+        return
+    yield f"Changed: {'; '.join(adoption.changes)}."
+    if adoption.proof.failure:
+        yield (
+            f"Not proved equal: {adoption.proof.failure}. The file stays as it is; 'headrace "
+            "check' of its pipeline says whether it can be served."
+        )
+        if adoption.fixed is not None:
+            yield f"Its batches are cut into pieces of {counted(adoption.fixed, 'row')}."
+        return
+    yield f"Proved equal: {_proved(adoption.proof)}."
+    yield f"Wrote {adoption.path}."
+
+
+def _proved(proof: Proof) -> str:
+    beside = "the original's answers to each" if proof.compared else "its own answers to each alone"
+    return (
+        f"{counted(proof.rows, 'row')} in batches of 1, 2, 3 and {proof.rows} beside {beside}, "
+        f"largest difference {proof.apart:.2g} of the largest answer"
+    )
+
+
+__all__ = ["adopt"]

@@ -1,0 +1,47 @@
+"""Says that compiled loops are compiled, which takes up to a minute at their first use and nothing
+afterwards, and keeps that apart from a stall: the loop waits for them, and is well."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from numba.core import event
+
+from engine.observing.service import Heartbeat
+
+log = logging.getLogger("headrace.compiling")
+
+
+@contextmanager
+def reported(heartbeat: Heartbeat | None = None) -> Iterator[None]:
+    """Log once if a loop is compiled in the block, on any thread, and pause the heartbeat
+    meanwhile, if there is one. What comes from the cache is not compiled."""
+    with event.install_listener("numba:compile", _Listener(heartbeat or Heartbeat())):
+        yield
+
+
+class _Listener(event.Listener):
+    """Hears of each compilation; those of the functions that a loop calls are inside its own."""
+
+    def __init__(self, heartbeat: Heartbeat) -> None:
+        self._heartbeat = heartbeat
+        self._logged = False
+
+    def on_start(self, event: event.Event) -> None:
+        self._heartbeat.pause()
+        if not self._logged:
+            self._logged = True
+            function = event.data["dispatcher"].py_func
+            log.info(
+                "compiling the loops of this pipeline, which takes up to a minute; later runs find "
+                "them compiled",
+                extra={"first": f"{function.__module__}.{function.__qualname__}"},
+            )
+
+    def on_end(self, event: event.Event) -> None:
+        self._heartbeat.resume()
+
+
+__all__ = ["reported"]

@@ -1,0 +1,179 @@
+"""The report of a run for people: one line, and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from engine.types.plural import counted
+
+HEADLINE_METRICS = ("mae", "rmse", "r2", "deviance", "accuracy", "f1", "log_loss", "auc")
+"""Metrics with a column of their own, in order."""
+RARE = 0.2
+"""A class with a smaller share of the rows is rare (of more than two classes, one with less than
+half of an equal share): accuracy says little about it."""
+MAX_CONFUSION = 10
+"""With more classes than this, the confusion matrix is in report.json only."""
+
+
+def figure(group: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the key and name of the main metric of a group of an evaluation's report."""
+    return ("mae", "MAE") if "mae" in group else ("accuracy", "accuracy")
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """Return one line for a progress bar; empty before the first row."""
+    window = report.get("window", {})
+    if not window:
+        return ""
+    key, name = figure(window)
+    best = best_baseline(window)
+    beside = f" ({best}: {window['baselines'][best][key]:.4g})" if best else ""
+    return f"newest rows: {name} {window[key]:.4g}{beside}"
+
+
+def best_baseline(group: Mapping[str, Any]) -> str | None:
+    """Return the name of the group's best baseline."""
+    key, _ = figure(group)
+    baselines = group.get("baselines", {})
+    if not baselines:
+        return None
+    choose = min if key == "mae" else max
+    return str(choose(baselines, key=lambda name: baselines[name][key]))
+
+
+def table(report: Mapping[str, Any]) -> Table:
+    """Return the model against the baselines, over all rows and each slice; the best of each row
+    is bold."""
+    groups = {"all": report["all"], **report["slices"]}
+    key, name = figure(report["all"])
+    table_out = Table(
+        title=f"test-then-train {name}: predicted before learned", title_justify="left"
+    )
+    table_out.add_column("rows of")
+    names = ["learned", *report["all"].get("baselines", {})]
+    for column in names:
+        table_out.add_column(column, justify="right")
+    for group, figures in groups.items():
+        values = {"learned": figures.get(key)}
+        values |= {b: f[key] for b, f in figures.get("baselines", {}).items()}
+        present = [v for v in values.values() if v is not None]
+        best = (min if key == "mae" else max)(present, default=None)
+        table_out.add_row(group, *(_cell(values.get(column), best) for column in names))
+    return table_out
+
+
+def tables(report: Mapping[str, Any]) -> list[Table | str]:
+    """Return what a terminal shows: model against baselines, the confusion matrix, figures of
+    rare classes, and remarks."""
+    parts: list[Table | str] = [table(report)]
+    if 0 < len(report["classes"]) <= MAX_CONFUSION and "confusion" in report["all"]:
+        parts.append(_confusion(report))
+    if rare_classes(report):
+        parts.append(_rare(report))
+    return [*parts, *remarks(report)]
+
+
+def rare_classes(report: Mapping[str, Any]) -> list[str]:
+    """Return the rare classes that occur."""
+    counts = [sum(row) for row in report["all"].get("confusion", [])]
+    few = min(RARE, 0.5 / max(1, len(counts))) * sum(counts)
+    return [name for name, n in zip(report["classes"], counts, strict=False) if 0 < n < few]
+
+
+def remarks(report: Mapping[str, Any]) -> list[str]:
+    """Return what a reader of the figures should not miss."""
+    whole = report["all"]
+    best = best_baseline(whole)
+    if best is None:
+        return []
+    key, name = figure(whole)
+    baseline = whole["baselines"][best]
+    theirs = baseline[key]
+    ours = baseline.get("model_mae", whole[key])  # over the rows where there is such a baseline
+    share = whole.get("prior", {}).get("accuracy", 0.0)
+    if ours >= theirs if key == "mae" else ours <= theirs:
+        remark = (
+            f"The baseline '{best}' is no worse than the model: {name} {theirs:.4g} against "
+            f"{ours:.4g}, over {counted(baseline['rows'], 'row')}."
+        )
+    elif key == "accuracy" and ours <= share:
+        remark = (
+            f"The most frequent class is no worse than the model: it has {share:.4g} of all "
+            f"{counted(whole['rows'], 'row')}, and the model's accuracy over them is {ours:.4g}."
+        )
+    else:
+        return []
+    for rare in rare_classes(report):
+        figures = whole["by_class"][rare]
+        prior, reached = figures["rows"] / whole["rows"], figures.get("average_precision", 0.0)
+        if reached > 2 * prior:
+            second = report["classes"][1]
+            remark += (
+                f" Of a rare class accuracy says little: the average precision of '{rare}' is "
+                f"{reached:.4g}, by chance {prior:.4g}; [model] threshold says where '{second}' "
+                "begins."
+            )
+    return [remark]
+
+
+def _confusion(report: Mapping[str, Any]) -> Table:
+    """Return the confusion matrix: true classes down, predicted ones across."""
+    names = report["classes"]
+    table_out = Table(title="confusion", title_justify="left")
+    table_out.add_column("true")
+    for name in (*names, "recall"):
+        table_out.add_column(escape(name), justify="right")
+    for at, (name, row) in enumerate(zip(names, report["all"]["confusion"], strict=True)):
+        recall = f"{row[at] / sum(row):.4f}" if sum(row) else ""
+        table_out.add_row(escape(name), *(f"{n:,}" for n in row), recall)
+    return table_out
+
+
+def _rare(report: Mapping[str, Any]) -> Table:
+    """Return what accuracy does not say, beside a model that knows only the shares: of each rare
+    class, and of the probabilities of all."""
+    whole, prior = report["all"], report["all"]["prior"]
+    names = rare_classes(report)
+    table_out = Table(title=f"rare: {', '.join(map(escape, names))}", title_justify="left")
+    for column in ("figure", "learned", "share alone"):
+        table_out.add_column(column, justify="left" if column == "figure" else "right")
+    at = f"at the threshold {report['threshold']:.4g}"
+    at = at if len(report["classes"]) == 2 else "as predicted"
+    rows = {
+        "average_precision": "average precision",
+        "recall_at_precision": f"recall at a precision of {report['at_precision']:g}",
+        "precision": f"precision {at}",
+        "recall": f"recall {at}",
+    }
+    for name in names:
+        figures = whole["by_class"][name]
+        for key, words in rows.items():
+            if key in figures:
+                share = figures["rows"] / whole["rows"] if key == "average_precision" else None
+                table_out.add_row(
+                    f"{escape(name)}: {words}", _cell(figures[key], None), _cell(share, None)
+                )
+    rest = {
+        "auc": "AUC",
+        "brier": "Brier score",
+        "log_loss": "log loss",
+        "calibration_error": "calibration error",
+    }
+    for key, words in rest.items():
+        if key in whole:
+            table_out.add_row(words, _cell(whole[key], None), _cell(prior.get(key), None))
+    return table_out
+
+
+def _cell(value: float | None, best: float | None) -> str:
+    if value is None:
+        return ""
+    text = f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
+    return f"[bold green]{text}[/]" if value == best else text
+
+
+__all__ = ["best_baseline", "figure", "headline", "table"]

@@ -1,0 +1,1 @@
+"""Checkpoints, and when they are saved."""

@@ -1,0 +1,1 @@
+"""The stage `window`: what a row's key did before it."""

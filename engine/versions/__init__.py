@@ -1,0 +1,1 @@
+"""Versions of a model: a folder of them, publishing while learning, swapping while serving."""

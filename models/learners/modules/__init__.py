@@ -1,0 +1,1 @@
+"""Any module of torch as a learner."""

@@ -1,0 +1,1 @@
+"""Learners that take optimizer steps: scales, steps, losses, replay."""

@@ -1,0 +1,199 @@
+"""Figures of labels beside scores: calibration, slices, losses, the page."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from engine.interpret import Interpretation, page
+from engine.interpret.calibration import calibrations
+from engine.interpret.figures import Calibration, Importance, Slice, WorstRow
+from engine.interpret.judging import Judge, Judged, are_probabilities, student
+from engine.interpret.slices import cells, worst_slices
+from engine.types import Features
+from engine.types.arrays import Floats
+from tests.chromium import HOSTILE, require_inert
+
+TWO = Features(numeric=(), task="binary", classes=("no", "yes"))
+NUMBERS = Features(numeric=())
+
+
+def judged(target: NDArray[Any], scores: Floats) -> Judged:
+    return Judged(rows=np.arange(len(target)), target=target, scores=scores)
+
+
+# ------------------------------------------------------------------------------------- reliability
+
+
+def test_a_calibrated_models_groups_fit_and_an_overconfident_ones_do_not() -> None:
+    rng = np.random.default_rng(0)
+    chance = rng.random(6_000)
+    labels = (rng.random(6_000) < chance).astype(np.int64)
+    judge = Judge(features=TWO, probabilistic=True)
+    good = calibrations(judge, judged(labels, chance))
+    assert len(good) == 15
+    assert sum(group.rows for group in good) == 6_000
+    assert sum(not group.fits for group in good) <= 2
+    for group in good:
+        assert group.predicted == pytest.approx(group.observed, abs=0.06)
+    odds = chance**3 / (chance**3 + (1 - chance) ** 3)
+    bad = calibrations(judge, judged(labels, odds))
+    assert sum(not group.fits for group in bad) > 10
+
+
+def test_a_regression_is_calibrated_where_its_values_are_means() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=3_000)
+    judge = Judge(features=NUMBERS, probabilistic=False)
+    good = calibrations(judge, judged(scores + rng.normal(size=3_000), scores))
+    assert sum(not group.fits for group in good) <= 2
+    bad = calibrations(judge, judged(scores / 2 + rng.normal(size=3_000), scores))
+    assert sum(not group.fits for group in bad) > 10
+    assert [group.predicted for group in bad] == sorted(group.predicted for group in bad)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 39])
+def test_few_rows_are_one_group(rows: int) -> None:
+    (group,) = calibrations(
+        Judge(features=TWO, probabilistic=True),
+        judged(np.arange(rows) % 2, np.full(rows, 0.5)),
+    )
+    assert group.rows == rows
+    assert group.fits
+
+
+# ------------------------------------------------------------------------------------------ losses
+
+
+def test_scores_that_only_name_classes_are_no_probabilities() -> None:
+    assert are_probabilities(np.array([0.0, 0.3, 1.0]))
+    assert not are_probabilities(np.array([0.0, 1.0]))
+    assert not are_probabilities(np.array([[2.0, -1.0], [0.5, 0.5]]))
+    assert are_probabilities(np.array([[0.2, 0.8, 0.0], [1.0, 0.0, 0.0]]))
+
+
+def test_metrics_fit_the_task() -> None:
+    surely = Judge(features=TWO, probabilistic=False)
+    assert surely.metric(None) == "accuracy"
+    right = judged(np.array([0, 1, 1, 1]), np.array([0.0, 1.0, 1.0, 0.0]))
+    assert surely.figures(right)["accuracy"] == 0.75
+    assert surely.losses(right).tolist() == [0, 0, 0, 1]
+    many = Features(numeric=(), task="multiclass", classes=("a", "b", "c"))
+    assert "auc" not in Judge(features=many, probabilistic=True).metrics
+
+
+@pytest.mark.parametrize(("freedom", "within"), [(2, 0.04), (4, 0.005), (9, 0.0005)])
+def test_the_expansion_of_students_distribution(freedom: int, within: float) -> None:
+    assert student(0.95, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=within)
+
+
+# ------------------------------------------------------------------------------------------ slices
+
+
+def test_the_worst_slice_of_each_column_comes_first() -> None:
+    rng = np.random.default_rng(0)
+    n = 2_000
+    frame = pl.DataFrame(
+        {
+            "x": rng.normal(size=n),
+            "key": rng.choice(["a", "b", "c"], n),
+            "noise": rng.normal(size=n),
+            "list": pl.Series([[1] * k for k in rng.integers(0, 30, n)]),
+            "day": [date(2020, 1, 1) + timedelta(days=int(d)) for d in rng.integers(0, 99, n)],
+            "blob": pl.Series([b"x"] * n),
+        }
+    ).with_columns(x=pl.when(pl.col("key") == "b").then(None).otherwise(pl.col("x")))
+    bad, long = frame["key"] == "b", frame["list"].list.len() > 25
+    losses = rng.random(n) + 2 * bad.to_numpy() + long.to_numpy()
+    found, uncut = worst_slices(frame, losses, tuple(frame.columns))
+    names = [each.name for each in found]
+    assert names[:2] in (["x is missing", "key = b"], ["key = b", "x is missing"])
+    assert names[2].startswith("length of list from 2")
+    assert [each.worse for each in found[:3]] == [True] * 3
+    assert not any(each.worse for each in found if each.column in ("noise", "day"))
+    assert uncut == ["blob"]
+    assert [each.column for each in found if each.name.startswith("day from 2020-")]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pl.Series("c", [None, None, None], pl.Float64),
+        pl.Series("c", [float("nan"), float("inf"), 1.0]),
+        pl.Series("c", [None] * 3, pl.String),
+        pl.Series("c", [True, None, False]),
+        pl.Series("c", ["a", "b", None], pl.Categorical),
+        pl.Series("c", [[1], [], None]),
+        pl.Series("c", range(60)),
+        pl.Series("c", [timedelta(hours=h) for h in range(60)]),
+        pl.Series("c", [float("inf"), *range(40)]),
+        pl.Series("c", [str(i) for i in range(60)]),
+    ],
+    ids=lambda column: f"{column.dtype} {column[0]}",
+)
+def test_any_column_has_a_slice_or_none_for_each_row(column: pl.Series) -> None:
+    cut = cells(column)
+    assert cut is not None
+    assert len(cut.codes) == len(column)
+    assert -1 <= cut.codes.min() <= cut.codes.max() < max(1, len(cut.names))
+    missing = column.is_null().to_numpy()
+    if missing.any():
+        assert {cut.names[code] for code in cut.codes[missing]} == {"c is missing"}
+
+
+# -------------------------------------------------------------------------------------------- page
+
+
+def test_data_cannot_write_into_the_page() -> None:
+    text = page.page(
+        Interpretation(
+            name=HOSTILE,
+            model=HOSTILE,
+            rows=1,
+            which=HOSTILE,
+            target=HOSTILE,
+            task="binary",
+            classes=(HOSTILE, "b"),
+            metric="log_loss",
+            value=1.0,
+            loss="log loss",
+            figures={"log_loss": 1.0, "auc": float("nan")},
+            importances=(Importance(column=HOSTILE, worse=1.0, low=0.5, high=1.5),),
+            repeats=3,
+            calibrations=(
+                Calibration(rows=1, predicted=0.5, observed=1.0, low=0.0, high=float("inf")),
+            ),
+            slices=(
+                Slice(
+                    name=HOSTILE,
+                    column=HOSTILE,
+                    rows=1,
+                    loss=1.0,
+                    low=float("-inf"),
+                    high=float("inf"),
+                    worse=False,
+                ),
+            ),
+            worst_rows=(
+                WorstRow(
+                    partition=HOSTILE,
+                    position=0,
+                    label=HOSTILE,
+                    prediction=HOSTILE,
+                    loss=1.0,
+                    values={HOSTILE: HOSTILE},
+                ),
+            ),
+            sentences=(HOSTILE,),
+            left_out=(HOSTILE,),
+        )
+    )
+    require_inert(text)
+    assert "{{ 7*7 }}" in text
+    assert "inf" not in text.lower().split("</style>")[-1]

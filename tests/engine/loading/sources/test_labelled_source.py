@@ -1,0 +1,177 @@
+"""Rows and late labels as one source: each once, in the order of their times, and the same after a
+restart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from connectors.memory import MemorySource, Pause
+from engine.config import LabelSettings
+from engine.loading.sources.label_times import SPANS
+from engine.loading.sources.labelled_source import (
+    BLOCK_ROWS,
+    QUIET_READS,
+    LabelledSource,
+    is_of_labels,
+)
+from engine.types import EndOfStream, Mark, Schema, UserError
+
+ROWS: Schema = {"id": pl.Int64(), "at": pl.Int64()}
+LABELS: Schema = {**ROWS, "y": pl.Int64()}
+LATENESS, SPAN = 50, 400 // SPANS
+Item = tuple[bool, int, int]
+"""Whether it is a label, its number and its time."""
+
+
+def frame(times: list[int] | Any, schema: Schema) -> pl.DataFrame:
+    columns = {"id": range(len(times)), "at": times, "y": [0] * len(times)}
+    return pl.DataFrame({name: columns[name] for name in schema}, schema=schema)
+
+
+def labelled(rows: list[Any], labels: list[Any]) -> LabelledSource:
+    source = LabelledSource(
+        MemorySource.of(rows),
+        MemorySource.of(labels),
+        LabelSettings(source={}, by=("id",), time="at", horizon=400, lateness=LATENESS),
+        target="y",
+        declared={},
+    )
+    source.schema({})
+    return source
+
+
+def take(
+    source: LabelledSource, mark: Mark, size: int, most: int = 10**9
+) -> tuple[list[Item], Mark]:
+    source.seek(mark)
+    positions, taken = dict(mark.positions), list[Item]()
+    while len(taken) < most:
+        try:
+            records = source.read(min(size, most - len(taken)), 1 << 20, 0.0)
+        except EndOfStream:
+            break
+        if records is None:
+            continue
+        label = is_of_labels(records)
+        decoded, rejects = source.format.decode(records, LABELS if label else ROWS)
+        assert not rejects
+        taken += [(label, number, at) for number, at in decoded.select("id", "at").iter_rows()]
+        positions |= records.end_positions
+    return taken, Mark(positions=positions)
+
+
+def times(steps: list[int]) -> list[int]:
+    added: list[int] = np.cumsum(steps).tolist()
+    return added
+
+
+steps = st.lists(st.integers(-3, 40), max_size=60)
+
+
+@settings(deadline=None, max_examples=60)
+@given(steps, steps, st.integers(1, 20), st.integers(1, 20), st.integers(0, 130))
+def test_a_restart_goes_on_in_the_order_of_times(
+    rows: list[int], labels: list[int], size: int, other: int, done: int
+) -> None:
+    def source() -> LabelledSource:
+        return labelled([frame(times(rows), ROWS)], [frame(times(labels), LABELS)])
+
+    whole, _ = take(source(), Mark(), size)
+    first, mark = take(source(), Mark(), other, done)
+    rest, _ = take(source(), mark, size)
+    assert first + rest == whole
+    for label, n in ((False, len(rows)), (True, len(labels))):
+        assert [number for own, number, _ in whole if own == label] == list(range(n))
+    newest: dict[bool, int] = {}
+    for label, _, at in whole:
+        newest[label] = max(at, newest.get(label, at))
+        if not label and True in newest:  # a label of later than the row's span waits
+            assert newest[True] < max(newest[False], at) + LATENESS
+
+
+def test_labels_come_before_the_block_after_them() -> None:
+    rows = frame(range(2 * BLOCK_ROWS), ROWS)
+    labels = frame([5, BLOCK_ROWS, 10 * BLOCK_ROWS], LABELS)
+    taken, _ = take(labelled([rows], [labels]), Mark(), 10**6)
+    places = [at for at, item in enumerate(taken) if item[0]]
+    assert places[0] == SPAN
+    assert taken[places[1] - 1][2] == BLOCK_ROWS + SPAN - BLOCK_ROWS % SPAN - 1
+    assert places[2] == len(taken) - 1
+
+
+@pytest.mark.parametrize("late", ["rows", "labels"])
+def test_a_topic_that_is_behind_is_waited_for(late: str) -> None:
+    rows, labels = frame([0, 500, 1_000], ROWS), frame([10, 510], LABELS)
+    pauses = [Pause() for _ in range(QUIET_READS)]
+    given_rows = [*pauses, rows] if late == "rows" else [rows]
+    given_labels = [*pauses, labels] if late == "labels" else [labels]
+    taken, _ = take(labelled(given_rows, given_labels), Mark(), 100)
+    assert [at for _, _, at in taken] == [0, 10, 500, 510, 1_000]
+
+
+def test_a_quiet_topic_is_not_waited_for_long() -> None:
+    pauses = [Pause() for _ in range(20 * QUIET_READS)]
+    source = labelled([frame([0, 500], ROWS)], [*pauses, frame([10], LABELS)])
+    taken, _ = take(source, Mark(), 100)
+    assert [label for label, _, _ in taken] == [False, False, True]
+
+
+def test_a_sample_holds_rows_and_labels() -> None:
+    source = labelled([frame(range(100), ROWS)], [frame(range(100), LABELS)])
+    pieces = source.sample(20, 1.0)
+    assert [(is_of_labels(piece), len(piece)) for piece in pieces] == [(False, 10), (True, 10)]
+
+
+def test_columns_of_labels_stay_after_a_restart() -> None:
+    first = labelled([frame([0], ROWS)], [frame([0], LABELS)])
+    saved = first.schema_state()
+    other = LABELS | {"y": pl.Float64()}
+    again = LabelledSource(
+        MemorySource.of([frame([0], ROWS)]),
+        MemorySource.of([frame([0], other)]),
+        first.settings,
+        target="y",
+        declared={},
+    )
+    again.restore_schema_state(saved)
+    assert again.label_schema == first.label_schema
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"by": ("idd",)},
+            "[labels] by, in [labels.source], needs column 'idd', which is not there. Did you mean",
+        ),
+        (
+            {"label_time": "att"},
+            "[labels] label_time, in [labels.source], needs column 'att', which is not there.",
+        ),
+        (
+            {"time": "y", "label_time": "at"},
+            "[labels] time, in [source], needs column 'y', which is not there.",
+        ),
+        ({"time": "att"}, "[labels] time, in [source], needs column 'att', which is not there."),
+        ({"horizon": "7d"}, "expects whole numbers for 'horizon', as column 'at' holds integers"),
+        ({"horizon": 0}, "[labels] expects a 'horizon' of 1 to"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(change: dict[str, Any], sentence: str) -> None:
+    given_settings = {"source": {}, "by": ("id",), "time": "at", "horizon": 400} | change
+    source = LabelledSource(
+        MemorySource.of([frame([0], ROWS)]),
+        MemorySource.of([frame([0], LABELS)]),
+        LabelSettings(**given_settings),
+        target="y",
+        declared={},
+    )
+    with pytest.raises(UserError) as error:
+        source.schema({})
+    assert sentence in str(error.value)

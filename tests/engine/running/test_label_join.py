@@ -1,0 +1,216 @@
+"""Rows and late labels: joined as a plain loop joins them, however both are cut into batches."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.running.label_join import Arrivals, LabelJoin
+from engine.running.saving.checkpoint import decode, encode
+
+HORIZON, LATENESS = 40, 8
+Item = tuple[bool, int, int, int]
+"""Whether it is a label, its key, its time, and its own number."""
+
+
+@dataclass
+class Outcome:
+    """What became of rows and labels, by their own numbers."""
+
+    pairs: set[tuple[int, int]] = field(default_factory=set)
+    duplicate_rows: set[int] = field(default_factory=set)
+    duplicate_labels: set[int] = field(default_factory=set)
+    expired: int = 0
+    unmatched: set[int] = field(default_factory=set)
+    waiting: int = 0
+
+
+def expected(items: Iterable[Item]) -> Outcome:
+    """Join one by one, with dicts."""
+    outcome, clock = Outcome(), 0
+    rows: dict[int, tuple[int, int | None]] = {}
+    labels: dict[int, tuple[int, int]] = {}
+    for is_label, key, time, number in items:
+        clock = max(clock, time)
+        row, label = rows.get(key), labels.get(key)
+        if is_label:
+            near = row is not None and abs(time - row[0]) <= HORIZON
+            if near and row is not None and row[1] is None:
+                outcome.duplicate_labels.add(number)
+            elif near and row is not None and row[1] is not None:
+                outcome.pairs.add((row[1], number))
+                rows[key] = row[0], None
+            elif label is not None and time - label[0] <= HORIZON:
+                outcome.duplicate_labels.add(number)
+            else:
+                outcome.unmatched |= set() if label is None else {label[1]}
+                labels[key] = time, number
+        elif row is not None and time - row[0] <= HORIZON:
+            outcome.duplicate_rows.add(number)
+        else:
+            outcome.expired += row is not None and row[1] is not None
+            rows[key] = time, number
+            if label is not None and abs(time - label[0]) <= HORIZON:
+                outcome.pairs.add((number, label[1]))
+                rows[key] = time, None
+                del labels[key]
+    oldest = clock - HORIZON - LATENESS
+    left = [time for time, number in rows.values() if number is not None]
+    outcome.expired += sum(time < oldest for time in left)
+    outcome.unmatched |= {number for time, number in labels.values() if time < oldest}
+    kept = sum(time >= oldest for time, _ in labels.values())
+    outcome.waiting = kept + sum(time >= oldest for time in left)
+    return outcome
+
+
+def arrivals(batch: Sequence[Item], *, labels: bool) -> Arrivals:
+    turns = np.flatnonzero([item[0] == labels for item in batch])
+    items = [batch[turn] for turn in turns.tolist()]
+    keys, times, own = (np.array([item[i] for item in items], np.int64) for i in (1, 2, 3))
+    frame = pl.DataFrame({"number": own}, schema={"number": pl.Int64})
+    return Arrivals(keys=keys.astype(np.uint64), times=times, turns=turns, frames={"frame": frame})
+
+
+def numbers(frames: object) -> list[int]:
+    assert isinstance(frames, dict)
+    found: list[int] = frames["frame"]["number"].to_list()
+    return found
+
+
+def join_all(join: LabelJoin, batches: Iterable[Sequence[Item]]) -> Outcome:
+    outcome, before = Outcome(), join.waiting
+    for batch in batches:
+        rows, labels = [i for i in batch if not i[0]], [i for i in batch if i[0]]
+        joined = join.join(arrivals(batch, labels=False), arrivals(batch, labels=True))
+        pairs = list(zip(numbers(joined.rows), numbers(joined.labels), strict=True))
+        assert len(pairs) == joined.pairs
+        outcome.pairs |= set(pairs)
+        outcome.duplicate_rows |= {i[3] for i in itertools.compress(rows, joined.duplicate_rows)}
+        outcome.duplicate_labels |= {
+            i[3] for i in itertools.compress(labels, joined.duplicate_labels)
+        }
+        outcome.expired += len(numbers(joined.expired)) + joined.forgotten_rows
+        outcome.unmatched |= set(numbers(joined.unmatched))
+        outcome.waiting += joined.waiting
+    assert before + outcome.waiting == join.waiting
+    return outcome
+
+
+def new_join(most: int = 10**9) -> LabelJoin:
+    return LabelJoin(horizon=HORIZON, lateness=LATENESS, most=most)
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> list[Item]:
+    """Rows and labels of few keys, none more than the lateness behind the newest before it."""
+    clock, items = 0, list[Item]()
+    for number in range(draw(st.integers(0, 60))):
+        time = clock + draw(st.integers(-LATENESS, HORIZON // 4))
+        clock = max(clock, time)
+        items.append((draw(st.booleans()), draw(st.integers(0, 5)), time, number))
+    return items
+
+
+def cut(items: Sequence[Item], sizes: Iterable[int]) -> Iterator[Sequence[Item]]:
+    at = 0
+    for size in sizes:
+        yield items[at : at + size]
+        at += size
+    yield items[at:]
+
+
+@settings(deadline=None, max_examples=60)
+@given(streams(), st.lists(st.integers(0, 25), max_size=6), st.integers(0, 6))
+def test_any_cut_and_a_restart_join_as_one_by_one(
+    items: list[Item], sizes: list[int], restart: int
+) -> None:
+    want = expected(items)
+    batches = list(cut(items, sizes))
+    join = new_join()
+    first = join_all(join, batches[:restart])
+    saved = decode(b"".join(map(bytes, encode({"join": join.snapshot()}, {})))).state["join"]
+    again = new_join()
+    again.restore(saved)
+    rest = join_all(again, batches[restart:]) if batches[restart:] else Outcome()
+    assert first.pairs | rest.pairs == want.pairs
+    assert first.duplicate_rows | rest.duplicate_rows == want.duplicate_rows
+    assert first.duplicate_labels | rest.duplicate_labels == want.duplicate_labels
+    assert first.unmatched | rest.unmatched == want.unmatched
+    assert first.expired + rest.expired == want.expired
+    assert again.waiting == want.waiting
+
+
+def test_every_row_and_label_has_one_outcome() -> None:
+    rng = np.random.default_rng(1)
+    begins = np.sort(rng.integers(0, 2_000, 800)).tolist()
+    rows = [(False, key, begin, key) for key, begin in enumerate(begins)]
+    delays = rng.integers(0, 60, 800)
+    labels = [(True, key, begins[key] + int(delay), key) for key, delay in enumerate(delays)]
+    labels = [label for label in labels if label[1] % 10]  # a tenth never come
+    labels += [label for label in labels if label[1] % 20 == 1]  # some twice
+    items = sorted([*rows, *labels], key=lambda item: (item[2], item[0]))
+    join = new_join()
+    done = join_all(join, cut(items, [100] * 20))
+    in_time = set(np.flatnonzero(delays <= HORIZON).tolist())
+    assert done.pairs == {(key, key) for key in in_time if key % 10}
+    left = join.rows.waiting
+    assert len(done.pairs) + done.expired + left == len(rows)
+    twice = Counter(label[1] for label in labels)
+    assert done.duplicate_labels == {key for key, n in twice.items() if n > 1}
+
+
+def test_what_waits_is_given_back_when_its_label_comes() -> None:
+    join = new_join()
+    for batch in range(40):
+        start = 10 * batch
+        rows = [(False, n, n // 4, n) for n in range(start, start + 10)]
+        join_all(join, [rows])
+    assert [len(segment.numbers) for segment in join.rows.segments] != [10] * 40
+    join_all(join, [[(True, n, n // 4, n) for n in range(400)]])
+    assert (join.waiting, join.rows.segments) == (0, [])
+
+
+def many(batch: int, rows: int) -> Arrivals:
+    """A batch of rows with the batch's number as their time."""
+    own = np.arange(batch * rows, (batch + 1) * rows)
+    times, turns = np.full(rows, batch), np.zeros(rows, np.int64)
+    frame = pl.DataFrame({"number": own})
+    return Arrivals(keys=own.astype(np.uint64), times=times, turns=turns, frames={"frame": frame})
+
+
+@pytest.mark.parametrize("are_labels", [False, True])
+def test_what_takes_too_many_bytes_leaves_oldest_first(are_labels: bool) -> None:
+    most, n, left = 3_000_000, 20_000, 0
+    join, none = new_join(most=most), many(0, 0)
+    for at in range(5):
+        batch = many(at, n)
+        joined = join.join(none, batch) if are_labels else join.join(batch, none)
+        gone = joined.forgotten_labels if are_labels else joined.forgotten_rows
+        assert sorted(numbers(joined.unmatched)) == [*range(left, left + gone)] * are_labels
+        left += gone
+        assert join.rows.live_bytes + join.labels.live_bytes <= most
+    assert 0 < left < 4 * n
+    assert join.waiting == 5 * n - left
+    again = new_join()
+    again.restore(join.snapshot())
+    assert again.waiting == join.waiting
+    for at in range(5):
+        batch = many(at, n)
+        late = again.join(batch, none) if are_labels else again.join(none, batch)
+        assert numbers(late.rows) == [*range(max(at * n, left), (at + 1) * n)]
+
+
+def test_one_time_far_ahead_expires_little() -> None:
+    join = new_join()
+    join_all(join, [[(False, n, 100, n) for n in range(3)]])
+    far = [(False, 9, 10**9, 9)]
+    joined = join.join(arrivals(far, labels=False), arrivals(far, labels=True))
+    assert (joined.ahead, numbers(joined.expired), join.clock) == (1, [], 140)
