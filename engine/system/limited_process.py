@@ -2,8 +2,8 @@
 
 A model file can end the process that runs it (ONNX Runtime raises SIGSEGV, SIGABRT and SIGFPE for
 some), and a converter can take all memory: here that costs the call, not the engine. The child is
-``python -m engine.system.limited_process``: started anew, never forked from a process with threads.
-It imports what the function needs and nothing else.
+started anew, never forked from a process with threads. It imports from where its parent does, and
+no more than the function needs.
 """
 
 from __future__ import annotations
@@ -34,6 +34,13 @@ STALL_SECONDS = 60.0
 """The seconds without CPU use after which a child counts as hanging."""
 PROGRESS_SECONDS = 0.01
 """The least CPU time that counts as progress."""
+ROOT = Path(__file__).parents[2]
+BEGIN = (
+    "import sys; sys.path.append(sys.argv[1]); "
+    "from engine.system.limited_process import main; main(*sys.argv[2:])"
+)
+"""What the child runs. It takes its parent's paths later, in their order: as PYTHONPATH they would
+stand before Python's own, and a user's module `queue` would be everybody's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,19 +86,19 @@ def call(
         argument_file, result_file, output_file = (
             Path(folder) / name for name in ("argument", "result", "output")
         )
-        argument_file.write_bytes(pickle.dumps(argument, protocol=5))
         paths = [path or str(Path.cwd()) for path in sys.path]
+        # The argument by itself: its classes may be the user's, found once the paths are set.
+        argument_file.write_bytes(pickle.dumps((paths, pickle.dumps(argument, protocol=5))))
         child_limits = (str(limits.memory), str(int(limits.allocations)))
         with output_file.open("wb") as file:
             child = subprocess.Popen(
                 [
-                    sys.executable, "-P", "-m", "engine.system.limited_process",
+                    sys.executable, "-P", "-c", BEGIN, str(ROOT),
                     function, str(argument_file), str(result_file), *child_limits,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
                 start_new_session=True,
             )  # fmt: skip
         try:
@@ -151,20 +158,19 @@ def _too_much(memory: int) -> str:
 # ------------------------------------------------------------------------------------- in the child
 
 
-def main(function: str, argument_file: Path, result_file: Path, memory: int, hard: bool) -> None:
+def main(function: str, argument_file: str, result_file: str, memory: str, hard: str) -> None:
     """Call the function; write its result, or the reason why there is none."""
-    _limit(memory, hard)
+    _limit(int(memory), hard == "1")
     value, reason = None, None
     try:
         module, _, name = function.partition(":")
-        value = getattr(importlib.import_module(module), name)(
-            pickle.loads(argument_file.read_bytes())
-        )
+        sys.path[:], argument = pickle.loads(Path(argument_file).read_bytes())
+        value = getattr(importlib.import_module(module), name)(pickle.loads(argument))
     except MemoryError:
-        reason = _too_much(memory)
+        reason = _too_much(int(memory))
     except Exception as error:  # noqa: BLE001 - whatever it raises is the answer
         reason = first_line(error)
-    atomic.write(result_file, pickle.dumps((value, reason), protocol=5))
+    atomic.write(Path(result_file), pickle.dumps((value, reason), protocol=5))
 
 
 def _limit(memory: int, hard: bool) -> None:
@@ -177,14 +183,5 @@ def _limit(memory: int, hard: bool) -> None:
         if hard:
             resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
 
-
-if __name__ == "__main__":
-    main(
-        sys.argv[1],
-        Path(sys.argv[2]),
-        Path(sys.argv[3]),
-        int(sys.argv[4]),
-        hard=sys.argv[5] == "1",
-    )
 
 __all__ = ["Limits", "ProcessFailed", "call"]
