@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +11,19 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as V
 
 from models.augment import pixels
 
-BILINEAR = InterpolationMode.BILINEAR
+
+@pytest.fixture(scope="module")
+def vision() -> Any:
+    """Torchvision's functions, imported by the process that compares with them."""
+    return importlib.import_module("torchvision.transforms.v2.functional")
+
+
+@pytest.fixture(scope="module")
+def bilinear() -> Any:
+    return importlib.import_module("torchvision.transforms").InterpolationMode.BILINEAR
 
 
 def images_of(
@@ -48,22 +56,22 @@ every_type = pytest.mark.parametrize("kind", ["bytes", "floats"])
 
 
 @every_type
-def test_flips_are_torchvisions(kind: str) -> None:
+def test_flips_are_torchvisions(vision: Any, kind: str) -> None:
     images = images_of(kind)
-    assert torch.equal(pixels.flipped(images), V.horizontal_flip(images))
-    assert torch.equal(pixels.flipped(images, vertical=True), V.vertical_flip(images))
+    assert torch.equal(pixels.flipped(images), vision.horizontal_flip(images))
+    assert torch.equal(pixels.flipped(images, vertical=True), vision.vertical_flip(images))
 
 
 @every_type
 @pytest.mark.parametrize("channels", [1, 3])
-def test_crops_are_torchvisions(kind: str, channels: int) -> None:
+def test_crops_are_torchvisions(vision: Any, bilinear: Any, kind: str, channels: int) -> None:
     images, rng = images_of(kind, 30, channels), np.random.default_rng(1)
     height, width = rng.integers(1, 18, 30), rng.integers(1, 25, 30)
     top, left = rng.integers(0, 18 - height), rng.integers(0, 25 - width)
     expected = each(
         images,
-        lambda i, x: V.resized_crop(
-            x, int(top[i]), int(left[i]), int(height[i]), int(width[i]), [17, 24], BILINEAR
+        lambda i, x: vision.resized_crop(
+            x, int(top[i]), int(left[i]), int(height[i]), int(width[i]), [17, 24], bilinear
         ),
     )
     assert off(pixels.cropped(images, top, left, height, width), expected) < 0.01
@@ -72,24 +80,26 @@ def test_crops_are_torchvisions(kind: str, channels: int) -> None:
 
 
 @every_type
-def test_rotations_are_torchvisions(kind: str) -> None:
+def test_rotations_are_torchvisions(vision: Any, bilinear: Any, kind: str) -> None:
     images = images_of(kind, 24)
     degrees = np.linspace(-180, 180, 24)
-    expected = each(images, lambda i, x: V.rotate(x, float(degrees[i]), BILINEAR))
+    expected = each(images, lambda i, x: vision.rotate(x, float(degrees[i]), bilinear))
     assert off(pixels.rotated(images, degrees), expected) <= 1.01
 
 
 @every_type
 @pytest.mark.parametrize(
     ("place", "theirs"),
-    [(0, V.adjust_brightness), (1, V.adjust_contrast), (2, V.adjust_saturation)],
+    [(0, "adjust_brightness"), (1, "adjust_contrast"), (2, "adjust_saturation")],
 )
 @pytest.mark.parametrize("channels", [1, 3])
-def test_colours_are_torchvisions(kind: str, place: int, theirs: Any, channels: int) -> None:
+def test_colours_are_torchvisions(
+    vision: Any, kind: str, place: int, theirs: str, channels: int
+) -> None:
     images = images_of(kind, 16, channels)
     factors = np.ones((3, 16))
     factors[place] = np.linspace(0, 2, 16)
-    expected = each(images, lambda i, x: theirs(x, float(factors[place, i])))
+    expected = each(images, lambda i, x: getattr(vision, theirs)(x, float(factors[place, i])))
     assert off(pixels.coloured(images, *factors), expected) <= 2.01  # they round in between
 
 

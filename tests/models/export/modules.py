@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from typing import Any
 
 import pytest
 import torch
-import torchvision
 from torch import nn
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -181,8 +181,8 @@ class Resnet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        block = torchvision.models.resnet.BasicBlock
-        self.body = torchvision.models.ResNet(block, [1, 1, 1, 1], num_classes=1)
+        theirs = importlib.import_module("torchvision.models.resnet")  # two seconds: where needed
+        self.body = theirs.ResNet(theirs.BasicBlock, [1, 1, 1, 1], num_classes=1)
 
     def forward(self, photo: torch.Tensor) -> torch.Tensor:
         scores: torch.Tensor = self.body(photo)

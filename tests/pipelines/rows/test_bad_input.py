@@ -22,7 +22,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from matplotlib.figure import Figure
 
 from engine.running.totals import Totals
 from tests.pipelines.conftest import Headrace, Rows, Small
@@ -439,10 +438,10 @@ def test_a_picture_that_cannot_be_written_fails_no_run(
     data = tmp_path / "data.csv"
     rows(20_000).write_csv(data)
 
-    def full(figure: Figure, file: Path) -> None:
+    def full(figure: object, file: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Figure, "savefig", full)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
     code, _, err = headrace("run", small(data))
     assert code == 0
     assert "The error plot cannot be written to" in err
