@@ -112,7 +112,8 @@ PRIVATE_PARTS: Mapping[type, str] = {
     RecordAccumulator: "_batches _flushes_in_progress _incomplete _tp_lock begin_flush config",
     Sender: "_client wakeup",
     KafkaNetClient: "await_ready connection_delay poll",
-    TransactionManager: "is_transactional maybe_add_partition_to_transaction next_request_handler",
+    TransactionManager: "_pending_txn_offset_commits is_transactional "
+    "maybe_add_partition_to_transaction next_request_handler",
     TxnRequestHandler: "on_complete",
     errors.LogTruncationError: "divergent_offsets",
 }
@@ -576,6 +577,17 @@ def without_busy_wait(producer: KafkaProducer) -> KafkaProducer:
     return producer
 
 
+def abort_transaction(producer: KafkaProducer) -> None:
+    """Abort the open transaction, with the offsets that were to be committed with it.
+
+    kafka-python (3.0.12) keeps offsets that the group has refused, and commits them with the next
+    transaction, which may have no others of these partitions: their next owner would begin behind
+    rows that were aborted.
+    """
+    producer.abort_transaction()
+    producer._transaction_manager._pending_txn_offset_commits.clear()
+
+
 def retry_coordinator(producer: KafkaProducer) -> KafkaProducer:
     """Patch the transaction manager so that it retries coordinator requests after a broker outage.
 
@@ -658,6 +670,7 @@ __all__ = [
     "Connections",
     "Future",
     "ProducedBatch",
+    "abort_transaction",
     "auth_failure",
     "batches",
     "connections",

@@ -16,6 +16,7 @@ from pydantic import ByteSize, Field, model_validator
 from connectors.kafka.client import BrokerHealth, KafkaSettings, translated_errors
 from connectors.kafka.client_internals import (
     ProducedBatch,
+    abort_transaction,
     enqueue,
     flushing,
     retry_coordinator,
@@ -282,7 +283,7 @@ class VerifiedProducer:
             self.aborted += 1
             with self._translated_errors():
                 try:
-                    self._with_timeout(producer.abort_transaction)
+                    self._with_timeout(lambda: abort_transaction(producer))
                 except FENCED as error:
                     self._replace_producer(producer, error)
 

@@ -5,7 +5,8 @@ order of its own raises `StopRequested`. The second ends the process at once, wi
 number. Nothing that was saved is lost either way: every file is there whole or not at all.
 
 An exception cannot be raised everywhere: inside an import it leaves a module half made, and what
-is called back from C drops it. There the first signal ends the process at once, too, with 0.
+is called back from C drops it. There the first signal ends the process at once, too, with 0. Polars
+panics where what it calls back raises: there the answer waits until polars has returned.
 
 Imports nothing heavy: a command is safe from its first moment on.
 """
@@ -24,10 +25,14 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SHOW_CURSOR = b"\x1b[?25h"
 """The terminal code that shows the cursor again, which a progress bar hides."""
+AGAIN_SECONDS = 0.005
+"""The seconds after which a signal that came at a bad moment is answered."""
 
 _handlers: list[Callable[[], None]] = []
 """The handlers, the innermost last."""
 _asked: signal.Signals | None = None
+_again = False
+"""Whether the first signal is to come once more."""
 _resumes = False
 
 
@@ -111,24 +116,32 @@ def _install() -> None:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    global _asked
-    if _asked is not None:
+    global _asked, _again
+    if _asked is not None and not _again:
         name = signal.Signals(number).name
         write_line(f"ended at once by a second signal ({name}); what was saved stays.")
         _end(128 + number)
-    _asked = signal.Signals(number)
+    _asked, _again = signal.Signals(number), False
     try:
         _handlers[-1]()
     except StopRequested:
-        if _importing(frame):
+        if _is_within("<frozen importlib", frame):
             write_line(stop_message())
             _end(0)
-        raise
+        polars = sys.modules.get("polars")
+        if polars is None or not _is_within(polars.__path__[0], frame):
+            raise
+        _again = True
+        main = threading.main_thread().ident
+        timer = threading.Timer(AGAIN_SECONDS, signal.pthread_kill, (main, number))
+        timer.daemon = True
+        timer.start()
 
 
-def _importing(frame: FrameType | None) -> bool:
+def _is_within(place: str, frame: FrameType | None) -> bool:
+    """Return whether code whose file has this in its name is running, or has called what is."""
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
+        if place in frame.f_code.co_filename:
             return True
         frame = frame.f_back
     return False

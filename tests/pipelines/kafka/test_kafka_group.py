@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,9 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import (
+    ConsumerGroupMetadata,
+    KafkaAdminClient,
+    KafkaConsumer,
+    KafkaProducer,
+    OffsetAndMetadata,
+    TopicPartition,
+)
 from kafka.admin import NewPartitions
 
+from connectors.kafka.producer import TopicSettings, VerifiedProducer
 from connectors.kafka.reading.membership import Owners
 from connectors.kafka.sink import KafkaSink
 from engine.run import Run
@@ -166,6 +175,23 @@ def test_rows_of_an_aborted_transaction_are_done_again(
     found = account(broker.bootstrap_servers, [topic], sink)
     assert found.exactly_once, str(found)
     assert (found.read, done.totals.read, done.totals.cleaned) == (800, 800, 800)
+
+
+def test_offsets_that_a_group_refused_are_not_committed_later(broker: Broker) -> None:
+    """With the next transaction, of other partitions: rows before them were aborted."""
+    topic, group = broker.topic(2), uuid.uuid4().hex
+    settings = TopicSettings(bootstrap_servers=broker.bootstrap_servers, topic=topic)
+    refused, taken = (TopicPartition(topic, partition) for partition in range(2))
+    producer = VerifiedProducer(settings, "[sink]")
+    producer.transaction = group
+    stranger = ConsumerGroupMetadata(group, generation_id=7, member_id="gone")
+    offsets = {refused: OffsetAndMetadata(5, "", -1), taken: OffsetAndMetadata(4, "", -1)}
+    assert not producer.commit(offsets, stranger)
+    assert producer.commit({taken: OffsetAndMetadata(3, "", -1)}, ConsumerGroupMetadata(group))
+    producer.close()
+    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap_servers, group_id=group)
+    assert [consumer.committed(tp) for tp in (refused, taken)] == [None, 3]
+    consumer.close()
 
 
 def owners(broker: Broker, group: str, topic: str, partition: int) -> Owners:

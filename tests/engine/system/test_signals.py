@@ -1,0 +1,29 @@
+"""A signal at a moment at which nothing can be raised. Real signals to real commands are in
+tests/pipelines/runs/test_process.py."""
+
+from __future__ import annotations
+
+import signal
+
+import polars as pl
+import pytest
+
+from engine.system import signals
+from tests.waiting import until
+
+
+@pytest.mark.parametrize("number", signals.SIGNALS)
+def test_what_polars_calls_back_is_done_first(number: signal.Signals) -> None:
+    """It panics where that raises, with a traceback and exit code 1."""
+    done: list[int] = []
+
+    def called_back(value: int) -> int:
+        if value == 1:
+            signal.raise_signal(number)
+        done.append(value)
+        return value
+
+    with pytest.raises(signals.StopRequested), signals.handling(signals.stop):  # noqa: PT012
+        pl.Series(range(3)).map_elements(called_back, return_dtype=pl.Int64)
+        until(lambda: False, what="the signal")
+    assert done == [0, 1, 2]
