@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import dataclasses
 import io
@@ -185,6 +186,11 @@ def header(raw: bytes | None, name: str, dialect: Dialect, encoding: str = "utf-
         read = csv.reader(lines, delimiter=dialect.delimiter, quotechar=quote, quoting=quoting)
         names = [name or f"column_{i}" for i, name in enumerate(next(read), start=1)]
     except UnicodeDecodeError as error:
+        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise UserError(
+                f"The header of {name} begins as UTF-16 does: expected UTF-8, or an encoding of "
+                "one byte a character; convert the file, for instance by iconv -f UTF-16 -t UTF-8."
+            ) from None
         raise UserError(
             f"The header of {name} cannot be read: {error}; set [source] encoding, for instance "
             '"latin-1", or fix it.'

@@ -151,6 +151,13 @@ def test_a_byte_that_is_no_character_costs_its_row(tmp_path: Path) -> None:
     assert [(reason, at) for reason, at, *_ in rejects] == [("bad_utf8", 4)]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_an_encoding_of_two_bytes_a_character_is_named(tmp_path: Path, encoding: str) -> None:
+    path = written(tmp_path, "\ufeffs,n\nab,1\n".encode(encoding))
+    with pytest.raises(UserError, match=r"begins as UTF-16 does: .* convert the file"):
+        read(path)
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-99", "shift_jis", "cp037"])
 def test_an_encoding_that_cannot_be(tmp_path: Path, encoding: str) -> None:
     with pytest.raises(ValueError, match="expected"):

@@ -532,8 +532,15 @@ def _why_not(got: pl.Series, dtype: pl.DataType) -> pl.Series:
     if not dtype.is_float():
         return pl.repeat("", len(got), eager=True)
     near = got.cast(dtype, strict=False).is_finite().fill_null(False) & got.str.contains(PLAIN)
-    text = f", which no {type_name(dtype)} equals: declare int64 or string"
-    return pl.Series([text]).new_from_index(0, len(got)).set(~near, "")
+    small = got.cast(pl.Int64, strict=False).is_not_null()
+    text = f", which no {type_name(dtype)} equals: declare "
+    return pl.select(
+        pl.when(near & small)
+        .then(pl.lit(f"{text}int64 or string"))
+        .when(near)
+        .then(pl.lit(f"{text}string"))
+        .otherwise(pl.lit(""))
+    ).to_series()
 
 
 def too_big(got: pl.Series, dtype: pl.DataType, *, misfits: bool = False) -> pl.Series:

@@ -32,6 +32,11 @@ POISON = {
         "Expected float64, got '9007199254740993' in column 'x', which no float64 equals: declare "
         "int64 or string.",
     ),
+    b"a,99999999999999999999,1,\n": (
+        "out_of_range",
+        "Expected float64, got '99999999999999999999' in column 'x', which no float64 equals: "
+        "declare string.",
+    ),
     b"a,1,1,soon\n": ("wrong_type", "Expected datetime, got 'soon' in column 't'."),
     b"a,1\n": ("broken", "Expected 4 fields, got 2."),
     b"a,1,2,,5\n": ("broken", "Expected 4 fields, got 5."),
