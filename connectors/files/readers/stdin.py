@@ -55,7 +55,8 @@ class StdinBytes(Bytes):
 
     def ready(self, timeout: float) -> bool:
         """Return whether a read would return at once, now or within so many seconds."""
-        if self.offset < len(self._head) or self._ended:
+        kept = self._peeking and self._head  # read again from its first byte
+        if kept or self.offset < len(self._head) or self._ended:
             return True
         try:
             return bool(select.select([self._descriptor], [], [], max(0.0, timeout))[0])

@@ -89,6 +89,19 @@ def test_rows_come_as_they_are_written(pipe: Pipe) -> None:
     assert {name for name, _ in seen} == {"-"}
 
 
+def test_rows_that_were_looked_at_come_though_nothing_follows(pipe: Pipe) -> None:
+    """A program may write its first rows and then wait for what comes of them."""
+    pipe.write("id,x\n1,a\n2,b\n")
+    made = source("csv")
+    schema = made.schema({})
+    made.seek(Mark())
+    records = made.read(10, 1 << 20, 0.0)
+    assert records is not None
+    assert made.format.decode(records, schema)[0]["id"].to_list() == [1, 2]
+    assert made.read(10, 1 << 20, 0.0) is None
+    pipe.end()
+
+
 def test_more_than_is_looked_at(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stdin, "PEEK", 20)
     pipe.write("id\n" + "".join(f"{n}\n" for n in range(1_000)))
