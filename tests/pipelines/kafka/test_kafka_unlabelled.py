@@ -11,7 +11,7 @@ import pytest
 
 from tests.broker import shared_broker
 from tests.pipelines.conftest import Headrace
-from tests.pipelines.learning.test_unlabelled import images, run, text_rows
+from tests.pipelines.learning.labels.test_unlabelled import images, run, text_rows
 
 LEARN = """
 [source]

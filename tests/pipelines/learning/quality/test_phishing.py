@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engine.run import Run
 
-FILE = Path(__file__).parents[3] / "deploy" / "pipelines" / "phishing.toml"
+FILE = Path(__file__).parents[4] / "deploy" / "pipelines" / "phishing.toml"
 
 
 def test_accuracy_and_f1_are_those_of_river(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from engine.run import Run
 
-DEMO = Path(__file__).parents[3] / "deploy" / "pipelines" / "pedestrians.toml"
+DEMO = Path(__file__).parents[4] / "deploy" / "pipelines" / "pedestrians.toml"
 DAYS, CHANGED = 24, 22 * 24 + 11
 """Length of the stream; the hour, in the middle of a batch, from which all counts are others."""
 

@@ -221,7 +221,7 @@ def test_what_is_wrong_is_one_sentence(
     assert not (tmp_path / "whole" / "checkpoints").exists()
 
 
-README = (Path(__file__).parents[3] / "models" / "README.md").read_text()
+README = (Path(__file__).parents[4] / "models" / "README.md").read_text()
 
 
 def blocks(language: str, title: str) -> list[str]:
