@@ -35,8 +35,8 @@ from engine.quality.threshold import ThresholdSettings
 from engine.settings_docs import expected, expected_in, field_of
 from engine.types import Duration, Name, Names, Settings, UserError, nearest
 from engine.types.changes import Fixed, Free, Learned, Warned
-from engine.types.contract_checks import IMPORT_STRING
-from engine.types.imports import imported
+from engine.user_code.contract_checks import IMPORT_STRING
+from engine.user_code.imports import imported
 
 S = TypeVar("S", bound=Settings)
 ENVIRONMENT = "HEADRACE_"

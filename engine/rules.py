@@ -32,8 +32,8 @@ from engine.types import (
     UserError,
     type_name,
 )
-from engine.types.contract_checks import misspelt_members
 from engine.types.plural import counted
+from engine.user_code.contract_checks import misspelt_members
 
 log = logging.getLogger("headrace.run")
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from connectors.formats.registry import format_of
 from engine.types import Format, Schema, UserError, nearest
-from engine.types.contract_checks import IMPORT_STRING, misspelt_members, require_contract
+from engine.user_code.contract_checks import IMPORT_STRING, misspelt_members, require_contract
 
 
 def is_custom(format: str) -> bool:

@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from engine import calls
 from engine.config import Pipeline, load_class, suggested_kind
 from engine.scrub import STAGES
 from engine.types import Stage, UserError
-from engine.types.contract_checks import require_contract
+from engine.user_code import calls
+from engine.user_code.contract_checks import require_contract
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from engine import calls
 from engine.config import Pipeline, load_class, validate
 from engine.types import Learner, UserError
-from engine.types.contract_checks import require_contract
+from engine.user_code import calls
+from engine.user_code.contract_checks import require_contract
 
 if TYPE_CHECKING:
     from models.augment import Augmentation

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from engine import calls
 from engine.assembly.endpoints import Endpoints
 from engine.assembly.label import Label
 from engine.assembly.learner import make_augmentation, wrapped
@@ -28,7 +27,8 @@ from engine.quality.threshold import Threshold
 from engine.running.holdout import Holdout
 from engine.scrub.columns import expand_columns
 from engine.types import PART, Features, KeyedState, Learner, UserError
-from engine.types.contract_checks import require_contract
+from engine.user_code import calls
+from engine.user_code.contract_checks import require_contract
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from engine import calls
 from engine.assembly.components import make_stages
 from engine.assembly.endpoints import Endpoints
 from engine.assembly.served import Served
@@ -33,6 +32,7 @@ from engine.types import (
     parse_schema,
     require_names,
 )
+from engine.user_code import calls
 
 log = logging.getLogger("headrace.run")
 

@@ -791,7 +791,7 @@ def _unexpected(error: BaseException) -> str:
     """Describe an unexpected exception in one sentence."""
     import traceback
 
-    from engine.calls import whose
+    from engine.user_code.calls import whose
 
     where = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(where.filename).name}:{where.lineno}"

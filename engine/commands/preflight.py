@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from engine import calls, rules
+from engine import rules
 from engine.artifacts import try_export
 from engine.assembly.restoring import require_plain_state, try_resume
 from engine.commands.progress import console
@@ -42,6 +42,7 @@ from engine.types import (
     parse_schema,
 )
 from engine.types.plural import counted
+from engine.user_code import calls
 
 LEARNED_ROWS = 32
 """Sampled rows the model learns: enough to try it."""

@@ -15,7 +15,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from engine import calls
 from engine.assembly.parts import Parts
 from engine.interpret.judging import Judged, are_probabilities
 from engine.quality.measures import finite_rows
@@ -34,6 +33,7 @@ from engine.types import (
     type_name,
 )
 from engine.types.arrays import Floats
+from engine.user_code import calls
 
 CHUNK_ROWS, CHUNK_BYTES = 1_024, 16 << 20
 """The most rows that are judged at a time: a network makes much more of a row than its bytes."""

@@ -11,7 +11,6 @@ from functools import partial
 import numpy as np
 import polars as pl
 
-from engine import calls
 from engine.loading.autotune import DecodeThreads
 from engine.types import (
     PARTITION,
@@ -22,6 +21,7 @@ from engine.types import (
     Schema,
     Values,
 )
+from engine.user_code import calls
 
 ROWS_PER_THREAD = 2_048
 """The rows that justify another thread."""

@@ -37,7 +37,6 @@ from typing import Any, Self
 
 import polars as pl
 
-from engine import calls
 from engine.columnar.batch_group import BatchGroup, StepFailed, slices
 from engine.config import LoaderSettings
 from engine.loading.autotune import DecodeThreads, QueueDepth
@@ -68,6 +67,7 @@ from engine.types import (
     Source,
     Stage,
 )
+from engine.user_code import calls
 
 ITEM_BYTES = 2_048
 """The bytes of a queued item besides its data: objects, headers, state."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from engine import calls
 from engine.types import (
     Batch,
     EndOfStream,
@@ -21,6 +20,7 @@ from engine.types import (
     label_value,
 )
 from engine.types.plural import counted
+from engine.user_code import calls
 
 ROWS, BYTES, SECONDS = 100_000, 64 << 20, 10.0
 """The limits of the sample."""

@@ -12,7 +12,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from engine import calls
 from engine.columnar.hashing import Hashes, hashes
 from engine.loading.sources.label_times import LabelTimes
 from engine.observing.metrics import observe_all
@@ -35,6 +34,7 @@ from engine.types import (
     type_name,
 )
 from engine.types.arrays import Bools, Ints
+from engine.user_code import calls
 
 log = logging.getLogger("headrace.labels")
 STAGE = "labels"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
-from engine import calls
 from engine.running.dead_letters import dead_letter_frame
 from engine.running.work import WorkResult
 from engine.types import RESERVED, Batch, Sink, Snapshot
+from engine.user_code import calls
 
 
 class Outputs:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from engine import calls
 from engine.observing.metrics import Metrics
 from engine.observing.timing import StageTimer, TimingSnapshot
 from engine.running.bottleneck import PARTS, RUN_SECONDS, Bottleneck
@@ -16,6 +15,7 @@ from engine.running.work import WorkResult
 from engine.scrub.base import DETECTORS
 from engine.scrub.fusion import FILLED_BEFORE_LEARNING
 from engine.types import NO_TIMESTAMP, Batch, Mark, SharedSource, Sink, Source
+from engine.user_code import calls
 
 log = logging.getLogger("headrace.loop")
 LAG_SECONDS = 1.0

@@ -55,7 +55,7 @@ class Totals:
 
     def require_balance(self) -> None:
         """Raises: HeadraceError if rows are missing or too many. This is the last line of defence:
-        `engine.calls` finds a component that loses rows at once."""
+        `engine.user_code.calls` finds a component that loses rows at once."""
         if not self.balanced:
             raise HeadraceError(
                 f"The account does not balance: {self.read:,} read + {self.added:,} added are "

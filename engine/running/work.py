@@ -12,7 +12,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from engine import calls
 from engine.observing.metrics import Metrics
 from engine.quality.evaluation import Evaluation
 from engine.quality.measures import finite_rows
@@ -21,6 +20,7 @@ from engine.quality.threshold import Threshold, ThresholdSettings
 from engine.running.class_table import ClassTable, without_foresight
 from engine.running.holdout import Holdout
 from engine.types import PART, Batch, Learner, Predictor, Rejects, Snapshot, Step, tensor
+from engine.user_code import calls
 
 log = logging.getLogger("headrace.run")
 QUALITY_SECONDS = 1.0

@@ -9,13 +9,13 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
-from engine.calls import Calling
 from engine.columnar.statistics import Extremes, Moments, Statistic
 from engine.scrub.columns import replaced
 from engine.scrub.fusion import FusedOp
 from engine.types import PART, Batch, Name, Scale, Settings, Snapshot, Stage, UserError, training
 from engine.types.arrays import Floats
 from engine.types.changes import Neutral
+from engine.user_code.calls import Calling
 
 SINGLE_ROWS, COLD_ROWS = 16, 128
 """The first rows of a stream have no earlier batches. A scaling or filling stage learns the first

@@ -22,7 +22,6 @@ import polars as pl
 from numba.core import types
 from numpy.typing import NDArray
 
-from engine import calls
 from engine.columnar.batch_group import BatchGroup, StepFailed
 from engine.columnar.buffer_pool import BufferPool
 from engine.columnar.kernels import bytes_of, clip_into, fill_into, places, pointer, scale_into
@@ -30,6 +29,7 @@ from engine.columnar.statistics import Extremes, Moments, extremes_into, moments
 from engine.scrub.columns import replaced
 from engine.types import Batch, Scale, Stage
 from engine.types.arrays import Floats, Ints
+from engine.user_code import calls
 
 FLOATS = (pl.Float64, pl.Float32)
 STEADY = time.CLOCK_MONOTONIC

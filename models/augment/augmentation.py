@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine import types
-from engine.calls import Calling, named
 from engine.types import Features, HeadraceError, Learner, Tensors, UserError
+from engine.user_code.calls import Calling, named
 
 
 class AugmentSettings(types.Settings):

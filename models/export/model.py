@@ -22,8 +22,8 @@ import onnx
 import polars as pl
 from onnx import TensorProto
 
-from engine.calls import Calling
 from engine.types import Learner, Scales, Schema, Transform
+from engine.user_code.calls import Calling
 from models.export.body import NotExportable
 from models.export.front import StageGraph
 from models.export.front_tensors import write_front

@@ -22,7 +22,7 @@ from pydantic import Field, field_validator
 
 from engine.types import Features, HeadraceError, Name, Schema, UserError, nearest
 from engine.types.arrays import Bools, Floats
-from engine.types.imports import imported
+from engine.user_code.imports import imported
 from models.column_arrays import POLARS_TYPES
 from models.serving.settings import OutputSettings
 from models.serving.signature import GraphValue

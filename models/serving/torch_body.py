@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.calls import Calling
 from engine.types import Learner
+from engine.user_code.calls import Calling
 from models.export.front_tensors import FrontTensors
 from models.export.onnx_inputs import Feed
 

@@ -19,8 +19,7 @@ import torch
 from connectors.formats.text import RawText
 from connectors.formats.values.columns import Columns
 from connectors.memory import MemorySource
-from engine import calls, types
-from engine.calls import Calling, whose
+from engine import types
 from engine.config import LoaderSettings
 from engine.loading.loader import Loader
 from engine.types import (
@@ -37,6 +36,8 @@ from engine.types import (
     UserError,
     Values,
 )
+from engine.user_code import calls
+from engine.user_code.calls import Calling, whose
 from models.augment import Augmentation
 from models.augment.augmentation import Augment, AugmentSettings
 from tests.pipelines.conftest import Headrace

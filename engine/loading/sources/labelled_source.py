@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from engine import calls
 from engine.config import LabelSettings
 from engine.loading.sources.label_times import (
     LabelTimes,
@@ -41,6 +40,7 @@ from engine.types import (
     type_name,
 )
 from engine.types.arrays import Bools, Ints
+from engine.user_code import calls
 
 ROWS, LABELS = "rows", "labels"
 """How the partitions of the two begin."""

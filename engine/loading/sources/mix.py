@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 import polars as pl
 from pydantic import Field
 
-from engine import calls, types
+from engine import types
 from engine.config import validate
 from engine.types import (
     DROPPED,
@@ -41,6 +41,7 @@ from engine.types import (
     UserError,
 )
 from engine.types.changes import Free
+from engine.user_code import calls
 
 SEPARATOR = ":"
 V = TypeVar("V")

@@ -30,10 +30,10 @@ import polars as pl
 from pydantic import Field
 
 from engine import types
-from engine.calls import whose
 from engine.system import atomic
 from engine.types import Duration, HeadraceError, Name, Snapshot, UserError
 from engine.types.changes import Free
+from engine.user_code.calls import whose
 
 log = logging.getLogger("headrace.checkpoint")
 

@@ -24,10 +24,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from engine import calls
 from engine.running.reporter import Reporter
 from engine.running.saving.checkpoint import CheckpointFailed, Checkpoints, Saved, require_plain
 from engine.types import HeadraceError, Mark, SharedSource, Sink, Snapshot, Source, Transaction
+from engine.user_code import calls
 
 log = logging.getLogger("headrace.loop")
 State = Mapping[str, Snapshot]

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.calls import Calling
 from engine.types import HeadraceError, Tensors, UserError
 from engine.types.plural import counted
+from engine.user_code.calls import Calling
 from models.carry import STATE, Carry
 from models.learners.online.trainable import ParameterGroup, TrainableNetwork
 from models.net_input import NetInput, tensors_of

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from engine.types import HeadraceError, UserError, first_line, nearest
-from engine.types.imports import imported
+from engine.user_code.imports import imported
 from models.carry import STATE
 from models.net_input import NetInput
 from models.seeded import seeded

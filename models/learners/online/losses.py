@@ -10,7 +10,7 @@ from pydantic import Field
 from torch.nn import functional as F
 
 from engine.types import Features, Settings, UserError, first_line
-from engine.types.imports import imported
+from engine.user_code.imports import imported
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(raw scores, target on the network's scale) -> mean loss, a scalar. A target between classes,

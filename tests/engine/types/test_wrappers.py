@@ -16,7 +16,7 @@ from connectors.kafka.record_columns import RecordColumns
 from connectors.kafka.value_checks import ValueFilter
 from engine.loading.sources.mix import Mix, MixFormat
 from engine.types import Format, Learner, SharedSource, Source
-from engine.types.contract_checks import members
+from engine.user_code.contract_checks import members
 from models.challenge.challenger import ChampionChallenger
 from models.learners.sampling import ResampledLearner
 

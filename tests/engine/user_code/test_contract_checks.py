@@ -14,11 +14,11 @@ import pytest
 import connectors
 import models
 from engine import types
-from engine.calls import construct
 from engine.config import load_class
 from engine.scrub import STAGES
 from engine.types import Batch, Format, Learner, Mark, Schema, Sink, Source, Stage, UserError
-from engine.types.contract_checks import misspelt_members, require_contract
+from engine.user_code.calls import construct
+from engine.user_code.contract_checks import misspelt_members, require_contract
 from models.augment import AUGMENTS, Augment
 
 

@@ -36,9 +36,9 @@ from engine.types import (
     Tensors,
     type_name,
 )
-from engine.types.contract_checks import require_attributes
 from engine.types.plural import counted
-from engine.types.records_checks import is_number, records_mistake, rejects_mistake, shown
+from engine.user_code.contract_checks import require_attributes
+from engine.user_code.records_checks import is_number, records_mistake, rejects_mistake, shown
 
 T = TypeVar("T")
 OURS = ("engine", "connectors", "models")

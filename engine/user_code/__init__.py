@@ -1,0 +1,1 @@
+"""The code of users: imported, checked against its contract, called, and its answers checked."""
