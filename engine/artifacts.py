@@ -30,7 +30,8 @@ from engine.types import HeadraceError, Learner, Mark, Stage, UserError
 from engine.types.plural import counted
 
 if TYPE_CHECKING:  # an engine that only cleans or serves imports neither
-    from engine.versions.store import Version, Versions
+    from engine.versions.store import Versions
+    from engine.versions.version import Version
     from models.compress.gate import GateReport
     from models.serving.predictor import Network
 
@@ -263,7 +264,8 @@ def add_version(parts: Parts, *, rows: int, data_time: float | None) -> Version:
 
     Raises: HeadraceError if it gives none a finite score; OSError. The pointer stays then.
     """
-    from engine.versions.store import Details, Versions
+    from engine.versions.store import Versions
+    from engine.versions.version import Details
     from models.export.model_files import metadata
 
     pipeline = parts.pipeline

@@ -12,7 +12,7 @@ from engine.config import Pipeline
 from engine.observing.metrics import Metrics
 from engine.types import HeadraceError
 from engine.versions.publishing import Job
-from engine.versions.store import Version
+from engine.versions.version import Version
 
 
 def publish(job: Job) -> Version:

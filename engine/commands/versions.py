@@ -11,7 +11,9 @@ from rich.text import Text
 
 from engine.config import Pipeline
 from engine.errors import HeadraceError, UserError
-from engine.versions.store import Pointer, TornVersion, Version, Versions
+from engine.versions.pointers import Pointer
+from engine.versions.store import Versions
+from engine.versions.version import TornVersion, Version
 
 KIB = 1_024
 
@@ -70,7 +72,7 @@ def change(
 
 
 def _serves(versions: Versions, version: Version) -> str:
-    pointer = _pointer(versions)
+    pointer = versions.pointer.read_or_none()
     held = " and is held: newer ones do not serve" if pointer is not None and pointer.held else ""
     return f"Version {version.number} serves{held}."
 
@@ -82,7 +84,7 @@ def _shadowed(versions: Versions, number: int | str) -> str:
             f"Version {number} is in the shadow of engines whose [infer] shadow is above 0: it "
             "answers that share of the rows, unseen."
         )
-    versions.clear_shadow()
+    versions.shadow.delete()
     return "No version is in the shadow."
 
 
@@ -94,14 +96,14 @@ def listed(versions: Versions) -> Table:
     numbers = versions.numbers()
     if not numbers:
         raise UserError(f"{versions.folder} has no version of a model yet.")
-    pointer = _pointer(versions)
+    pointer, shadow = versions.pointer.read_or_none(), versions.shadow.read_or_none()
     table = Table(title=str(versions.folder), title_justify="left")
     for heading in ("version", "", "rows say", "published", "learned", "data until", "model"):
         right = heading in ("version", "learned", "model")
         table.add_column(heading, justify="right" if right else "left")
     for number in reversed(numbers):
         version = versions.examined(number)
-        state = _state(version, number, pointer, _shadow(versions))
+        state = _state(version, number, pointer, shadow)
         table.add_row(str(number), state, *_details(version))
     if pointer is not None and pointer.number not in numbers:
         table.add_row(str(pointer.number), "serves", Text("not there", style="red"))
@@ -109,12 +111,12 @@ def listed(versions: Versions) -> Table:
 
 
 def _state(
-    version: Version | TornVersion, number: int, pointer: Pointer | None, shadow: int | None
+    version: Version | TornVersion, number: int, pointer: Pointer | None, shadow: Pointer | None
 ) -> str:
     states = []
     if pointer is not None and number == pointer.number:
         states += ["serves", "held"] if pointer.held else ["serves"]
-    if number == shadow:
+    if shadow is not None and number == shadow.number:
         states.append("in the shadow")
     if isinstance(version, TornVersion):
         states.append("damaged")
@@ -142,22 +144,6 @@ def _until(version: Version) -> str:
         return datetime.fromtimestamp(version.data_time, UTC).isoformat(timespec="seconds")
     except (OverflowError, ValueError, OSError):  # a wrong clock: no year from 1 to 9999
         return f"{version.data_time:g} s after 1970"
-
-
-def _pointer(versions: Versions) -> Pointer | None:
-    """Return the pointer; None if there is none, or it is damaged."""
-    try:
-        return versions.pointer()
-    except TornVersion:
-        return None
-
-
-def _shadow(versions: Versions) -> int | None:
-    """Return the version in the shadow; None if there is none, or its pointer is damaged."""
-    try:
-        return versions.shadow()
-    except TornVersion:
-        return None
 
 
 __all__ = ["change", "listed", "versions_of"]

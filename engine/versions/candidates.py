@@ -15,7 +15,8 @@ from engine.types import Batch, Predictor, Schema
 from engine.types.plural import counted
 from engine.versions.priority import run_with_low_priority
 from engine.versions.recent_rows import RecentRows
-from engine.versions.store import TornVersion, Version, Versions
+from engine.versions.store import Versions
+from engine.versions.version import TornVersion, Version
 
 ROUNDS = 5
 """How often a new version and the one that serves are timed in turn."""

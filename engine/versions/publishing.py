@@ -26,7 +26,9 @@ from engine.errors import first_line
 from engine.observing.metrics import Metrics
 from engine.system import limited_process
 from engine.system.limited_process import Limits
-from engine.versions.store import Pointer, TornVersion, Version, Versions
+from engine.versions.pointers import Pointer
+from engine.versions.store import Versions
+from engine.versions.version import TornVersion, Version
 
 log = logging.getLogger("headrace.versions")
 PUBLISH = "engine.publication:publish"
@@ -177,7 +179,7 @@ class Publisher:
         self._metrics.model_versions.labels(outcome=outcome).inc()
         log_version(version)
         with suppress(TornVersion):
-            pointer = Versions(Path(job.versions)).pointer()
+            pointer = Versions(Path(job.versions)).pointer.read()
             self._log_held(pointer, job)
 
     def _log_held(self, pointer: Pointer | None, job: Job) -> None:

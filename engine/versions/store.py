@@ -6,7 +6,7 @@
       7/READY           its digest again, written last: a copy without it is not complete
       8/...
       current           the number that serves: "8", or "7 held"
-    shadow            the number that answers beside it, unseen; or no such file
+      shadow            the number that answers beside it, unseen; or no such file
 
 A version is written under another name, synced and renamed, and only then the pointer is moved: a
 reader sees a whole version or none, whenever the writer ends. The pointer is `held` while somebody
@@ -19,108 +19,26 @@ import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import TypeAdapter, ValidationError
-
 from engine.errors import UserError
 from engine.system import atomic
 from engine.system.file_stamp import FileStamp, file_stamp
+from engine.versions.pointers import Pointer, PointerFile
+from engine.versions.version import Details, TornVersion, Version
 
 MODEL_FILE, DETAILS_FILE, READY_FILE = "model.onnx", "version.json", "READY"
 POINTER_FILE, SHADOW_FILE = "current", "shadow"
 STAGING = ".next"
 """The folder in which a version is written before it has a number."""
-HELD = "held"
 CHUNK = 1 << 20
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 """What a rename says where somebody else has taken the number."""
-
-
-class TornVersion(Exception):
-    """A version that is not as it was written; says why, as a part of a sentence."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pointer:
-    """Which version serves.
-
-    Attributes:
-        number: of the version.
-        held: somebody has set it, and publishing leaves it there.
-    """
-
-    number: int
-    held: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Version:
-    """A version of a model.
-
-    Attributes:
-        number: its place in the order in which they were published.
-        model_version: what the rows carry that it has answered.
-        digest: SHA-256 of the model file.
-        size: bytes of the model file.
-        created: when it was published, in ISO 8601.
-        rows: the rows that it has learned.
-        data_time: the newest time of its records, in seconds since the epoch; None if they have
-            none.
-        precision: float32, or that of the candidate that the gate accepted.
-        positions: partition -> the next to read.
-        kept_back: why it was not to serve when it was published, as a part of a sentence; "" if
-            it was.
-    """
-
-    number: int
-    model_version: str
-    digest: str
-    size: int
-    created: str
-    rows: int = 0
-    data_time: float | None = None
-    precision: str = "float32"
-    positions: Mapping[str, int] = field(default_factory=dict)
-    kept_back: str = ""
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read the details of a version. Raises: TornVersion."""
-        where = f"{path.parent.name}/{path.name}"
-        try:
-            given = json.loads(path.read_bytes())
-        except OSError as error:
-            raise TornVersion(f"{where} cannot be read ({error.strerror})") from None
-        except ValueError as error:
-            raise TornVersion(f"{where} is damaged ({error})") from None
-        needed = [f.name for f in fields(cls) if f.default is MISSING is f.default_factory]
-        lacking = [name for name in needed if not isinstance(given, dict) or name not in given]
-        if lacking:
-            raise TornVersion(f"{where} is damaged (it lacks {', '.join(lacking)})")
-        known = {f.name: given[f.name] for f in fields(cls) if f.name in given}
-        try:
-            return TypeAdapter(cls).validate_python(known)
-        except ValidationError as error:
-            name, said = error.errors()[0]["loc"][0], error.errors()[0]["msg"]
-            raise TornVersion(f"{where} is damaged ({name}: {said})") from None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Details:
-    """What a publisher knows of a version; see `Version`."""
-
-    model_version: str
-    rows: int = 0
-    data_time: float | None = None
-    precision: str = "float32"
-    positions: Mapping[str, int] = field(default_factory=dict)
-    kept_back: str = ""
 
 
 class Versions:
@@ -128,10 +46,16 @@ class Versions:
 
     Args:
         folder: where they are.
+
+    Attributes:
+        pointer: to the version that serves.
+        shadow: to the one in the shadow.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.pointer = PointerFile(folder / POINTER_FILE)
+        self.shadow = PointerFile(folder / SHADOW_FILE)
 
     @classmethod
     def named(cls, path: Path) -> Self | None:
@@ -160,33 +84,10 @@ class Versions:
         except TornVersion as error:
             return error
 
-    def pointer(self) -> Pointer | None:
-        """Return which version serves; None before the first. Raises: TornVersion if the pointer is
-        no number."""
-        return self._pointer(POINTER_FILE)
-
-    def shadow(self) -> int | None:
-        """Return which version is in the shadow; None if none is. Raises: as `pointer`."""
-        pointer = self._pointer(SHADOW_FILE)
-        return None if pointer is None else pointer.number
-
-    def _pointer(self, name: str) -> Pointer | None:
-        try:
-            words = (self.folder / name).read_text(encoding="utf-8").split()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise TornVersion(f"the pointer '{name}' cannot be read ({error.strerror})") from None
-        except UnicodeDecodeError:
-            raise TornVersion(f"the pointer '{name}' is no text") from None
-        if not words or not words[0].isdecimal() or words[1:] not in ([], [HELD]):
-            raise TornVersion(f"the pointer '{name}' names no version: '{' '.join(words)}'")
-        return Pointer(number=int(words[0]), held=HELD in words)
-
     def current(self) -> Version:
         """Return the version that serves, whole. Raises: UserError if there is none."""
         try:
-            pointer = self.pointer()
+            pointer = self.pointer.read()
             if pointer is not None:
                 return self.verified(pointer.number)
         except TornVersion as error:
@@ -256,7 +157,7 @@ class Versions:
         Raises: OSError; nothing is left of it then.
         """
         staged = self.folder / STAGING
-        self._clear(staged)
+        _clear(staged)
         staged.mkdir(parents=True)
         try:
             digest, size = _copy(model, staged / MODEL_FILE)
@@ -278,7 +179,7 @@ class Versions:
                 else:
                     return version
         except BaseException:
-            self._clear(staged)
+            _clear(staged)
             raise
 
     def publish(self, model: Path, details: Details, *, keep: int) -> Version:
@@ -292,9 +193,9 @@ class Versions:
         Raises: OSError; the pointer is where it was then.
         """
         version = self.add(model, details)
-        pointer = self._pointer_or_none()
+        pointer = self.pointer.read_or_none()
         if pointer is None or not (version.kept_back or pointer.held):
-            self._point(Pointer(number=version.number))
+            self.pointer.write(Pointer(number=version.number))
         self.prune(keep)
         return version
 
@@ -320,19 +221,15 @@ class Versions:
             raise UserError(f"{self.folder} has no version of a model yet.")
         number = numbers[-1] if number is None else number
         version = self._required(number)
-        self._point(Pointer(number=number, held=number != numbers[-1]))
+        self.pointer.write(Pointer(number=number, held=number != numbers[-1]))
         return version
 
     def put_into_shadow(self, number: int) -> Version:
         """Let a version answer beside the one that serves, unseen. Raises: UserError if it is not
         there, or damaged."""
         version = self._required(number)
-        atomic.write(self.folder / SHADOW_FILE, f"{number}\n")
+        self.shadow.write(Pointer(number=number))
         return version
-
-    def clear_shadow(self) -> None:
-        """Let no version answer beside the one that serves."""
-        (self.folder / SHADOW_FILE).unlink(missing_ok=True)
 
     def _required(self, number: int) -> Version:
         try:
@@ -345,7 +242,7 @@ class Versions:
         """Point to the newest version before the one that serves that was not kept back, and hold
         it. Raises: UserError if there is none, or the pointer does not say which one serves."""
         try:
-            pointer = self.pointer()
+            pointer = self.pointer.read()
         except TornVersion as error:
             raise UserError(f"{self.folder}: {error}; promote a version by its number.") from None
         self._require_pointer(pointer)
@@ -356,15 +253,14 @@ class Versions:
 
     def discard_unfinished(self) -> None:
         """Delete what a writer has left that was killed."""
-        self._clear(self.folder / STAGING)
+        _clear(self.folder / STAGING)
 
     def prune(self, keep: int) -> None:
         """Delete the oldest versions; see `publish`. Raises: OSError."""
-        numbers, pointer = self.numbers(), self._pointer_or_none()
+        numbers, pointer = self.numbers(), self.pointer.read_or_none()
         serving = max(numbers, default=0) if pointer is None else pointer.number
-        needed = {serving, self._before(serving)}
-        with suppress(TornVersion):
-            needed.add(self.shadow() or serving)
+        shadow = self.shadow.read_or_none()
+        needed = {serving, self._before(serving), None if shadow is None else shadow.number}
         for number in numbers[: max(0, len(numbers) - keep)]:
             if number not in needed:
                 # Without READY first: a copy that is deleted half is no version any more.
@@ -379,23 +275,14 @@ class Versions:
                     return before
         return None
 
-    def _point(self, pointer: Pointer) -> None:
-        text = f"{pointer.number} {HELD}" if pointer.held else str(pointer.number)
-        atomic.write(self.folder / POINTER_FILE, f"{text}\n")
-
-    def _pointer_or_none(self) -> Pointer | None:
-        try:
-            return self.pointer()
-        except TornVersion:
-            return None
-
     def _entries(self) -> Iterator[Path]:
         if self.folder.is_dir():
             paths = ((path, path.name) for path in self.folder.iterdir())
             yield from (p for p, name in paths if name.isdecimal() and name == str(int(name)))
 
-    def _clear(self, staged: Path) -> None:
-        shutil.rmtree(staged, ignore_errors=True)
+
+def _clear(staged: Path) -> None:
+    shutil.rmtree(staged, ignore_errors=True)
 
 
 def _fields(details: Details) -> dict[str, Any]:
@@ -438,10 +325,4 @@ def _stamp(path: Path) -> FileStamp | None:
         return None
 
 
-__all__ = [
-    "Details",
-    "Pointer",
-    "TornVersion",
-    "Version",
-    "Versions",
-]
+__all__ = ["Versions"]

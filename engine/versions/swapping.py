@@ -13,10 +13,8 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -25,16 +23,16 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from engine.errors import first_line
 from engine.observing.metrics import Metrics
 from engine.types import Batch, Features, Predictor, Schema, Snapshot, UserError
 from engine.versions.canary import Canary
-from engine.versions.candidates import Candidates, Open, RefusedVersion, ServedVersion
+from engine.versions.candidates import Candidates, Open
+from engine.versions.following import Follower
 from engine.versions.recent_rows import RecentRows
 from engine.versions.shadow import Shadow
-from engine.versions.store import TornVersion, Version, Versions
-
-log = logging.getLogger("headrace.versions")
+from engine.versions.store import Versions
+from engine.versions.succession import Succession
+from engine.versions.version import Version
 
 
 class SwappingPredictor(Predictor):
@@ -48,6 +46,9 @@ class SwappingPredictor(Predictor):
         max_slowdown: how many times as long as the one before a version may take.
         shadow: the share of the rows (0-1) that the version in the shadow answers too.
         canary: answers some keys by the version in the shadow; None answers none.
+
+    Attributes:
+        succession: the versions in memory: the one that serves, and those beside it in time.
 
     Raises: UserError if there is no version to begin with.
     """
@@ -63,24 +64,24 @@ class SwappingPredictor(Predictor):
         shadow: float = 0.0,
         canary: Canary | None = None,
     ) -> None:
-        self.versions = versions
         self._poll = poll
         self._rows = RecentRows()
         self._candidates = Candidates(
             versions, open, threads=threads, max_slowdown=max_slowdown, rows=self._rows
         )
-        self._now = self._candidates.first()
-        self._before: ServedVersion | None = None
-        self._ready: ServedVersion | None = None
-        self._retired: list[ServedVersion] = []
-        self._seen = self._key(self._now.version.number)
+        self.succession = Succession(versions.folder, self._candidates.first())
         self._shadow = Shadow(shadow) if shadow else None
         self._canary = canary
-        self._shadow_seen: tuple[object, ...] = ()
-        self._pointer_failed = ""
+        self._follower = Follower(
+            versions,
+            self._candidates,
+            self._rows,
+            self.succession,
+            shadow=self._shadow,
+            canary=canary,
+        )
         self._names: tuple[str, ...] = ()
-        self._metrics = Metrics()
-        predictor = self._now.predictor
+        predictor = self.succession.now.predictor
         self.stages, self.before = predictor.stages, predictor.before
         self.before_settings = predictor.before_settings
         self.columns, self.parse_settings = predictor.columns, predictor.parse_settings
@@ -90,30 +91,30 @@ class SwappingPredictor(Predictor):
 
     @property
     def answers(self) -> Schema:
-        return self._now.predictor.answers
+        return self.succession.now.predictor.answers
 
     @property
     def version(self) -> Version:
         """The version that serves."""
-        return self._now.version
+        return self.succession.now.version
 
     @property
     def pending(self) -> Version | None:
         """The version that the next batch brings; None if no other is ready."""
-        ready = self._ready
+        ready = self.succession.ready
         return None if ready is None else ready.version
 
     def columns_read(self, schema: Schema) -> Sequence[str]:
-        return self._now.predictor.columns_read(schema)
+        return self.succession.now.predictor.columns_read(schema)
 
     def info(self) -> dict[str, str]:
-        return self._now.predictor.info()
+        return self.succession.now.predictor.info()
 
     def interface(self) -> Mapping[str, Any]:
-        return self._now.predictor.interface()
+        return self.succession.now.predictor.interface()
 
     def bind(self, schema: Schema) -> None:
-        self._now.predictor.bind(schema)
+        self.succession.now.predictor.bind(schema)
         self._candidates.schema = schema
         self._names = tuple(self.answers)
         if self.carries_state and (self._shadow is not None or self._canary is not None):
@@ -126,38 +127,39 @@ class SwappingPredictor(Predictor):
 
     def collate(self, batch: Batch) -> Batch:
         """Return the batch with its feed, which is the same for every version that may serve."""
-        return self._now.predictor.collate(batch)
+        return self.succession.now.predictor.collate(batch)
 
     @property
     def judged(self) -> Features | None:
-        return self._now.predictor.judged
+        return self.succession.now.predictor.judged
 
     def scores(self, frame: pl.DataFrame) -> NDArray[np.floating[Any]]:
-        return self._now.predictor.scores(frame)
+        return self.succession.now.predictor.scores(frame)
 
     @property
     def carries_state(self) -> bool:
-        return self._now.predictor.carries_state
+        return self.succession.now.predictor.carries_state
 
     def snapshot(self) -> Snapshot:
-        return self._now.predictor.snapshot()
+        return self.succession.now.predictor.snapshot()
 
     def restore(self, value: Snapshot) -> None:
-        self._now.predictor.restore(value)
+        self.succession.now.predictor.restore(value)
 
     def memory(self) -> Mapping[str, int]:
-        return self._now.predictor.memory()
+        return self.succession.now.predictor.memory()
 
     def predict(self, batch: Batch) -> Batch:
         """Predict with the current version: the place between two batches where it changes."""
-        if self._ready is not None:
-            self._swap()
+        succession = self.succession
+        if succession.ready is not None:
+            succession.swap()
         self._rows.note(batch)
-        done = self._now.predictor.predict(batch)
+        done = succession.now.predictor.predict(batch)
         if self._shadow is not None:
             self._shadow.offer(done.frame, self._names)
         if self._canary is not None:
-            done = self._canary.answer(batch, done, self._names, self._metrics)
+            done = self._canary.answer(batch, done, self._names, succession.metrics)
         return done
 
     # ---------------------------------------------------------------------------------- following
@@ -165,10 +167,10 @@ class SwappingPredictor(Predictor):
     @contextmanager
     def watched(self, metrics: Metrics) -> Iterator[None]:
         """Follow the pointers while the block runs."""
-        self._metrics = metrics
-        self._export()
+        self.succession.metrics = metrics
+        self.succession.export()
         done = threading.Event()
-        jobs: list[Callable[[], None]] = [partial(self._watch, done)]
+        jobs = [partial(self._follower.follow, done, self._poll)]
         if self._shadow is not None:
             jobs.append(partial(self._shadow.follow, done, metrics))
         threads = [
@@ -185,110 +187,8 @@ class SwappingPredictor(Predictor):
 
     def look(self) -> None:
         """Look at the pointers once. If one names another version than before, prepare that; the
-        next batch is predicted with it. A version is refused once, until its files or the pointer
-        change."""
-        self._retired.clear()  # here, as the end of a session takes a while
-        self._look_at_pointer()
-        if self._shadow is not None or self._canary is not None:
-            self._look_at_shadow()
-
-    def _look_at_pointer(self) -> None:
-        try:
-            pointer = self.versions.pointer()
-            if pointer is None:
-                raise TornVersion(self.versions.no_pointer())
-        except TornVersion as error:
-            if self._pointer_failed != str(error):
-                self._refuse(RefusedVersion("missing", str(error)))
-            self._pointer_failed = str(error)
-            return
-        self._pointer_failed = ""
-        if self._key(pointer.number) == self._seen:
-            return
-        kept = () if self._before is None else (self._before,)
-        numbers = [one.version.number for one in (self._now, *kept)]
-        if not self._rows.are_there and pointer.number not in numbers:
-            return  # nobody waits for it, and it cannot be tried
-        self._seen = self._key(pointer.number)
-        try:
-            self._ready = self._candidates.prepared(pointer.number, self._now, *kept)
-        except RefusedVersion as refusal:
-            self._ready = None
-            self._refuse(refusal)
-
-    def _look_at_shadow(self) -> None:
-        try:
-            number = self.versions.shadow()
-        except TornVersion:
-            number = None
-        key = () if number is None else self._key(number)
-        if key == self._shadow_seen or not self._rows.are_there:
-            return
-        self._shadow_seen = key
-        self._put_beside(None)
-        if number is None:
-            log.info("no version is in the shadow any more")
-            return
-        make: Callable[[int, ServedVersion], ServedVersion] = self._candidates.compared
-        if self._canary is not None:
-            make = self._candidates.prepared
-        try:
-            self._put_beside(make(number, self._now).predictor)
-        except RefusedVersion as refusal:
-            self._refuse(refusal)
-        else:
-            log.info("version %d is in the shadow", number)
-
-    def _put_beside(self, predictor: Predictor | None) -> None:
-        for beside in (self._shadow, self._canary):
-            if beside is not None:
-                beside.predictor = predictor
-
-    def _watch(self, done: threading.Event) -> None:
-        while not done.wait(self._poll):
-            try:
-                self.look()
-            except Exception as error:  # noqa: BLE001 - whatever it is, this version serves on
-                self._refuse(RefusedVersion("unreadable", first_line(error)))
-
-    def _swap(self) -> None:
-        """Take up the version that is ready. Called by the thread that predicts."""
-        ready, self._ready = self._ready, None
-        if ready is None:  # the pointer has come to one that is refused meanwhile
-            return
-        if ready.predictor is self._now.predictor:  # there and back, before a batch came
-            self._now = ready
-            return
-        ready.predictor.take_state(self._now.predictor)
-        self._retired.extend([] if self._before is None else [self._before])
-        self._now, self._before = ready, self._now
-        self._metrics.model_swaps.labels(outcome="swapped").inc()
-        self._export()
-        if (data_time := ready.version.data_time) is not None:
-            self._metrics.model_freshness_seconds.observe(max(0.0, time.time() - data_time))
-        log.info(
-            "version %d serves: %s, in place of version %d", ready.version.number,
-            ready.version.model_version, self._before.version.number,
-        )  # fmt: skip
-
-    def _export(self) -> None:
-        """Show on /metrics what serves."""
-        self._metrics.model.clear()
-        self._metrics.model.labels(**self.info()).set(1)
-        data_time = self.version.data_time
-        self._metrics.model_event_timestamp_seconds.set(
-            float("nan") if data_time is None else data_time
-        )
-
-    def _refuse(self, refusal: RefusedVersion) -> None:
-        self._metrics.model_swaps.labels(outcome=refusal.outcome).inc()
-        log.warning(
-            "%s is not swapped in: %s; version %d serves on.", self.versions.folder, refusal,
-            self.version.number,
-        )  # fmt: skip
-
-    def _key(self, number: int) -> tuple[object, ...]:
-        return (number, *self.versions.signature(number))
+        next batch is predicted with it."""
+        self._follower.look()
 
 
 __all__ = ["SwappingPredictor"]

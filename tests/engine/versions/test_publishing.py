@@ -13,7 +13,8 @@ import pytest
 from engine.observing.metrics import Metrics
 from engine.system.limited_process import Limits, ProcessFailed
 from engine.versions.publishing import PUBLISH, Job, Publisher
-from engine.versions.store import Details, Version, Versions
+from engine.versions.store import Versions
+from engine.versions.version import Details, Version
 from tests.waiting import HANG
 
 HOUR = 3600.0

@@ -16,7 +16,9 @@ import pytest
 
 from engine.system import atomic
 from engine.types import UserError
-from engine.versions.store import Details, Pointer, TornVersion, Versions
+from engine.versions.pointers import Pointer
+from engine.versions.store import Versions
+from engine.versions.version import Details, TornVersion
 
 KILLS = 8
 Model = Callable[[str], Path]
@@ -51,7 +53,7 @@ def published(versions: Versions, model: Model, count: int, keep: int = 9) -> No
 def test_a_version_is_what_was_written(versions: Versions, model: Model) -> None:
     version = versions.publish(model("weights"), details("a1b2"), keep=3)
     assert versions.numbers() == [1]
-    assert versions.pointer() == Pointer(number=1)
+    assert versions.pointer.read() == Pointer(number=1)
     assert versions.current() == versions.verified(1) == version
     assert versions.model(1).read_text() == "weights"
     assert (version.model_version, version.size, version.rows) == ("a1b2", 7, 7)
@@ -73,44 +75,44 @@ def test_who_goes_back_stays_there_until_the_newest_is_promoted(
 ) -> None:
     published(versions, model, 3)
     assert versions.rollback().number == 2
-    assert versions.pointer() == Pointer(number=2, held=True)
+    assert versions.pointer.read() == Pointer(number=2, held=True)
     versions.publish(model("later"), details("later"), keep=1)
-    assert versions.pointer() == Pointer(number=2, held=True)
+    assert versions.pointer.read() == Pointer(number=2, held=True)
     assert versions.numbers() == [1, 2, 4]  # the one that serves, and the one before it
     assert versions.promote().number == 4
-    assert versions.pointer() == Pointer(number=4)
+    assert versions.pointer.read() == Pointer(number=4)
     versions.publish(model("last"), details("last"), keep=9)
-    assert versions.pointer() == Pointer(number=5)
+    assert versions.pointer.read() == Pointer(number=5)
 
 
 def test_the_one_in_the_shadow_stays(versions: Versions, model: Model) -> None:
     published(versions, model, 2)
-    assert versions.shadow() is None
+    assert versions.shadow.read() is None
     assert versions.put_into_shadow(1).model_version == "v0"
     for n in range(3):
         versions.publish(model(f"later {n}"), details("later"), keep=1)
-    assert (versions.shadow(), versions.numbers()) == (1, [1, 4, 5])
+    assert (versions.shadow.read(), versions.numbers()) == (Pointer(number=1), [1, 4, 5])
     with pytest.raises(UserError, match="there is no version 2; complete ones are 1, 4, 5"):
         versions.put_into_shadow(2)
-    versions.clear_shadow()
-    versions.clear_shadow()
-    assert versions.shadow() is None
+    versions.shadow.delete()
+    versions.shadow.delete()
+    assert versions.shadow.read() is None
     versions.publish(model("last"), details("last"), keep=1)
     assert versions.numbers() == [5, 6]
     (versions.folder / "shadow").write_text("none")
     with pytest.raises(TornVersion, match="the pointer 'shadow' names no version"):
-        versions.shadow()
+        versions.shadow.read()
 
 
 def test_an_older_one_can_be_promoted(versions: Versions, model: Model) -> None:
     published(versions, model, 3)
     assert versions.promote(1).model_version == "v0"
-    assert versions.pointer() == Pointer(number=1, held=True)
+    assert versions.pointer.read() == Pointer(number=1, held=True)
     with pytest.raises(UserError, match="no version before the one that serves"):
         versions.rollback()
     with pytest.raises(UserError, match="there is no version 9; complete ones are 1, 2, 3"):
         versions.promote(9)
-    assert versions.pointer() == Pointer(number=1, held=True)
+    assert versions.pointer.read() == Pointer(number=1, held=True)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_a_pointer_that_is_none_is_told(versions: Versions, model: Model, text: 
     published(versions, model, 1)
     (versions.folder / "current").write_bytes(text.encode("latin-1"))
     with pytest.raises(TornVersion, match="the pointer 'current'"):
-        versions.pointer()
+        versions.pointer.read()
     with pytest.raises(UserError, match="cannot serve: the pointer"):
         versions.current()
     versions.publish(model("next"), details("next"), keep=5)
@@ -191,7 +193,8 @@ def test_the_folder_of_a_copied_version_says_its_number(versions: Versions, mode
     assert versions.numbers() == [1, 2, 5]
     versions.promote(5)
     assert (versions.current().number, versions.verified(5).model_version) == (5, "v0")
-    assert (versions.rollback().number, versions.pointer()) == (2, Pointer(number=2, held=True))
+    assert versions.rollback().number == 2
+    assert versions.pointer.read() == Pointer(number=2, held=True)
 
 
 def test_a_path_names_the_folder_or_its_pointer(versions: Versions, model: Model) -> None:
@@ -239,7 +242,7 @@ def test_a_full_disk_leaves_the_pointer_and_no_rest(
     monkeypatch.setattr(atomic, "stage", full)
     with pytest.raises(OSError, match="No space left"):
         versions.publish(model("second"), details("second"), keep=5)
-    assert versions.pointer() == Pointer(number=1)
+    assert versions.pointer.read() == Pointer(number=1)
     assert not (versions.folder / ".next").exists()
     monkeypatch.undo()
     versions.publish(model("third"), details("third"), keep=5)

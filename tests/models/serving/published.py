@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 
 from engine.types import Features
-from engine.versions.store import Details, Versions
+from engine.versions.store import Versions
+from engine.versions.version import Details
 from models.export.model import make
 from models.export.model_files import write
 from models.learners.tabular import TabularLearner

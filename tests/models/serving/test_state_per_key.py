@@ -14,8 +14,9 @@ import torch
 
 from engine.columnar.hashing import hashes
 from engine.types import PARTITION, POSITION, Batch, Features, Mark, Tensors, UserError
-from engine.versions.store import Details, Versions
+from engine.versions.store import Versions
 from engine.versions.swapping import SwappingPredictor
+from engine.versions.version import Details
 from models.compress.gate import Compression, compress
 from models.export.model import export
 from models.export.model_files import annotate

@@ -201,7 +201,7 @@ def test_a_version_that_cannot_serve_leaves_the_one_before(
 ) -> None:  # fmt: skip
     add(0)
     predictor, metrics = swapping(versions), Metrics()
-    predictor._metrics = metrics
+    predictor.succession.metrics = metrics
     batch = batch_of(64)
     before = answers(predictor, batch)
     bad(add, versions)
@@ -341,7 +341,7 @@ def test_a_shadow_that_fails_is_left_out_and_told_once(
     versions.put_into_shadow(add(1, columns=("a", "c")))
     versions.promote(1)
     predictor, metrics = swapping(versions, shadow=1.0), Metrics()
-    predictor._metrics = metrics
+    predictor.succession.metrics = metrics
     answers(predictor, batch_of(8))
     for _ in range(3):
         predictor.look()
@@ -350,7 +350,7 @@ def test_a_shadow_that_fails_is_left_out_and_told_once(
     versions.put_into_shadow(add(2))
     versions.promote(1)
     predictor.look()
-    versions.clear_shadow()
+    versions.shadow.delete()
     predictor.look()
     assert answers(predictor, batch_of(8))[0] == "v0"
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
@@ -366,7 +366,7 @@ def test_a_canary_answers_some_keys_for_real(versions: Versions, add: Add, share
     with pytest.raises(UserError, match=r"\[infer\] canary_by needs column 'key'"):
         swapping(versions, canary=canary)
     predictor = swapping(versions, {**SCHEMA, "key": pl.Int64()}, canary=canary)
-    predictor._metrics = metrics
+    predictor.succession.metrics = metrics
     keys = pl.Series("key", np.arange(400) % 100)
     batch = batch_of(400)
     batch = batch.with_frame(batch.frame.with_columns(keys))
@@ -383,7 +383,7 @@ def test_a_canary_answers_some_keys_for_real(versions: Versions, add: Add, share
     served = (done["model_version"] == "v1").sum()
     assert served == 400 if share == 1 else 60 <= served <= 180
     assert metrics.shadow_records.labels(outcome="served")._value.get() == served
-    versions.clear_shadow()
+    versions.shadow.delete()
     predictor.look()
     assert answers(predictor, batch)[0] == "v0"
 

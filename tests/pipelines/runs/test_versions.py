@@ -269,7 +269,7 @@ def test_versions_are_published_while_the_run_learns(
             child.kill()
             until(lambda: not publisher.is_busy, what="the end of the killed child")
             assert outcomes() == (1, 0)
-            assert versions.pointer() is None
+            assert versions.pointer.read() is None
         if loop.totals.batches == 8:
             until(lambda: not publisher.is_busy, what="a version")
             assert outcomes() == (1, 1)
