@@ -9,61 +9,27 @@ stands beside it.
 from __future__ import annotations
 
 import copy
-import logging
-import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from polars.exceptions import PolarsError
 from pydantic import Field
 
 from engine import types
-from engine.columnar.expressions import expression
-from engine.quality.baselines import Baselines, new_numbers
-from engine.quality.history import add_errors, mean_errors
-from engine.quality.measures import (
-    ClassificationSums,
-    RegressionSums,
-    finite_rows,
-    reliability,
-)
-from engine.types import (
-    Features,
-    Name,
-    Schema,
-    Snapshot,
-    UserError,
-    first_line,
-    predicted_classes,
-    require,
-)
+from engine.quality.baselines import Baselines
+from engine.quality.groups import WHOLE, Groups
+from engine.quality.history import History
+from engine.quality.scored_rows import ScoredRows, concatenated
+from engine.types import Features, Name, Schema, Snapshot, UserError, require
 from engine.types.arrays import Floats, Ints
 from engine.types.changes import Free, Learned
 
 FLUSH_ROWS = 16_384
 """Rows are buffered up to this number and summed together, which makes evaluation nearly free
 per batch."""
-WHOLE = "all"
-"""The group of all rows."""
-log = logging.getLogger("headrace.evaluation")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoredRows:
-    """Buffered rows: a frame of the required columns, targets (n,), scores (n,) or (n, k). Of
-    several targets both are (n, k), a target NaN where a row has none."""
-
-    frame: pl.DataFrame
-    target: NDArray[Any]
-    scores: NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.target)
 
 
 class Evaluation:
@@ -110,53 +76,35 @@ class Evaluation:
         self, settings: Evaluation.Settings, features: Features, baselines: Sequence[str] = ()
     ) -> None:
         self.settings = settings
-        self._grows = features.max_classes > 0
         self._regression = features.task == "regression"
-        self._power = features.deviance_power if self._regression else None
-        self._classes = len(features.classes)
-        self._names = features.classes
-        self._targets = features.targets
+        self._classes = features.classes
+        self._several = bool(features.targets)
         self.threshold = features.threshold
         if settings.baselines and not self._regression:
             raise UserError("[evaluation] baselines are columns of numbers: they fit a regression.")
-        if WHOLE in settings.slices:
-            raise UserError(
-                f"[evaluation.slices] {WHOLE} is what all rows together are called: expected "
-                "another name."
-            )
-        for name in self._targets:
-            if name in settings.slices:
-                raise UserError(
-                    f"[evaluation.slices] {name} is what the rows with that target are called: "
-                    "expected another name."
-                )
-        if settings.baselines and self._targets:
+        if settings.baselines and self._several:
             raise UserError(
                 "[evaluation] baselines are predictions of one target, and [model] target names "
-                f"{len(self._targets)}: take them out."
+                f"{len(features.targets)}: take them out."
             )
-        classes = None if self._regression else self._classes
+        classes = None if self._regression else len(self._classes)
         self._baselines = tuple(
             Baselines(settings.baselines, baselines, classes=classes)
-            for _ in self._targets or (features.target,)
+            for _ in features.targets or (features.target,)
         )
-        groups = (WHOLE, *self._targets, *settings.slices)
-        self._groups = {name: self._empty() for name in groups}
-        self._history = pl.DataFrame()
+        names = self._baselines[0].names
+        self._groups = Groups(settings.slices, features, names, at_precision=settings.at_precision)
+        self._history = History(["model", *names], settings.time, settings.every)
         self._pending: list[ScoredRows] = []
         self._window: list[ScoredRows] = []
         self._rows = 0
-        self._slices: dict[str, pl.Expr] = {}
         self._needed: list[str] = []
 
     def bind(self, schema: Schema) -> None:
         """Raises: UserError for a column that is not there, or a condition that is none."""
         settings = self.settings
         require(schema, settings.baselines.values(), where="[evaluation] baselines")
-        needed = dict.fromkeys(settings.baselines.values())
-        for name, sql in settings.slices.items():
-            self._slices[name] = _condition(name, sql, schema)
-            needed |= dict.fromkeys(self._slices[name].meta.root_names())
+        needed = dict.fromkeys([*settings.baselines.values(), *self._groups.bind(schema)])
         if settings.time is not None:
             require(schema, [settings.time], where="[evaluation] time")
             needed[settings.time] = None
@@ -175,7 +123,7 @@ class Evaluation:
     @property
     def conditions(self) -> Mapping[str, pl.Expr]:
         """The bound conditions of the slices."""
-        return self._slices
+        return self._groups.conditions
 
     def update(
         self,
@@ -212,25 +160,13 @@ class Evaluation:
         "classes"}``; each with its rows, the task's metrics, ``baselines`` and ``prior`` (the
         window without rows and prior); over all rows also ``reliability`` and ``by_class``."""
         now = self._flushed()
-        groups = {
-            name: figures if name in self._targets else self._pooled(figures)
-            for name, sums in now._groups.items()
-            for figures in [now._group(sums)]
-        }
-        whole = groups.pop(WHOLE)
-        if self._targets:
-            each = [groups[name].get("r2", math.nan) for name in self._targets]
-            whole["r2"] = sum(each) / len(each)
-        if isinstance(sums := now._groups[WHOLE], ClassificationSums):
-            whole["reliability"] = reliability(sums.histogram)
-            figures = sums.by_class(self.settings.at_precision)
-            whole["by_class"] = dict(zip(self._names, figures, strict=True))
+        groups = now._groups.figures()
         return {
             "rows": now._rows,
-            "all": whole,
+            "all": groups.pop(WHOLE),
             "window": now._newest(),
             "slices": groups,
-            "classes": list(self._names),
+            "classes": list(self._classes),
             "at_precision": self.settings.at_precision,
             "threshold": self.threshold,
         }
@@ -238,283 +174,108 @@ class Evaluation:
     def history(self) -> pl.DataFrame:
         """Return the error per step: columns ``time`` (or first row), ``rows``, ``model`` and
         one per baseline, with the mean absolute error or the share of wrong classes."""
-        return mean_errors(self._flushed()._history, ["model", *self._baselines[0].names])
+        return self._flushed()._history.means()
 
     def set_classes(self, classes: Sequence[str], sources: Sequence[int]) -> None:
         """Count these classes from now on; see `engine.types.Learner.set_classes`."""
-        before, moved = self._classes, np.asarray(sources, np.int64)
+        before, moved = len(self._classes), np.asarray(sources, np.int64)
         only_added = len(moved) >= before and (moved[:before] == np.arange(before)).all()
         if not only_added:
             if self._pending:
                 self._flush()
-            self._window = [_renumbered(rows, moved, before) for rows in self._window]
+            self._window = [rows.renumbered(moved, before) for rows in self._window]
         self._baselines[0].set_classes(moved, before)
-        self._groups = {
-            name: sums.renumbered(moved) if isinstance(sums, ClassificationSums) else sums
-            for name, sums in self._groups.items()
-        }
-        self._names, self._classes = tuple(classes), len(classes)
+        self._groups.set_classes(classes, moved)
+        self._classes = tuple(classes)
 
     @property
     def nbytes(self) -> int:
         """The bytes of the window and of buffered rows."""
-        rows = [*self._window, *self._pending]
-        return sum(r.target.nbytes + r.scores.nbytes + int(r.frame.estimated_size()) for r in rows)
+        return sum(rows.nbytes for rows in (*self._window, *self._pending))
 
     def state_dict(self) -> dict[str, Snapshot]:
         """Return the state as a plain value."""
         return {
-            "groups": [
-                {"name": name, "where": self._where(name), "sums": sums.snapshot()}
-                for name, sums in self._groups.items()
-            ],
-            "history": self._history,
-            "aside": _plain(self._pending),
-            "window": _plain(self._window),
+            "groups": self._groups.snapshot(),
+            "history": self._history.sums,
+            "aside": [rows.snapshot() for rows in self._pending],
+            "window": [rows.snapshot() for rows in self._window],
             "rows": self._rows,
             **self._baselines[0].snapshot(),
             **(
-                {"others": [one.snapshot() for one in self._baselines[1:]]} if self._targets else {}
+                {"others": [one.snapshot() for one in self._baselines[1:]]} if self._several else {}
             ),
         }
 
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
         """Restore a state. A slice continues if its name and condition are the same; others
         begin with the next row, with a warning."""
-        sums_class = RegressionSums if self._regression else ClassificationSums
-        saved = {(group["name"], group["where"]): group["sums"] for group in state["groups"]}
-        places = {name: (name, self._where(name)) for name in self._groups}
-        same = {name: saved[place] for name, place in places.items() if place in saved}
-        self._groups |= {name: sums_class.restore(sums) for name, sums in same.items()}
-        self._history = state["history"]
-        self._pending, self._window = _rows(state["aside"]), _rows(state["window"])
+        kept = self._groups.restore(state["groups"])
+        self._history.sums = state["history"]
+        self._pending = list(map(ScoredRows.restore, state["aside"]))
+        self._window = list(map(ScoredRows.restore, state["window"]))
         self._rows = state["rows"]
-        for own, saved_one in zip(self._baselines, (state, *state.get("others", ())), strict=True):
-            own.restore(saved_one)
-        if len(same) < max(len(saved), len(self._groups)):
-            _warn_of_changes([name for name, _ in saved], list(self._groups), list(same))
-            if self._pending:  # they have the columns of the slices of then
-                self._flush(list(same))
+        for own, saved in zip(self._baselines, (state, *state.get("others", ())), strict=True):
+            own.restore(saved)
+        if kept is not None and self._pending:  # they have the columns of the slices of then
+            self._flush(kept)
 
     # -------------------------------------------------------------------------------------- inside
-
-    def _empty(self) -> RegressionSums | ClassificationSums:
-        p = len(self._baselines[0].names)
-        return (
-            RegressionSums.empty(p + 1, self._power)
-            if self._regression
-            else ClassificationSums.empty(self._classes, p, grows=self._grows)
-        )
-
-    def _where(self, name: str) -> str:
-        """Return the condition of a group."""
-        return self.settings.slices.get(name, "")
 
     def _flushed(self) -> Evaluation:
         """Return a copy with everything summed; the original is unchanged."""
         if not self._pending:
             return self
-        now = Evaluation.__new__(Evaluation)
-        now.__dict__ = dict(self.__dict__)
-        now._pending, now._window = list(self._pending), list(self._window)
-        now._groups = dict(self._groups)
+        now = copy.copy(self)
+        now._groups, now._history = copy.copy(self._groups), copy.copy(self._history)
         now._baselines = tuple(map(copy.copy, self._baselines))
         now._flush()
         return now
 
     def _flush(self, slices: Collection[str] | None = None) -> None:
         """Sum the buffered rows, for these slices or for all."""
-        rows = _concat(self._pending, self._classes)
-        chosen = {n: e for n, e in self._slices.items() if slices is None or n in slices}
+        rows = concatenated(self._pending, len(self._classes))
         added = [
-            self._sum(
-                _of_target(rows, number), number, (WHOLE, *self._targets[number:][:1]), chosen
-            )
+            self._sum(rows.of_target(number), number, slices)
             for number in range(len(self._baselines))
         ]
         self._rows += max(added)
         self._pending = []
 
-    def _sum(
-        self, rows: ScoredRows, number: int, groups: Sequence[str], slices: Mapping[str, pl.Expr]
-    ) -> int:
+    def _sum(self, rows: ScoredRows, target: int, slices: Collection[str] | None) -> int:
         """Sum rows with a label of one target; return how many had a score.
 
         Args:
-            number: of the target.
-            groups: that all of them are in.
+            target: its number.
         """
         if not len(rows):
             return 0
-        baselines = self._baselines[number].predictions(rows.frame, rows.target)
-        rows, baselines = _scored(rows, baselines)
-        masks = rows.frame.select(e.alias(name) for name, e in slices.items())
-        for name in groups:
-            self._groups[name] = self._add(self._groups[name], rows, baselines, None)
-        for name in slices:
-            mask = masks[name].to_numpy()
-            self._groups[name] = self._add(self._groups[name], rows, baselines, mask)
+        baselines = self._baselines[target].predictions(rows.frame, rows.target)
+        if not (scored := rows.scored).all():  # model and baselines are compared on the same rows
+            rows, baselines = rows.only(scored), baselines[scored]
+        self._groups.add(rows, baselines, self.threshold, target=target, slices=slices)
         self._remember(rows, baselines)
+        errors = rows.errors(baselines, regression=self._regression, threshold=self.threshold)
+        self._history.add(rows, errors, self._rows)
         return len(rows)
 
-    def _add(
-        self,
-        sums: RegressionSums | ClassificationSums,
-        rows: ScoredRows,
-        baselines: NDArray[Any],
-        mask: NDArray[np.bool_] | None,
-    ) -> RegressionSums | ClassificationSums:
-        target, scores = rows.target, rows.scores
-        if mask is not None:
-            target, scores, baselines = target[mask], scores[mask], baselines[mask]
-        if isinstance(sums, RegressionSums):
-            return sums.add(target.astype(np.float64), np.column_stack([scores, baselines]))
-        return sums.add(target, scores, baselines, self.threshold)
-
     def _remember(self, rows: ScoredRows, baselines: NDArray[Any]) -> None:
-        """Add errors to the history, rows to the window."""
+        """Add rows to the window, with the baselines' predictions for a frame."""
         guesses = pl.DataFrame(baselines, schema=list(map(str, range(baselines.shape[1]))))
-        self._window.append(ScoredRows(frame=guesses, target=rows.target, scores=rows.scores))
-        while sum(map(len, self._window[1:])) >= self.settings.window:
-            self._window = self._window[1:]
-        steps, errors = self._steps(rows), self._errors(rows, baselines)
-        names = ["model", *self._baselines[0].names]
-        self._history = add_errors(self._history, steps, errors, names)
-
-    def _errors(self, rows: ScoredRows, baselines: NDArray[Any]) -> NDArray[np.float64]:
-        """Return the error of model and baselines, NaN where there is none, shape (n, 1 + p)."""
-        if self._regression:
-            predictions = np.column_stack([rows.scores, baselines])
-            errors: NDArray[np.float64] = np.abs(predictions - rows.target[:, None])
-            return errors
-        predicted = predicted_classes(rows.scores, self.threshold)
-        wrong = np.where(baselines >= 0, baselines != rows.target[:, None], np.nan)
-        return np.column_stack([predicted != rows.target, wrong]).astype(np.float64)
-
-    def _steps(self, rows: ScoredRows) -> pl.Series:
-        every = self.settings.every
-        if self.settings.time is None:
-            assert isinstance(every, int)
-            numbers = pl.int_range(self._rows, self._rows + len(rows), eager=True)
-            return numbers // every * every
-        return rows.frame.get_column(self.settings.time).dt.truncate(str(every))
-
-    def _group(self, sums: RegressionSums | ClassificationSums) -> dict[str, Any]:
-        baselines = sums.baselines(self._baselines[0].names)
-        figures = self._metrics(sums)
-        result: dict[str, Any] = {"rows": sums.rows, **figures, "baselines": baselines}
-        if isinstance(sums, ClassificationSums):
-            result["prior"] = sums.prior_metrics()
-        return result
-
-    def _metrics(self, sums: RegressionSums | ClassificationSums) -> dict[str, Any]:
-        if isinstance(sums, ClassificationSums):
-            return sums.metrics(self.settings.at_precision)
-        return sums.metrics()
-
-    def _pooled(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        """Return figures over several targets, without R2: how far apart the targets lie says
-        nothing of the model."""
-        return {k: v for k, v in metrics.items() if k != "r2"} if self._targets else metrics
+        window = [
+            *self._window,
+            ScoredRows(frame=guesses, target=rows.target, scores=rows.scores),
+        ]
+        while sum(map(len, window[1:])) >= self.settings.window:
+            window = window[1:]
+        self._window = window
 
     def _newest(self) -> dict[str, Any]:
+        """Return the figures of the window; {} before the first row."""
         if not self._window:
             return {}
-        rows = _concat(self._window, self._classes)
-        n = self.settings.window
-        newest = ScoredRows(
-            frame=rows.frame.tail(n), target=rows.target[-n:], scores=rows.scores[-n:]
-        )
-        sums = self._add(self._empty(), newest, newest.frame.to_numpy(), None)
-        return {
-            **self._pooled(self._metrics(sums)),
-            "baselines": sums.baselines(self._baselines[0].names),
-        }
-
-
-def _condition(name: str, sql: str, schema: Schema) -> pl.Expr:
-    """Return a slice's condition. Raises: UserError where it is none."""
-    try:
-        expr = expression(sql, f"[evaluation.slices] {name}")
-        require(schema, expr.meta.root_names(), where=f"[evaluation.slices] {name}")
-        dtype = pl.DataFrame(schema=schema).select(expr).dtypes[0]
-    except PolarsError as error:
-        reason = first_line(error)
-        raise UserError(
-            f"[evaluation.slices] {name} = '{sql}' is no condition: {reason}."
-        ) from None
-    if dtype != pl.Boolean:
-        raise UserError(f"[evaluation.slices] {name} = '{sql}' expects true or false, got {dtype}.")
-    return expr.fill_null(False)
-
-
-def _warn_of_changes(before: Sequence[str], now: Sequence[str], same: Sequence[str]) -> None:
-    for name in dict.fromkeys([*before, *now]):
-        if name not in same:
-            what = "has another condition than before: it begins anew"
-            if name not in before:
-                what = "is new: it begins"
-            if name not in now:
-                what = "is no longer there: its figures end"
-            log.warning("[evaluation.slices] %s %s with the next row.", name, what)
-
-
-def _concat(parts: list[ScoredRows], classes: int) -> ScoredRows:
-    """Return all rows; their classes are more now, where some came later."""
-    return ScoredRows(
-        frame=pl.concat([part.frame for part in parts]),
-        target=np.concatenate([part.target for part in parts]),
-        scores=np.concatenate([_widened(part.scores, classes) for part in parts]),
-    )
-
-
-def _of_target(rows: ScoredRows, number: int) -> ScoredRows:
-    """Return the rows that have a label of this target."""
-    if rows.target.ndim == 1:
-        return rows
-    target, scores = rows.target[:, number], rows.scores[:, number]
-    there = np.isfinite(target)
-    frame = rows.frame.filter(there) if rows.frame.width else rows.frame
-    return ScoredRows(frame=frame, target=target[there], scores=scores[there])
-
-
-def _widened(scores: NDArray[np.float64], classes: int) -> NDArray[np.float64]:
-    if scores.ndim == 1 or scores.shape[1] >= classes:
-        return scores
-    return np.pad(scores, ((0, 0), (0, classes - scores.shape[1])))
-
-
-def _renumbered(rows: ScoredRows, sources: Ints, before: int) -> ScoredRows:
-    """Return the rows with the classes' new numbers, without those of classes that have left."""
-    numbers = new_numbers(sources, before)
-    predicted = predicted_classes(rows.scores)
-    target = numbers[rows.target]
-    keep = (target >= 0) & ((predicted < 0) | (numbers[predicted] >= 0))
-    scores = np.pad(_widened(rows.scores, before)[keep], ((0, 0), (0, 1)))
-    scores = scores[:, np.where(sources < 0, before, sources)]
-    guesses = rows.frame.select(
-        pl.Series(name, numbers[rows.frame.get_column(name).to_numpy()])
-        for name in rows.frame.columns
-    )
-    return ScoredRows(frame=guesses.filter(keep), target=target[keep], scores=scores)
-
-
-def _scored(rows: ScoredRows, baselines: NDArray[Any]) -> tuple[ScoredRows, NDArray[Any]]:
-    """Return the rows with a finite score: model and baselines are compared on the same rows."""
-    there = finite_rows(rows.scores)
-    if there.all():
-        return rows, baselines
-    frame = rows.frame.filter(there) if rows.frame.width else rows.frame
-    target = rows.target[there]
-    return ScoredRows(frame=frame, target=target, scores=rows.scores[there]), baselines[there]
-
-
-def _plain(parts: list[ScoredRows]) -> Snapshot:
-    return [{"frame": p.frame, "target": p.target, "scores": p.scores} for p in parts]
-
-
-def _rows(value: Snapshot) -> list[ScoredRows]:
-    return [ScoredRows(**part) for part in value]
+        rows = concatenated(self._window, len(self._classes)).newest(self.settings.window)
+        return self._groups.figures_of(rows, rows.frame.to_numpy(), self.threshold)
 
 
 __all__ = ["Evaluation"]
