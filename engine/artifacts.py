@@ -206,7 +206,8 @@ def export(parts: Parts, mark: Mark, path: Path | None = None) -> Path:
     uncompressed = pipeline.export is not None and pipeline.export.compress is None
     path = path or (pipeline.model_path if uncompressed else pipeline.float_model_path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = None if model.holdout is None else model.holdout.frame()
+    holdout = parts.judging.holdout
+    rows = None if holdout is None else holdout.frame()
     file = write_model(
         path,
         model.learner,
@@ -243,14 +244,14 @@ def compress(parts: Parts) -> GateReport:
     from models.compress.gate import Compression
     from models.compress.gate import compress as compress_model
 
-    pipeline, holdout = parts.pipeline, parts.model.holdout
+    pipeline, holdout = parts.pipeline, parts.judging.holdout
     if pipeline.export is None:
         raise UserError(
             f"{pipeline.file} holds out no rows to test a compressed model on: add an "
             "[export] section and run it again."
         )
     rows = None if holdout is None else holdout.frame()
-    settings = parts.model.compression or Compression()
+    settings = parts.judging.compression or Compression()
     return compress_model(pipeline.float_model_path, rows, settings, path=pipeline.model_path)
 
 
@@ -292,7 +293,7 @@ def _worse(parts: Parts, versions: Versions) -> str:
     is not, or there is none to compare it with."""
     from models.compress.successor import surely_worse
 
-    pipeline, holdout = parts.pipeline, parts.model.holdout
+    pipeline, holdout = parts.pipeline, parts.judging.holdout
     rows = None if holdout is None else holdout.frame()
     assert pipeline.export is not None
     try:
@@ -312,7 +313,7 @@ def _require_scores(parts: Parts) -> None:
     """Check that the exported model gives some held-out row a finite score."""
     from models.serving.predictor import OnnxPredictor
 
-    holdout = parts.model.holdout
+    holdout = parts.judging.holdout
     rows = None if holdout is None else holdout.frame()
     if rows is None or not rows.height:
         return
@@ -405,7 +406,7 @@ def _early_fills(counts: Counts, before: Counts) -> Iterator[str]:
 def _write_report(parts: Parts, totals: Totals) -> dict[str, Path]:
     """Write the evaluation's numbers and the stages' counts, and plot the error if there is a
     curve."""
-    folder, evaluation = Path(parts.pipeline.folder), parts.model.evaluation
+    folder, evaluation = Path(parts.pipeline.folder), parts.judging.evaluation
     numbers = evaluation.report()
     report_quality(parts.metrics, numbers)
     by_stage: dict[str, dict[str, int]] = {}
@@ -454,7 +455,7 @@ def _annotate_threshold(parts: Parts, file: Path, rows: pl.DataFrame | None) -> 
 
     features, threshold = parts.model.features, None
     if features.state is not None:  # held-out rows by themselves lack the rows before them
-        threshold = parts.model.threshold.value
+        threshold = parts.judging.threshold.value
     elif rows is not None:
         label = pl.col(str(features.target)).cast(pl.String)
         rows = rows.filter(label.is_in(features.classes).fill_null(False))

@@ -26,7 +26,7 @@ def publish(job: Job) -> Version:
         if mark is None:
             raise HeadraceError("there is no checkpoint to publish")
         artifacts.export(parts, mark)
-        if parts.model.compression is not None:
+        if parts.judging.compression is not None:
             artifacts.compress(parts)
         return artifacts.add_version(parts, rows=job.rows, data_time=job.data_time)
 

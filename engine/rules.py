@@ -213,7 +213,7 @@ def require_exportable(parts: Parts) -> None:
             f"[export] in {parts.pipeline.file} needs a learner that writes ONNX, and "
             f"{learner_class.__name__} has no method 'build': take [export] out."
         )
-    _ = parts.model.compression
+    _ = parts.judging.compression
 
 
 def require_sink_schema(parts: Parts) -> None:

@@ -113,7 +113,7 @@ class Run:
     @property
     def evaluation(self) -> Evaluation:
         """The evaluation of the model in training."""
-        return self.parts.model.evaluation
+        return self.parts.judging.evaluation
 
     @property
     def sink(self) -> Sink | None:
@@ -234,7 +234,7 @@ class Run:
         rules.require_shufflable(parts)
         rules.require_repeatable(parts)
         require_batches_fit(parts)
-        _ = (parts.model.evaluation, parts.model.holdout) if self.trains else ()
+        _ = (parts.judging.evaluation, parts.judging.holdout) if self.trains else ()
         _ = parts.work, parts.collate, parts.transfer, endpoints.transaction
         _ = endpoints.dead_letters, endpoints.checkpoints, parts.service_settings
         rules.require_exportable(parts)

@@ -54,7 +54,7 @@ def _settings(parts: Parts) -> Iterator[tuple[str, str]]:
     if pipeline.sink is not None:
         tables.append(("sink", SinkTable.model_validate(pipeline.sink)))
     if pipeline.trains:
-        tables.append(("evaluation", parts.model.evaluation.settings))
+        tables.append(("evaluation", parts.judging.evaluation.settings))
     if (labels := pipeline.late_labels) is not None:
         tables.append(("labels", labels))
         in_effect = {"source": in_effect[ROWS], SECTION: in_effect[LABELS]}

@@ -168,7 +168,8 @@ def watch_memory(parts: Parts, loader: Loader) -> None:
         from engine.loading.transfer import watch_devices
 
         watch_devices(metrics)
-        metrics.watch_memory("evaluation", lambda: model.evaluation.nbytes)
+        evaluation = parts.judging.evaluation
+        metrics.watch_memory("evaluation", lambda: evaluation.nbytes)
     budget = loader.budget
     metrics.watch_memory("loader", lambda: budget.used)
     metrics.memory_budget_bytes.set(budget.total)

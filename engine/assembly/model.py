@@ -1,9 +1,8 @@
-"""The learner with its features, augmentation, evaluation and held-out rows."""
+"""The learner with its settings, features and augmentation."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,6 @@ from engine.assembly.label import Label
 from engine.assembly.learner import make_augmentation, wrapped
 from engine.assembly.scrub import Scrub
 from engine.config import (
-    ExportSettings,
     ModelSettings,
     Pipeline,
     key_location,
@@ -22,11 +20,8 @@ from engine.config import (
     validate,
 )
 from engine.loading.feature_columns import network_features, tabular_features
-from engine.quality.evaluation import Evaluation
-from engine.quality.threshold import Threshold
-from engine.running.holdout import Holdout
 from engine.scrub.columns import expand_columns
-from engine.types import PART, Features, KeyedState, Learner, UserError
+from engine.types import Features, KeyedState, Learner, UserError
 from engine.user_code import calls
 from engine.user_code.contract_checks import require_contract
 
@@ -34,15 +29,13 @@ if TYPE_CHECKING:
     import torch
 
     from models.augment import Augmentation
-    from models.compress.gate import Compression
 
-log = logging.getLogger("headrace.run")
 MODULE_KEYS = {"module", "inputs", "head", "state"}
 """Keys of [model] that make its kind 'module' where no kind is given."""
 
 
 class Model:
-    """Builds what [model], [train], [augment] and [evaluation] describe, on first use.
+    """Builds what [model], [train] and [augment] describe, on first use.
 
     Args:
         module: a `torch.nn.Module` in place of [model] module.
@@ -225,78 +218,6 @@ class Model:
             grows=self._grows,
         )
 
-    @cached_property
-    def evaluation(self) -> Evaluation:
-        """The evaluation beside its baselines.
-
-        Raises: UserError for a column that is missing or was scaled.
-        """
-        scrub, table = self._scrub, dict(self._pipeline.evaluation or {})
-        if PART in scrub.schema:  # each part is reported as a slice
-            parts = {part: f"{PART} = '{part}'" for part in ("train", "validation", "test")}
-            table["slices"] = {**parts, **table.get("slices", {})}
-        settings = self._pipeline.settings(Evaluation.Settings, table, "evaluation")
-        evaluation = Evaluation(settings, self.features, self.learner_class.baselines)
-        # Columns are read as they are before the stages inside a model file: unscaled.
-        evaluation.bind({**scrub.learned_schema, **scrub.export_schema})
-        self._require_unscaled(evaluation)
-        return evaluation
-
-    @cached_property
-    def holdout(self) -> Holdout | None:
-        """The held-out rows, to evaluate compressed models and choose a threshold; None if the
-        pipeline does neither."""
-        scrub, export = self._scrub, self._pipeline.export
-        if not self._pipeline.trains:
-            return None
-        if export is None:
-            if not self.common_settings.threshold_settings.is_chosen:
-                return None
-            export = ExportSettings()
-        outside = scrub.stages[: scrub.export_from]
-        stateful = [stage.name for stage in outside if stage.snapshot() is not None]
-        if stateful:
-            log.info(
-                "Rows are held out by partition and position, not by content: no model file can "
-                "hold the state of [scrub.%s]. Of two equal rows one may be learned and the other "
-                "held out.",
-                "] and [scrub.".join(stateful),
-            )
-        unread = scrub.unread_columns
-        learned = scrub.source_schema.keys() - unread
-        return Holdout(
-            export.holdout,
-            export.holdout_rows,
-            # A row that is learned again with another label stays on its side.
-            ignored={*unread, *self._endpoints.source.origin_columns(), *self._late_target},
-            by_content=not stateful,
-            needed=[column for column in scrub.export_schema if column in learned],
-        )
-
-    @property
-    def _late_target(self) -> tuple[str, ...]:
-        labelled = self._endpoints.labelled
-        return () if labelled is None else (labelled.target,)
-
-    @cached_property
-    def compression(self) -> Compression | None:
-        """The settings of [export.compress]; None without compression.
-
-        Raises: UserError for a wrong setting.
-        """
-        export = self._pipeline.export
-        if export is None or export.compress is None:
-            return None
-        from models.compress.gate import Compression
-
-        return self._pipeline.settings(Compression, export.compress, "export.compress")
-
-    @cached_property
-    def threshold(self) -> Threshold:
-        """The decision threshold of two classes."""
-        rows = 0 if self.holdout is None else self.holdout.rows
-        return Threshold(self.common_settings.threshold_settings, rows)
-
     @property
     def _own_keys(self) -> dict[str, Any]:
         """The keys of [model] that not every learner shares."""
@@ -338,18 +259,6 @@ class Model:
                     f"[model] in {self._pipeline.file} reads its target '{target}' as a feature, "
                     "which is unknown when it predicts: take it out of the features."
                 )
-
-    def _require_unscaled(self, evaluation: Evaluation) -> None:
-        stages, export_from = self._scrub.stages, self._scrub.export_from
-        for stage in stages[:export_from]:
-            for column in evaluation.needed:
-                if column in stage.scaled:
-                    raise UserError(
-                        f"[evaluation] in {self._pipeline.file} reads column '{column}', which "
-                        f"[scrub.{stage.name}] has scaled: put [scrub.{stage.name}] "
-                        f"after [scrub.{stages[export_from - 1].name}], or read a copy that "
-                        "a 'derive' stage makes before it."
-                    )
 
 
 __all__ = ["Model"]

@@ -12,6 +12,7 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from engine.assembly.endpoints import Endpoints
+from engine.assembly.judging import Judging
 from engine.assembly.model import Model
 from engine.assembly.outline import outline
 from engine.assembly.saved_schema import parsed_types
@@ -60,7 +61,8 @@ class Parts:
         served: the model file of [infer].
         endpoints: source, sink, dead letters and checkpoints.
         scrub: columns and stages.
-        model: the learner with features, evaluation and held-out rows.
+        model: the learner with its features.
+        judging: evaluation, held-out rows, threshold.
         module: as given.
     """
 
@@ -78,6 +80,7 @@ class Parts:
         self.endpoints = Endpoints(pipeline, self.served, replay=replay)
         self.scrub = Scrub(pipeline, self.endpoints, self.served, self._input_columns)
         self.model = Model(pipeline, self.endpoints, self.scrub, module=module)
+        self.judging = Judging(pipeline, self.endpoints, self.scrub, self.model)
         self.module = module
 
     @property
@@ -139,11 +142,11 @@ class Parts:
             return Cleaning(columns)
         training: Mapping[str, Any] = {
             "learner": self.model.learner,
-            "evaluation": self.model.evaluation,
+            "evaluation": self.judging.evaluation,
             "columns": columns,
             "emit_predictions": self.endpoints.sink is not None,
-            "holdout": self.model.holdout,
-            "threshold": self.model.threshold,
+            "holdout": self.judging.holdout,
+            "threshold": self.judging.threshold,
             "metrics": self.metrics,
         }
         labelled = self.endpoints.labelled
@@ -189,9 +192,9 @@ class Parts:
     def keep_raw_from(self) -> int | None:
         """The index of the stage before which rows are kept raw, for held-out rows, the evaluation
         and the keys of a state; None if none needs them."""
-        evaluates = self.pipeline.trains and bool(self.model.evaluation.needed)
+        evaluates = self.pipeline.trains and bool(self.judging.evaluation.needed)
         carries = self.pipeline.trains and self.model.features.state is not None
-        keeps = self.model.holdout is not None or evaluates or carries
+        keeps = self.judging.holdout is not None or evaluates or carries
         return self.scrub.export_from if keeps else None
 
     @cached_property

@@ -73,7 +73,7 @@ class Newest:
 
 def kept_rows(parts: Parts, most: int) -> JudgedRows | None:
     """Return the newest held-out rows of a restored pipeline; None if it holds none out."""
-    frame = None if parts.model.holdout is None else parts.model.holdout.frame()
+    frame = None if parts.judging.holdout is None else parts.judging.holdout.frame()
     if frame is None or not frame.height:
         return None
     frame = frame.tail(most)

@@ -91,7 +91,7 @@ class TrainedModel(Subject):
         assert collate is not None, "a pipeline that trains collates"
         _require_no_state(parts, carries=parts.model.features.state is not None)
         self.model = model
-        learner, threshold = parts.model.learner, parts.model.threshold.value
+        learner, threshold = parts.model.learner, parts.judging.threshold.value
         self.features = replace(learner.features, threshold=threshold)  # and the classes it has met
         self.target = str(self.features.target)
         self.columns = _columns_read(parts)

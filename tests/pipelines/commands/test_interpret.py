@@ -68,8 +68,8 @@ def test_worst_rows_are_those_with_the_largest_errors(folder: Path, found: Inter
     """By the model file, which is another way from the same rows to the same answers."""
     run = Run(folder / "small.toml")
     assert run.restore()
-    assert run.parts.model.holdout is not None
-    rows = run.parts.model.holdout.frame()
+    assert run.parts.judging.holdout is not None
+    rows = run.parts.judging.holdout.frame()
     assert rows is not None
     rows = rows.tail(400)
     model = OnnxPredictor(OnnxPredictor.Settings(model=str(folder / "run" / "model.onnx")))

@@ -291,7 +291,7 @@ def test_held_out_rows_have_their_label(late: Late, tmp_path: Path) -> None:
     run = Run(file)
     totals = run.run().totals
     assert totals.learned + totals.predicted == 500
-    held = run.parts.model.holdout
+    held = run.parts.judging.holdout
     assert held is not None
     frame = held.frame()
     assert frame is not None

@@ -142,8 +142,8 @@ def test_held_out_rows_say_what_rows_never_seen_say_also_after_fifteen_epochs(
     run = Run(file)
     summary = run.run()
     assert summary.totals.read == 800 * 15
-    assert run.parts.model.holdout is not None
-    held = run.parts.model.holdout.frame()
+    assert run.parts.judging.holdout is not None
+    held = run.parts.judging.holdout.frame()
     assert held is not None
     assert held.height == held["_position"].n_unique() == summary.totals.predicted // 15
     compression = summary.compression

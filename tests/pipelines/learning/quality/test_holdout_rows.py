@@ -27,8 +27,8 @@ def held(small: Small, tmp_path: Path) -> Callable[..., pl.DataFrame]:
         frame.write_parquet(data)
         made = Run(small(data, *changes, more=EXPORT))
         made.run(fresh=True)
-        assert made.parts.model.holdout is not None
-        found = made.parts.model.holdout.frame()
+        assert made.parts.judging.holdout is not None
+        found = made.parts.judging.holdout.frame()
         assert found is not None
         return found
 
@@ -67,12 +67,12 @@ def test_behind_a_stage_that_learns_place_decides(small: Small, rows: Rows, tmp_
     run = Run(file)
     run.run()
     again = Run(file)
-    assert run.parts.model.holdout is not None
-    assert again.parts.model.holdout is not None
-    held = run.parts.model.holdout.frame()
+    assert run.parts.judging.holdout is not None
+    assert again.parts.judging.holdout is not None
+    held = run.parts.judging.holdout.frame()
     assert held is not None
     assert 60 <= held.height <= 180
-    assert again.parts.model.holdout.select(held.with_columns(y=0.0)).all()
+    assert again.parts.judging.holdout.select(held.with_columns(y=0.0)).all()
 
 
 @pytest.mark.parametrize("stage", ["", LAG])
