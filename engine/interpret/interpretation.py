@@ -4,8 +4,7 @@ any."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,39 +12,28 @@ import polars as pl
 
 from engine.assembly.parts import Parts
 from engine.config import Pipeline
+from engine.interpret.attribution import attributions
 from engine.interpret.calibration import calibrations
-from engine.interpret.figures import (
-    Attribution,
-    Calibration,
-    Importance,
-    Interpretation,
-    Slice,
-)
+from engine.interpret.case import Case, judged_case
+from engine.interpret.figures import Interpretation
 from engine.interpret.importance import importances
-from engine.interpret.judging import Judge, Judged
 from engine.interpret.rows import JudgedRows, Watch, kept_rows, read_once, rows_of_source
-from engine.interpret.slices import MIN_ROWS, named_slices, worst_slices
+from engine.interpret.sentences import findings, left_out, without_gradients
+from engine.interpret.slices import named_slices, worst_slices
 from engine.interpret.subject import ServedModel, Subject, TrainedModel
 from engine.interpret.worst import worst_rows
 from engine.quality.evaluation import Evaluation
 from engine.run import Run
-from engine.types import UNEXPLAINED, UserError
-from engine.types.arrays import Floats
-from engine.types.plural import counted, short_number
+from engine.types import UserError
+from engine.types.plural import counted
 
 ROWS, REPEATS = 10_000, 10
 MIN_REPEATS = 3
-FEW_ROWS = 200
-"""Fewer rows make wide intervals."""
-ATTRIBUTED_ROWS, ATTRIBUTED_VALUES = 256, 4_000_000
-"""The most rows of integrated gradients, and the most pixels: they need memory for a gradient."""
 UNITS: Mapping[str, str] = {
     "regression": "the unit of the target",
     "binary": "log odds",
     "multiclass": "log probability of the predicted class",
 }
-MAX_REST = 0.1
-"""The share of the scores' movement that integrated gradients may leave unexplained."""
 
 
 def interpret(
@@ -81,9 +69,14 @@ def interpret(
     """
     _require_counts(rows, repeats)
     pipeline = target if isinstance(target, Pipeline) else Pipeline.load(target, overrides)
-    subject, chosen, conditions = _subject_and_rows(pipeline, rows, label, watch)
-    case = _case(pipeline, subject, chosen)
-    judge, frame, judged = case.judge, case.frame, case.judged
+    case = judged_case(pipeline, *_subject_and_rows(pipeline, rows, label, watch))
+    return _interpreted(case, metric, repeats=repeats, seed=seed, watch=watch)
+
+
+def _interpreted(
+    case: Case, metric: str | None, *, repeats: int, seed: int, watch: Watch
+) -> Interpretation:
+    subject, judge, frame, judged = case.subject, case.judge, case.frame, case.judged
     metric = judge.metric(metric)
     figures = judge.figures(judged)
     _require_defined(case, metric, figures)
@@ -91,16 +84,16 @@ def interpret(
         subject, frame, judged, judge.measure(metric), repeats=repeats, seed=seed, watch=watch
     )
     watch("integrated gradients", None)
-    attributions, rest = _attributions(subject, frame, seed)
+    moved, rest = attributions(subject, frame, seed)
     losses = judge.losses(judged)
-    named, lacking = named_slices(frame, losses, conditions)
+    named, lacking = named_slices(frame, losses, case.conditions)
     worst, uncut = worst_slices(frame, losses, subject.columns)
     groups = calibrations(judge, judged)
     return Interpretation(
-        name=pipeline.name,
+        name=case.name,
         model=subject.model,
         rows=len(judged),
-        which=chosen.which,
+        which=case.chosen.which,
         target=subject.target,
         task=subject.features.task,
         classes=subject.features.classes,
@@ -110,63 +103,16 @@ def interpret(
         figures=figures,
         importances=ranked,
         repeats=repeats,
-        attributions=attributions,
-        unit=UNITS[subject.features.task] if attributions else "",
+        attributions=moved,
+        unit=UNITS[subject.features.task] if moved else "",
         calibrations=groups,
         slices=(*named, *worst),
         worst_rows=worst_rows(judge, frame, judged, losses, ranked),
-        sentences=tuple(_sentences(case, ranked, groups, worst)),
+        sentences=tuple(findings(case, ranked, groups, worst)),
         left_out=(
-            *_left_out(case, lost, lacking, uncut),
-            *_without_gradients(subject, attributions, rest),
+            *left_out(case, lost, lacking, uncut),
+            *without_gradients(subject, moved, rest),
         ),
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Case:
-    """Rows with a label and a score.
-
-    Attributes:
-        chosen: the rows they are among.
-        frame, judged: the rows, and their labels and scores.
-        judge: measures them.
-    """
-
-    chosen: JudgedRows
-    frame: pl.DataFrame
-    judged: Judged
-    judge: Judge
-
-    @property
-    def unlabelled(self) -> int:
-        """The rows without a label or a score."""
-        return self.chosen.frame.height - self.frame.height
-
-    @property
-    def only_class(self) -> str | None:
-        """The class of all rows, if it is one."""
-        present = np.unique(self.judged.target)
-        if self.judge.regression or len(present) > 1:
-            return None
-        return self.judge.features.classes[int(present[0])]
-
-
-def _case(pipeline: Pipeline, subject: Subject, chosen: JudgedRows) -> _Case:
-    """Judge the rows. Raises: UserError if none has a label and a score."""
-    judged = subject.judge(chosen.frame)
-    if not len(judged):
-        raise UserError(
-            f"None of the {counted(chosen.frame.height, 'row')} of {pipeline.file} has a label in "
-            f"'{subject.target}' and a score: expected rows with a label to judge the model on."
-        )
-    features, scores = subject.features, judged.scores
-    probabilistic = features.task != "regression" and subject.gives_probabilities(scores)
-    return _Case(
-        chosen=chosen,
-        frame=chosen.frame[judged.rows],
-        judged=Judged(rows=np.arange(len(judged)), target=judged.target, scores=scores),
-        judge=Judge(features=features, probabilistic=probabilistic),
     )
 
 
@@ -218,7 +164,7 @@ def _conditions(parts: Parts, served: ServedModel) -> Mapping[str, pl.Expr]:
     return evaluation.conditions
 
 
-def _require_defined(case: _Case, metric: str, figures: Mapping[str, float]) -> None:
+def _require_defined(case: Case, metric: str, figures: Mapping[str, float]) -> None:
     if math.isfinite(figures[metric]):
         return
     same = len(np.unique(case.judged.target)) == 1
@@ -227,115 +173,6 @@ def _require_defined(case: _Case, metric: str, figures: Mapping[str, float]) -> 
         f"--metric {metric} is not defined over {counted(len(case.judged), 'row')} {why}: choose "
         f"{case.judge.metrics[0]}."
     )
-
-
-def _attributions(
-    subject: Subject, frame: pl.DataFrame, seed: int
-) -> tuple[tuple[Attribution, ...], float]:
-    """Return the features by how far they move the score, and the share that none explains."""
-    pixels = sum(math.prod(shape) for shape in subject.features.images.values())
-    most = min(ATTRIBUTED_ROWS, max(8, ATTRIBUTED_VALUES // max(1, pixels)), frame.height)
-    chosen = np.sort(np.random.default_rng(seed).choice(frame.height, most, replace=False))
-    moved = dict(subject.attributions(frame[chosen]))
-    rest = moved.pop(UNEXPLAINED, np.zeros(1))
-    found = [Attribution(feature=name, moves=_size(each)) for name, each in moved.items()]
-    found.sort(key=lambda each: -each.moves)
-    whole = sum(moved.values(), start=np.zeros(1)) + rest
-    return tuple(found), _size(rest) / (_size(whole) or 1.0)
-
-
-def _size(values: Floats) -> float:
-    return float(np.abs(values).mean())
-
-
-def _sentences(
-    case: _Case,
-    ranked: tuple[Importance, ...],
-    groups: tuple[Calibration, ...],
-    worst: list[Slice],
-) -> Iterator[str]:
-    """Yield what a reader should know, the most important first."""
-    if case.chosen.learned:
-        yield (
-            "The model has learned these rows, so every figure here flatters it: an [export] "
-            "section or a 'split' stage holds rows out."
-        )
-    if len(case.judged) < FEW_ROWS:
-        yield f"Only {counted(len(case.judged), 'row is', 'rows are')} judged: intervals are wide."
-    if case.only_class is not None:
-        yield f"All rows have the label '{case.only_class}': other classes are not judged."
-    yield from _of_columns(ranked)
-    yield from _of_calibration(case.judge, groups)
-    bad = [one for one in worst if one.worse]
-    if bad:
-        yield (
-            f"The {case.judge.loss} is highest where {bad[0].name}: {short_number(bad[0].loss)} "
-            f"over {counted(bad[0].rows, 'row')}."
-        )
-
-
-def _of_columns(ranked: tuple[Importance, ...]) -> Iterator[str]:
-    idle = [each for each in ranked if not each.tells]
-    if len(ranked) > 1 and ranked[0].tells:
-        yield f"The model relies most on '{ranked[0].column}'."
-    if not idle:
-        return
-    names = ", ".join(f"'{each.column}'" for each in idle[:6])
-    more = f" and {len(idle) - 6:,} more" if len(idle) > 6 else ""
-    yield (
-        f"{len(idle):,} of {counted(len(ranked), 'column')} may tell the model nothing here: "
-        f"{names}{more}."
-    )
-
-
-def _of_calibration(judge: Judge, groups: tuple[Calibration, ...]) -> Iterator[str]:
-    off = [group for group in groups if not group.fits]
-    if len(off) <= max(1, len(groups) // 10):  # one of twenty is off by chance
-        return
-    high = sum(group.predicted > group.observed for group in off)
-    way = "too high" if high == len(off) else "too low" if not high else "too high or too low"
-    what = "Values" if judge.regression else "Probabilities"
-    yield f"{what} are not calibrated: {len(off)} of {len(groups)} groups of rows are {way}."
-
-
-def _left_out(
-    case: _Case, lost: Mapping[str, int], lacking: list[str], uncut: list[str]
-) -> Iterator[str]:
-    """Yield what was not looked at, or not exactly."""
-    if case.unlabelled:
-        yield f"{counted(case.unlabelled, 'row has', 'rows have')} no label or no score."
-    for column, n in lost.items():
-        yield (
-            f"With '{column}' permuted, {counted(n, 'row')} in all had no score and "
-            f"{'counts' if n == 1 else 'count'} nowhere."
-        )
-    if not case.judge.regression and not case.judge.probabilistic:
-        yield "The model gives no probabilities of classes: nothing is said about reliability."
-    for name in lacking:
-        yield f"[evaluation.slices] {name} reads columns that these rows do not have."
-    if len(case.judged) < 2 * MIN_ROWS:
-        yield f"Slices of columns need {MIN_ROWS} rows each."
-    if uncut:
-        names = ", ".join(f"'{name}'" for name in uncut)
-        yield f"Columns whose type has no slices: {names}."
-
-
-def _without_gradients(
-    subject: Subject, attributions: tuple[Attribution, ...], rest: float
-) -> Iterator[str]:
-    """Yield why integrated gradients are missing or incomplete."""
-    if not attributions:
-        why = (
-            "a served model file has none"
-            if isinstance(subject, ServedModel)
-            else "this kind of model has none"
-        )
-        yield f"Integrated gradients need gradients, and {why}."
-    elif rest > MAX_REST:
-        yield (
-            f"Integrated gradients leave {rest:.0%} of the scores' movement unexplained: part of "
-            "the network has jumps, or reads features in a way that no gradient leads through."
-        )
 
 
 __all__ = ["REPEATS", "ROWS", "interpret"]
