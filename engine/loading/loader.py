@@ -494,10 +494,7 @@ class Loader(Items[Batch]):
     ) -> None:
         settings = (settings or LoaderSettings()).of(unbounded=source.unbounded())
         metrics = metrics or Metrics()
-        self.budget = Budget(int(settings.memory_budget))
-        # The consumer's, one that reads, one that prepares, one that decodes with it; less of a
-        # budget so small that this would be felt.
-        self.budget.acquire("threads", min(4 * THREAD_BYTES, self.budget.total // 64))
+        self.budget = _budget(settings)
         self.timer = timer = StageTimer(metrics)
         channel = partial(_channel, self.budget, metrics, timer, settings.prefetch_bytes)
         objective = settings.latency_objective
@@ -510,21 +507,15 @@ class Loader(Items[Batch]):
             "fetch",
         )
         self.threads = _decode_threads(settings, metrics)
-        decoder = Decoder(
-            source.format,
-            schema,
-            threads=self.threads,
-            largest=self.budget.total,
-            waited=partial(timer.waited_seconds, "prepared", "get"),
-        )
+        decoder_of = partial(Decoder, source.format, largest=self.budget.total)
+        waited = partial(timer.waited_seconds, "prepared", "get")
+        decoder = decoder_of(schema, threads=self.threads, waited=waited)
         node: DecodeNode | ShuffleNode
         if settings.shuffle_rows:
             node = ShuffleNode(fetch, decoder, settings, self.budget, metrics, timer)
         else:
             rebatch = RebatchNode(fetch, settings, self.budget, deadline)
-            late = None
-            if labels is not None:
-                late = Decoder(source.format, labels, largest=self.budget.total)
+            late = None if labels is None else decoder_of(labels)
             node = DecodeNode(rebatch, decoder, metrics, timer, keep_records, late)
         self._scrub = scrub = ScrubNode(
             node, stages, collate, timer, self.budget, keep_raw_from, transfer
@@ -597,6 +588,15 @@ class Loader(Items[Batch]):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _budget(settings: LoaderSettings) -> Budget:
+    """Return the memory budget, less what the threads take."""
+    budget = Budget(int(settings.memory_budget))
+    # The consumer's, one that reads, one that prepares, one that decodes with it; less of a
+    # budget so small that this would be felt.
+    budget.acquire("threads", min(4 * THREAD_BYTES, budget.total // 64))
+    return budget
 
 
 def _decode_threads(settings: LoaderSettings, metrics: Metrics) -> DecodeThreads:
