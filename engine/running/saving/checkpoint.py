@@ -168,19 +168,10 @@ class Checkpoints:
             layout; HeadraceError when files are there but none is whole.
         """
         self._place.note()
-        numbers = sorted((n for n in self._numbers() if last is None or n <= last), reverse=True)
         skipped: list[str] = []
         passed = 0
-        for number in numbers:
-            path = self._path(number)
-            try:
-                saved = decode(path.read_bytes())
-            except (CorruptCheckpoint, OSError) as error:
-                skipped.append(f"{path.name} ({error})")
-                continue
-            except OtherLayout as other:
-                raise UserError(f"{path} {other}{_other_layout()}") from None
-            saved = saved if mend is None else mend(saved)
+        for number, read in self._newest_first(last, skipped):
+            saved, path = read if mend is None else mend(read), self._path(number)
             state, self._written_by = saved.state, saved.version
             self._loaded = f"{path}, written by headrace {saved.version},"
             self._require_identity(saved.identity, identity)
@@ -210,6 +201,27 @@ class Checkpoints:
                 "without them, run with --fresh."
             )
         return None
+
+    def _newest_first(self, last: int | None, skipped: list[str]) -> Iterator[tuple[int, Saved]]:
+        """Yield the number and the content of each whole checkpoint, the newest first.
+
+        Args:
+            last: the number of the first one; None for the newest.
+            skipped: gets the names of those that are not whole, and why.
+
+        Raises: UserError for one of another layout.
+        """
+        numbers = (n for n in self._numbers() if last is None or n <= last)
+        for number in sorted(numbers, reverse=True):
+            path = self._path(number)
+            try:
+                saved = decode(path.read_bytes())
+            except (CorruptCheckpoint, OSError) as error:
+                skipped.append(f"{path.name} ({error})")
+            except OtherLayout as other:
+                raise UserError(f"{path} {other}{_other_layout()}") from None
+            else:
+                yield number, saved
 
     @contextmanager
     def restoring(
