@@ -18,8 +18,6 @@ from engine.assembly.served import result_settings, trusted_network
 from engine.quality import error_plot
 from engine.quality.threshold import MIN_ROWS, choose_threshold
 from engine.running.bottleneck import Bottleneck
-from engine.running.late_training import SAME_BATCH
-from engine.running.late_training import STAGE as LABELS_STAGE
 from engine.running.loop import Loop
 from engine.running.reject_limit import TooManyRejects
 from engine.running.totals import Totals
@@ -39,8 +37,6 @@ log = logging.getLogger("headrace.run")
 REPORT_FILE, METRICS_FILE, COMPRESSION_FILE = "report.json", "metrics.prom", "compression.json"
 TRIED_ROWS = 1_024
 """The held-out rows that a version must score before it is published."""
-SAME_BATCH_SHARE = 0.1
-"""The share of labels in the batch of their row from which on that is told."""
 OUTPUT_FILES = (SCHEMA_FILE, REPORT_FILE, *error_plot.FILES, METRICS_FILE, COMPRESSION_FILE)
 """The files a run writes into the pipeline's folder."""
 Counts = Mapping[tuple[str, str], int]
@@ -361,25 +357,8 @@ def _log_remarks(parts: Parts, totals: Totals, before: Counts) -> None:
     for part in remarking if totals.read else ():
         for remark in part.remarks():
             log.warning("%s", remark)
-    for remark in (
-        *_early_fills(totals.counts, before),
-        *_waiting(totals),
-        *_together(totals, before),
-    ):
+    for remark in (*_early_fills(totals.counts, before), *_waiting(totals)):
         log.warning("%s", remark)
-
-
-def _together(totals: Totals, before: Counts) -> Iterator[str]:
-    """Describe labels that came in the batch of their row, if they are many and some are new."""
-    counter = (LABELS_STAGE, SAME_BATCH)
-    n = totals.counts.get(counter, 0)
-    if n > before.get(counter, 0) and n > SAME_BATCH_SHARE * totals.matched:
-        yield (
-            f"{n:,} of {counted(totals.matched, 'label')} came in the batch of their own row. All "
-            "rows of a batch are scored before any of its labels is learned, so the quality "
-            "reported is that of a model that knew fewer labels than had come: lower [loader] "
-            "batch_rows."
-        )
 
 
 def _waiting(totals: Totals) -> Iterator[str]:

@@ -255,6 +255,9 @@ class LabelSettings(Settings):
             its label.
         lateness: how much older than the newest time a row or a label may come and still find the
             other; same form as horizon. An eighth of the horizon, or of corrections, unless given.
+        every_rows [records]: after so many more rows those that have their label are learned (and
+            after 4,096 labels): a row is scored by a model that has learned all labels which came
+            more than so many rows before it, whatever `[loader] batch_rows` is.
     """
 
     source: dict[str, Any]
@@ -265,6 +268,7 @@ class LabelSettings(Settings):
     on_missing: Free[str | bool | int | float | None] = None
     corrections: Free[str | int | None] = None
     lateness: Free[str | int | None] = None
+    every_rows: Free[int] = Field(256, ge=1, le=65_536)
 
     @property
     def key_columns(self) -> dict[str, str]:

@@ -172,6 +172,8 @@ class Parts:
             # Of its own: the loader's is in use on another thread.
             collate=self._collate_of(replace(features, target=None)),
             collate_labels=Collate(label),
+            every=settings.every_rows,
+            endless=labelled.unbounded(),
             on_missing=_missing_label(settings.on_missing, labelled),
             **training,
         )

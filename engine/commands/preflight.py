@@ -25,6 +25,7 @@ from engine.loading.decoder import Decoder
 from engine.loading.sources.labelled_source import is_of_labels
 from engine.run import Run
 from engine.running.labels import few_numbers, labels_of
+from engine.running.work import joined_results
 from engine.scrub.base import FittedStage
 from engine.scrub.features.derive import Derive
 from engine.types import (
@@ -239,6 +240,8 @@ def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
         if run.trains and batch.labels is None:
             batch = _head(batch, LEARNED_ROWS)
         done = run.parts.work.process(batch)
+        if (rest := run.parts.work.finish()) is not None:  # labels that came later
+            done = joined_results(done.batch, [rest])
         outcome, seen = "learned" if done.learned else "predicted", len(batch.rejects)
         batch = done.batch
         _row(

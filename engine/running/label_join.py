@@ -1,8 +1,8 @@
 """Joins rows with the labels that come for them later, by key, within a horizon of event time.
 
 Both sides wait for each other in memory. A key is known by a row that waits, by a row that has its
-label, or by a label that waits. The walk over the rows and labels of a batch is compiled; what
-waits lies in a few segments of columns.
+label, or by a label that waits. The walk over the rows and labels that come is compiled; what waits
+lies in a few segments of columns.
 """
 
 from __future__ import annotations
@@ -28,25 +28,28 @@ Frames = Mapping[str, pl.DataFrame]
 ABSENT, MATCHED, GONE = -1, -2, -3
 """What is known of a key that has no number of what waits: nothing, that its row has its label, or
 that its label has its row."""
-WAITS, DUPLICATE = 0, 1
-"""What becomes of a row or a label at first."""
 SEGMENT_ROWS, MAX_SEGMENTS = 1 << 16, 32
 """Rows of a segment: the first number, or, if more wait, their number over the second."""
 ROW_BYTES, KEY_BYTES = 26, 24
 """Bytes of a row beside its frames; of a key that is known."""
-COUNTERS = 4
-N_PAIRS, N_EXPIRED, N_UNMATCHED, N_AHEAD = range(COUNTERS)
+NO_PAIRS: Ints = np.empty((2, 0), np.int64)
+COUNTERS = 2
+N_PAIRS, N_AHEAD = range(COUNTERS)
+AGREE = 8
+"""The records in sequence that have to be far ahead before the clock is."""
+NONE_AHEAD: Ints = np.array([0, -NEVER])
+"""How many records in sequence are far ahead, and the earliest of their times."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Arrivals:
-    """Rows, or labels, of a batch.
+    """Rows, or labels, that come together.
 
     Attributes:
         keys: hash of each one's key, shape (n,).
         times: event times in ticks, shape (n,).
-        turns: when each was read, among the rows and labels of the batch, shape (n,); of the same
-            turn rows come before labels.
+        turns: when each was read, among the rows and labels that come together, shape (n,); of the
+            same turn rows come before labels.
         frames: what is to be kept of them.
     """
 
@@ -58,44 +61,56 @@ class Arrivals:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def take(self, at: Ints) -> Arrivals:
+        """Return some of them; `at` is ascending."""
+        if len(at) == len(self):
+            return self
+        frames = {name: frame[at] for name, frame in self.frames.items()}
+        return Arrivals(
+            keys=self.keys[at], times=self.times[at], turns=self.turns[at], frames=frames
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Joined:
-    """What a batch came to.
+class Added:
+    """What became at once of rows and labels that came.
+
+    Attributes:
+        duplicate_rows, duplicate_labels: which of them have a key that is known, shape (n,).
+        ahead: rows and labels whose time is further ahead than a horizon.
+    """
+
+    duplicate_rows: Bools
+    duplicate_labels: Bools
+    ahead: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Settled:
+    """What no longer waits.
 
     Attributes:
         rows, labels: the pairs that were found, in the order in which they were completed.
-        duplicate_rows, duplicate_labels: which of the batch's have a key that is known, shape (n,).
-        together: pairs of which both came in this batch.
         corrected: which of the pairs have a row that was `assumed` before, shape (pairs,).
-        assumed: rows whose horizon passed without a label, which a later one may still correct.
+        assumed: rows whose horizon passed without a label, which a later one may still correct;
+            these wait on.
         expired: rows whose horizon passed without a label; with corrections, those that were
             assumed and that no label has corrected.
         unmatched: labels that leave without a row.
         forgotten_rows: rows that left before their horizon, because there were too many.
+        forgotten_assumed: how many of these were assumed.
         forgotten_labels: labels that did; they are among `unmatched`.
-        ahead: rows and labels whose time is further ahead than a horizon.
-        waiting: how many more rows and labels wait than before.
     """
 
     rows: Frames
     labels: Frames
-    duplicate_rows: Bools
-    duplicate_labels: Bools
-    together: int
     corrected: Bools
     assumed: Frames
     expired: Frames
     unmatched: Frames
     forgotten_rows: int
+    forgotten_assumed: int
     forgotten_labels: int
-    ahead: int
-    waiting: int
-
-    @property
-    def pairs(self) -> int:
-        """The number of pairs."""
-        return next(iter(self.labels.values())).height
 
 
 @dataclass(slots=True, eq=False)
@@ -244,22 +259,18 @@ class Side:
         """The most rows of a segment that is made of others."""
         return max(SEGMENT_ROWS, self.waiting // MAX_SEGMENTS)
 
-    def take(self, numbers: Ints, like: Frames) -> Frames:
-        """Return rows that wait, in this order; they wait no longer.
-
-        Args:
-            like: frames of the same columns.
-        """
+    def take(self, numbers: Ints) -> Frames:
+        """Return rows that wait, in this order; they wait no longer."""
         places = list(self._places(numbers))
         for segment, _, rows in places:
             segment.alive[rows] = False
             self.assumed -= int(np.count_nonzero(segment.assumed[rows]))
         self.waiting -= len(numbers)
-        return _gathered(places, like)
+        return _gathered(places)
 
-    def gather(self, numbers: Ints, like: Frames) -> Frames:
+    def gather(self, numbers: Ints) -> Frames:
         """Return the same; they wait on."""
-        return _gathered(list(self._places(numbers)), like)
+        return _gathered(list(self._places(numbers)))
 
     def were_assumed(self, numbers: Ints) -> Bools:
         """Return which of these rows may still be corrected only, shape (n,)."""
@@ -268,22 +279,18 @@ class Side:
             assumed[here] = segment.assumed[rows]
         return assumed
 
-    def assume(self, numbers: Ints) -> Ints:
-        """Let these rows wait for a correction only; return those that did not before."""
-        new = numbers[~self.were_assumed(numbers)]
-        for segment, _, rows in self._places(new):
-            segment.assumed[rows] = True
-        self.assumed += len(new)
-        return new
-
-    def due(self, oldest: int) -> Ints:
-        """Return the numbers of the rows that are older and wait for more than a correction."""
+    def assume(self, oldest: int) -> Ints:
+        """Let the rows that are older wait for a correction only; return the numbers of those that
+        did not before."""
         due = [NO_ROWS]
         for segment in self.segments:
             if segment.earliest < oldest:
                 old = segment.alive & ~segment.assumed & (segment.times < oldest)
+                segment.assumed |= old
                 due.append(segment.numbers[old])
-        return np.concatenate(due)
+        numbers = np.concatenate(due)
+        self.assumed += len(numbers)
+        return numbers
 
     def _places(self, numbers: Ints) -> Iterator[Place]:
         """Yield where these rows are, segment by segment."""
@@ -386,19 +393,20 @@ class LabelJoin:
     A row and a label with one key belong together if their times are at most a horizon apart; the
     first of several labels counts, in the order in which they are read. A row whose key stood in a
     row up to a horizon earlier is a duplicate, and so is a label. After that the key may come
-    again, and what still waits of it has expired.
+    again.
 
-    The clock is the newest time of rows and labels; one of them moves it by a horizon at most, so
-    that one time far in the future does not expire everything. What is older than a horizon and
-    the lateness then expires: so what is joined does not depend on how rows and labels are cut into
-    batches, as long as nothing comes later than the lateness.
+    The clock is the newest time of rows and labels. Times more than a horizon ahead move it only
+    where several in sequence are, so that one far in the future expires nothing; for the same
+    reason nothing expires before as many have come. What is older than a horizon and the lateness
+    expires when it is settled. So all outcomes depend on the order of rows and labels
+    and on when they are settled, and not on how many are added at a time.
 
     Args:
         horizon, lateness: in ticks.
         most: bytes that what waits may hold, and the keys. What does not wait any longer may hold
             as many before its memory is given back.
         corrections: in ticks: if given, a label may come so much later than its row instead of a
-            horizon; after the horizon, rows are `Joined.assumed`.
+            horizon; after the horizon, rows are `Settled.assumed`.
     """
 
     def __init__(
@@ -409,97 +417,94 @@ class LabelJoin:
         self._kept = self._horizon + lateness
         self._assumed_after = horizon
         self._most = most
-        self.clock = NEVER
+        self.clock = self.oldest = NEVER
+        """The newest time, and that before which all has expired."""
+        self._lead = NONE_AHEAD
         self.rows, self.labels = Side(), Side()
+        self.pairs = NO_PAIRS
+        """Numbers of rows and labels that belong together and were not settled yet."""
         _compile()
 
     @property
     def waiting(self) -> int:
-        """How many rows and labels wait, without those that wait for a correction only."""
+        """How many rows and labels wait or are not settled, without those that wait for a
+        correction only."""
         return self.rows.waiting - self.rows.assumed + self.labels.waiting
 
-    def join(self, rows: Arrivals, labels: Arrivals) -> Joined:
-        """Join what waits with the rows and labels of a batch, and these among themselves."""
-        before, oldest = self.waiting, self.clock - self._kept
+    @property
+    def unsettled(self) -> bool:
+        """Whether there are pairs, or what has expired, since it was settled last."""
+        return self.pairs.shape[1] > 0 or self.oldest < self.clock - self._kept
+
+    def add(self, rows: Arrivals, labels: Arrivals) -> Added:
+        """Join what waits with these rows and labels, and these among themselves."""
         keys, group = np.unique(np.concatenate((rows.keys, labels.keys)), return_inverse=True)
         times = np.concatenate((rows.times, labels.times))
-        row_times, row_numbers = self.rows.find(keys, oldest)
-        label_times, label_numbers = self.labels.find(keys, oldest)
+        row_times, row_numbers = self.rows.find(keys, self.oldest)
+        label_times, label_numbers = self.labels.find(keys, self.oldest)
         was = row_times.copy(), row_numbers.copy(), label_times.copy(), label_numbers.copy()
         order = np.argsort(np.concatenate((rows.turns, labels.turns)), kind="stable")
-        outcomes = np.zeros(len(group), np.int8)
-        pairs = np.empty((2, len(group)), np.int64)
-        expired, unmatched = np.empty(len(rows), np.int64), np.empty(len(labels), np.int64)
-        counts = np.zeros(COUNTERS, np.int64)
+        duplicates = np.zeros(len(group), np.bool_)
+        pairs, counts = np.empty((2, len(group)), np.int64), np.zeros(COUNTERS, np.int64)
+        self._lead = self._lead.copy()
         self.clock = _walk(
             order, group, times, len(rows), self.rows.next, self.labels.next, row_times,
-            row_numbers, label_times, label_numbers, self._horizon, self.clock, outcomes, pairs,
-            expired, unmatched, counts,
+            row_numbers, label_times, label_numbers, self._horizon, self.clock,
+            self._kept, self.oldest == NEVER, self._lead, duplicates, pairs, counts,
         )  # fmt: skip
-        oldest = self.clock - self._kept
-        duplicates = outcomes == DUPLICATE
-        n, pairs = len(rows), pairs[:, : counts[N_PAIRS]]
-        new = (pairs[0] >= self.rows.next) & (pairs[1] >= self.labels.next)
+        n = len(rows)
         self.rows.add(rows, ~duplicates[:n])
         self.labels.add(labels, ~duplicates[n:])
-        self._remember(self.rows, keys, (row_times, row_numbers), was[:2], oldest)
-        self._remember(self.labels, keys, (label_times, label_numbers), was[2:], oldest)
-        corrected = self.rows.were_assumed(pairs[0])
-        found = self.rows.take(pairs[0], rows.frames), self.labels.take(pairs[1], labels.frames)
-        assumed = self._assume(expired[: counts[N_EXPIRED]])
-        assumed_rows = self.rows.gather(assumed, rows.frames)
-        old = self._expire(self.rows, expired[: counts[N_EXPIRED]], oldest, rows)
-        gone = self._expire(self.labels, unmatched[: counts[N_UNMATCHED]], oldest, labels)
-        many = self._too_many(self.rows, self.labels)
-        forgotten = int(np.count_nonzero(~self.rows.were_assumed(many)))
-        self.rows.take(many, rows.frames)
-        early = self.labels.take(self._too_many(self.labels, self.rows), labels.frames)
-        for side in (self.rows, self.labels):
-            side.tidy()
-        return Joined(
-            rows=found[0],
-            labels=found[1],
+        self._remember(self.rows, keys, (row_times, row_numbers), was[:2])
+        self._remember(self.labels, keys, (label_times, label_numbers), was[2:])
+        self.pairs = np.concatenate((self.pairs, pairs[:, : counts[N_PAIRS]]), axis=1)
+        return Added(
             duplicate_rows=duplicates[:n],
             duplicate_labels=duplicates[n:],
-            together=int(np.count_nonzero(new)),
-            corrected=corrected,
-            assumed=assumed_rows,
-            expired=old,
-            unmatched=concat_frames(gone, early),
-            forgotten_rows=forgotten,
-            forgotten_labels=_height(early),
             ahead=int(counts[N_AHEAD]),
-            waiting=self.waiting - before,
+        )
+
+    def settle(self) -> Settled:
+        """Return the pairs that were found, and what has waited for too long."""
+        known = self.rows.next + self.labels.next >= AGREE
+        self.oldest = self.clock - self._kept if known else NEVER
+        assumed_before = self.clock - self._assumed_after if known and self._assumes else NEVER
+        pairs, self.pairs = self.pairs, NO_PAIRS
+        corrected = self.rows.were_assumed(pairs[0])
+        rows, labels = self.rows.take(pairs[0]), self.labels.take(pairs[1])
+        assumed = self.rows.gather(self.rows.assume(assumed_before))
+        expired = self.rows.take(self.rows.expired(self.oldest))
+        unmatched = self.labels.take(self.labels.expired(self.oldest))
+        many_rows = self._too_many(self.rows, self.labels)
+        forgotten_assumed = int(np.count_nonzero(self.rows.were_assumed(many_rows)))
+        self.rows.take(many_rows)
+        many_labels = self._too_many(self.labels, self.rows)
+        unmatched = concat_frames(unmatched, self.labels.take(many_labels))
+        for side in (self.rows, self.labels):
+            side.tidy()
+        return Settled(
+            rows=rows,
+            labels=labels,
+            corrected=corrected,
+            assumed=assumed,
+            expired=expired,
+            unmatched=unmatched,
+            forgotten_rows=len(many_rows),
+            forgotten_assumed=forgotten_assumed,
+            forgotten_labels=len(many_labels),
         )
 
     def _remember(
-        self,
-        side: Side,
-        keys: Hashes,
-        now: tuple[Ints, Ints],
-        was: Sequence[Ints],
-        oldest: int,
+        self, side: Side, keys: Hashes, now: tuple[Ints, Ints], was: Sequence[Ints]
     ) -> None:
         """Know keys as they are after the walk."""
         times, numbers = now
         changed = (numbers != was[1]) | (times != was[0])
-        side.remember(keys[changed], times[changed], numbers[changed], oldest)
-
-    def _expire(self, side: Side, replaced: Ints, oldest: int, like: Arrivals) -> Frames:
-        """Return what leaves because its horizon has passed, or a newer one of its key came."""
-        left = side.take(replaced, like.frames)
-        return concat_frames(left, side.take(side.expired(oldest), like.frames))
+        side.remember(keys[changed], times[changed], numbers[changed], self.oldest)
 
     def _too_many(self, side: Side, other: Side) -> Ints:
         """Return what has to leave a side: each may hold half, and what the other one leaves."""
         return side.forget(max(self._most // 2, self._most - int(other.live_bytes)))
-
-    def _assume(self, replaced: Ints) -> Ints:
-        """Return the rows that wait for a correction only from now on."""
-        if not self._assumes:
-            return NO_ROWS
-        due = np.concatenate((self.rows.due(self.clock - self._assumed_after), replaced))
-        return self.rows.assume(np.unique(due))
 
     @property
     def nbytes(self) -> int:
@@ -510,21 +515,25 @@ class LabelJoin:
         """Return plain values."""
         return {
             "clock": self.clock,
+            "oldest": self.oldest,
+            "lead": self._lead,
+            "pairs": self.pairs,
             "rows": self.rows.snapshot(),
             "labels": self.labels.snapshot(),
         }
 
     def restore(self, value: Snapshot) -> None:
         """Restore a `snapshot`."""
-        self.clock = value["clock"]
+        self.clock, self.oldest, self.pairs = value["clock"], value["oldest"], value["pairs"]
+        self._lead = value["lead"]
         self.rows = Side.restore(value["rows"])
         self.labels = Side.restore(value["labels"])
 
 
-def _gathered(places: Sequence[Place], like: Frames) -> Frames:
-    """Return rows of segments in the order in which they were asked for."""
+def _gathered(places: Sequence[Place]) -> Frames:
+    """Return rows of segments in the order in which they were asked for; no frames for none."""
     if not places:
-        return {name: frame.clear() for name, frame in like.items()}
+        return {}
     order = np.argsort(np.concatenate([here for _, here, _ in places]))
     parts = [
         {name: frame[rows] for name, frame in segment.frames.items()} for segment, _, rows in places
@@ -536,70 +545,70 @@ def _gathered(places: Sequence[Place], like: Frames) -> Frames:
 
 def concat_frames(first: Frames, second: Frames) -> Frames:
     """Return the rows of both."""
-    if not _height(first) or not _height(second):
-        return first if _height(first) else second
+    if not first or not second:
+        return first or second
     return {name: pl.concat([frame, second[name]], how="diagonal") for name, frame in first.items()}
 
 
-def _height(frames: Frames) -> int:
-    return next(iter(frames.values())).height
+def height(frames: Frames) -> int:
+    """Return how many rows there are."""
+    return next(iter(frames.values())).height if frames else 0
 
 
 @functools.cache
 def _compile() -> None:
     """Compile the walk now, so that the first batch does not wait for it."""
-    none, pairs = NO_ROWS, np.empty((2, 0), np.int64)
-    counts, outcomes = np.zeros(COUNTERS, np.int64), np.empty(0, np.int8)
+    none, duplicates = NO_ROWS, np.empty(0, np.bool_)
     _walk(
-        none, none, none, 0, 0, 0, none, none, none, none, 1, NEVER, outcomes, pairs, none, none,
-        counts,
+        none, none, none, 0, 0, 0, none, none, none, none, 1, NEVER, 1, False, NONE_AHEAD.copy(),
+        duplicates, NO_PAIRS.copy(), np.zeros(COUNTERS, np.int64),
     )  # fmt: skip
 
 
 @numba.njit(nogil=True, cache=True)
 def _walk(  # type: ignore[no-untyped-def]
     order, group, times, rows, first_row, first_label, row_times, row_numbers, label_times,
-    label_numbers, horizon, clock, outcomes, pairs, expired, unmatched, counts,
+    label_numbers, horizon, clock, kept, young, lead, duplicates, pairs, counts,
 ):  # fmt: skip
-    """Walk over the rows (those below `rows`) and labels of a batch; return the clock after them.
+    """Walk over rows (those below `rows`) and labels; return the clock after them.
 
     What is known of the keys is changed in place. `pairs` gets the numbers of rows and labels that
-    belong together; `expired` and `unmatched` those that a newer one of the same key replaces.
+    belong together. What a newer one of the same key replaces is no longer known, and expires by
+    its time. While the clock is `young`, a time that would have expired sets it back: it may have
+    begun with one far in the future.
     """
     for i in order:
         key, time = group[i], times[i]
-        if clock == NEVER:
+        if clock == NEVER or (young and clock - time > kept):
             clock = time
         elif time - clock > horizon:
             counts[N_AHEAD] += 1
-            clock += horizon
+            lead[0], lead[1] = lead[0] + 1, min(lead[1], time)
+            if lead[0] == AGREE:
+                clock = lead[1]
+                lead[0], lead[1] = 0, -NEVER
         else:
             clock = max(clock, time)
+            lead[0], lead[1] = 0, -NEVER
         number = row_numbers[key]
-        near = number != ABSENT and abs(time - row_times[key]) <= horizon
         label = label_numbers[key]
         if i < rows:
             if number != ABSENT and time - row_times[key] <= horizon:
-                outcomes[i] = DUPLICATE
+                duplicates[i] = True
                 continue
-            if number >= 0:
-                expired[counts[N_EXPIRED]] = number
-                counts[N_EXPIRED] += 1
             row_times[key], row_numbers[key] = time, first_row + i
             if label < 0 or abs(time - label_times[key]) > horizon:
                 continue
         else:
+            near = number != ABSENT and abs(time - row_times[key]) <= horizon
             if near and number == MATCHED:
-                outcomes[i] = DUPLICATE
+                duplicates[i] = True
                 continue
             if not (near and number >= 0):
                 if label >= 0 and time - label_times[key] <= horizon:
-                    outcomes[i] = DUPLICATE
-                    continue
-                if label >= 0:
-                    unmatched[counts[N_UNMATCHED]] = label
-                    counts[N_UNMATCHED] += 1
-                label_times[key], label_numbers[key] = time, first_label + i - rows
+                    duplicates[i] = True
+                else:
+                    label_times[key], label_numbers[key] = time, first_label + i - rows
                 continue
             label = first_label + i - rows
         pairs[0, counts[N_PAIRS]] = row_numbers[key]
@@ -611,4 +620,4 @@ def _walk(  # type: ignore[no-untyped-def]
     return clock
 
 
-__all__ = ["Arrivals", "Frames", "Joined", "LabelJoin", "concat_frames"]
+__all__ = ["Added", "Arrivals", "Frames", "LabelJoin", "Settled", "concat_frames", "height"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +13,17 @@ import polars as pl
 from numpy.typing import NDArray
 
 from engine.columnar.hashing import Hashes, hashes
+from engine.loading.sources.label_steps import LabelSteps
 from engine.loading.sources.label_times import LabelTimes
 from engine.observing.metrics import observe_all
-from engine.running.label_join import Arrivals, Frames, Joined, LabelJoin, concat_frames
+from engine.running.label_join import (
+    Arrivals,
+    Frames,
+    LabelJoin,
+    Settled,
+    concat_frames,
+    height,
+)
 from engine.running.work import Served, Training, WorkResult, joined_results
 from engine.scrub.event_time import NEVER
 from engine.types import (
@@ -24,10 +32,10 @@ from engine.types import (
     POSITION,
     Batch,
     Mark,
-    Records,
     Rejects,
     Schema,
     Snapshot,
+    Tensors,
     UserError,
     require,
     tensor,
@@ -39,9 +47,6 @@ from engine.user_code import calls
 log = logging.getLogger("headrace.labels")
 STAGE = "labels"
 """The stage of rejected rows and labels."""
-SAME_BATCH = "same_batch"
-"""The counter of labels that came in the batch of their row, so it was scored without those that
-came between the two."""
 CODE = "_code"
 """The column of waiting labels with the label as the model learns it: a number, or that of a class.
 """
@@ -49,6 +54,7 @@ BEFORE = "before"
 """The column beside the scores with the newest label that was known when a row came."""
 ALONE_ROWS = 1_000
 """The rows in sequence that expire without a label, before a warning."""
+NO_ROWS = pl.DataFrame(schema={PARTITION: pl.String(), POSITION: pl.Int64()})
 UNMATCHED = (
     "No row with this key came within the horizon ([labels] horizon), or it had expired or was "
     "joined with a label already."
@@ -112,11 +118,17 @@ class LateTraining(Training):
     Rows are kept as they were when they came, after the stages, with their score. When the label
     comes, that score is evaluated, never one of the model as it is by then, and the row is learned.
 
+    The stream is cut into steps of its own (`LabelSteps`). What has its label by the end of a step
+    is learned then, so each row is scored by a model that has learned all labels before its step,
+    however the stream is cut into batches.
+
     Args:
         join: of rows and labels.
         by: what they are joined by.
         collate: makes tensors of the features alone.
         collate_labels: makes tensors of the label alone.
+        every: rows of a step.
+        endless: whether the source may have nothing for now: a step ends there, too.
         on_missing: the label of rows whose horizon passes without one; None learns none.
         **training: of `Training`.
     """
@@ -128,6 +140,8 @@ class LateTraining(Training):
         by: LabelColumns,
         collate: Callable[[Batch], Batch],
         collate_labels: Callable[[Batch], Batch],
+        every: int,
+        endless: bool = False,
         on_missing: pl.Series | None = None,
         **training: Any,
     ) -> None:
@@ -137,6 +151,8 @@ class LateTraining(Training):
         self._by = by
         self._collate = collate
         self._collate_labels = collate_labels
+        self._every = every
+        self._endless = endless
         self._missing = None if on_missing is None else self._missing_label(on_missing)
         self._corrects = by.times.corrections is not None
         self._newest = math.nan
@@ -150,30 +166,45 @@ class LateTraining(Training):
         metrics.watch(metrics.waiting_rows, lambda: join.labels.waiting, side="labels")
 
     def process(self, batch: Batch) -> WorkResult:
-        """Score the rows of a collated batch, and learn those that have their label now."""
-        assert batch.labels is not None, "the loader decodes labels"
-        batch, rows = self._rows(batch)
-        labelled, labels = self._labels(batch)
-        joined = self.join.join(rows, labels)
-        if joined.pairs:
-            self._newest = float(joined.labels["frame"].get_column(CODE)[-1])
-        batch = batch.reject(~joined.duplicate_rows, stage=STAGE, reason="duplicate", detail=AGAIN)
+        """Score the rows of a collated batch and join them with labels, step by step; learn what
+        has its label where a step begins."""
+        waiting, order = self.join.waiting, LabelSteps.of(batch.pieces, self._every)
+        tensors, labelled = batch.tensors, self._collated_labels(batch)
+        batch, rows, at = self._rows(batch, order)
+        labelled, labels = self._labels(labelled, order)
+        duplicate_rows = np.zeros(len(rows), np.bool_)
+        duplicate_labels = np.zeros(len(labels), np.bool_)
+        settled: list[WorkResult] = []
+        ahead = 0
+        steps = zip(order.split(rows.turns), order.split(labels.turns), strict=True)
+        for step, (own, theirs) in enumerate(steps):
+            if step:
+                settled.append(self._settle())
+            scored = self._served(rows.take(own), tensors, at[own])
+            added = self.join.add(scored, labels.take(theirs))
+            duplicate_rows[own] = added.duplicate_rows
+            duplicate_labels[theirs] = added.duplicate_labels
+            ahead += added.ahead
+        if self._endless and not batch.raw_rows and self.join.unsettled:
+            settled.append(self._settle())
+        batch = batch.reject(~duplicate_rows, stage=STAGE, reason="duplicate", detail=AGAIN)
         labelled = labelled.reject(
-            ~joined.duplicate_labels, stage=STAGE, reason="duplicate", detail=SECOND
+            ~duplicate_labels, stage=STAGE, reason="duplicate", detail=SECOND
         )
-        rejects = (*batch.rejects, *labelled.rejects, *_unmatched(joined.unmatched))
-        done = self._learned(self._counted(batch, joined), joined)
-        expired = 0 if self._missing is not None else joined.expired["frame"].height
-        # A row that was learned with another label is one more.
-        added = done.batch.added + int(np.count_nonzero(joined.corrected))
-        return replace(
-            done,
-            batch=replace(done.batch, rejects=(*rejects, *done.batch.rejects), added=added),
-            waiting=joined.waiting,
-            expired=expired + joined.forgotten_rows,
-            matched=joined.pairs,
-            event_time=self._event_time(),
-        )
+        batch = replace(batch, rejects=(*batch.rejects, *labelled.rejects))
+        batch = batch.counted(STAGE, ahead=ahead) if ahead else batch
+        return self._result(batch, settled, waiting)
+
+    def finish(self) -> WorkResult | None:
+        """Learn what has its label after the last record of the source."""
+        if not self.join.unsettled:
+            return None
+        waiting = self.join.waiting
+        return self._result(_batch(NO_ROWS), [self._settle()], waiting)
+
+    def _result(self, batch: Batch, settled: list[WorkResult], waiting: int) -> WorkResult:
+        done = joined_results(batch, settled)
+        return replace(done, waiting=self.join.waiting - waiting, event_time=self._event_time())
 
     def _event_time(self) -> float | None:
         """Return the newest time of rows and labels, in seconds since the epoch, if known."""
@@ -191,47 +222,52 @@ class LateTraining(Training):
         self.join.restore(state["labels"]["join"])
         self._newest = state["labels"]["newest"]
 
-    def _rows(self, batch: Batch) -> tuple[Batch, Arrivals]:
-        """Score the rows; return those with a key and a time."""
-        scores = np.empty((0,))
-        if len(batch):
-            assert batch.tensors is not None
-            scores = calls.predict(self.learner, batch.tensors)
-        batch = replace(batch, tensors=None)
+    def _rows(self, batch: Batch, order: LabelSteps) -> tuple[Batch, Arrivals, Ints]:
+        """Return the rows with a key and a time, and which of the batch's they are, shape (n,)."""
         times = self._by.times.of_rows(batch.frame)
         keys, there = self._by.keys_of(batch.frame, labels=False)
-        batch = _without_time_or_key(batch, times, there)
-        good = there & (times > NEVER)
-        before = pl.repeat(self._newest, len(batch), dtype=pl.Float64, eager=True)
-        served = _as_frame(scores[good]).with_columns(before.alias(BEFORE))
-        frames = {"frame": batch.frame, "served": served}
+        batch = _without_time_or_key(replace(batch, tensors=None), times, there)
+        good = np.flatnonzero(there & (times > NEVER))
+        frames = {"frame": batch.frame}
         if batch.raw is not None:
             frames["raw"] = batch.raw
-        turns = _turns(batch.frame, batch.pieces)
-        return batch, Arrivals(keys=keys[good], times=times[good], turns=turns, frames=frames)
+        turns = order.records_of(batch.frame)
+        return batch, Arrivals(keys=keys[good], times=times[good], turns=turns, frames=frames), good
 
-    def _labels(self, batch: Batch) -> tuple[Batch, Arrivals]:
-        """Return the labels that the model can learn, with a key and a time."""
-        assert batch.labels is not None
-        labels = self._collate_labels(
-            Batch(frame=batch.labels, mark=batch.mark, arrived=batch.arrived)
-        )
+    def _served(self, rows: Arrivals, tensors: Tensors | None, at: Ints) -> Arrivals:
+        """Score rows, which are at these places of a batch's tensors."""
+        scores = np.empty((0,))
+        if len(rows):
+            assert tensors is not None
+            some = tensors if len(tensors) == len(at) else tensors.take(at)
+            scores = calls.predict(self.learner, some)
+        before = pl.repeat(self._newest, len(rows), dtype=pl.Float64, eager=True)
+        served = _as_frame(scores).with_columns(before.alias(BEFORE))
+        return replace(rows, frames={**rows.frames, "served": served})
+
+    def _collated_labels(self, batch: Batch) -> Batch:
+        """Return the labels that the model can learn."""
+        assert batch.labels is not None, "the loader decodes labels"
+        labels = self._collate_labels(_batch(batch.labels))
         assert labels.tensors is not None
         assert labels.tensors.target is not None
-        frame = labels.frame.with_columns(pl.Series(CODE, labels.tensors.target.numpy()))
-        labels = replace(labels, frame=frame, tensors=None)
-        times = self._by.times.of_labels(frame)
-        keys, there = self._by.keys_of(frame, labels=True)
+        code = pl.Series(CODE, labels.tensors.target.numpy())
+        return replace(labels, frame=labels.frame.with_columns(code), tensors=None)
+
+    def _labels(self, labels: Batch, order: LabelSteps) -> tuple[Batch, Arrivals]:
+        """Return those with a key and a time."""
+        times = self._by.times.of_labels(labels.frame)
+        keys, there = self._by.keys_of(labels.frame, labels=True)
         labels = _without_time_or_key(labels, times, there)
         good = there & (times > NEVER)
-        turns, frames = _turns(labels.frame, batch.pieces), {"frame": labels.frame}
+        turns, frames = order.records_of(labels.frame), {"frame": labels.frame}
         return labels, Arrivals(keys=keys[good], times=times[good], turns=turns, frames=frames)
 
     def _missing_label(self, label: pl.Series) -> pl.DataFrame:
         """Return the label of rows that get none, as those that come. Raises: UserError"""
         place = {PARTITION: [STAGE], POSITION: [0]}
         frame = label.to_frame().hstack(pl.DataFrame(place))
-        labels = self._collate_labels(Batch(frame=frame, mark=Mark(), arrived=0.0))
+        labels = self._collate_labels(_batch(frame))
         if labels.rejects:
             (detail,) = labels.rejects[0].rows["detail"]
             raise UserError(f"[labels] on_missing is no label that the model can learn: {detail}")
@@ -240,44 +276,51 @@ class LateTraining(Training):
         code = pl.Series(CODE, labels.tensors.target.numpy())
         return labels.frame.select(self._by.target).with_columns(code)
 
-    def _learned(self, batch: Batch, joined: Joined) -> WorkResult:
+    def _settle(self) -> WorkResult:
+        """Learn the rows that have their label by now; let leave what has waited for too long."""
+        settled = self.join.settle()
+        pairs = len(settled.corrected)
+        if pairs:
+            self._newest = float(settled.labels["frame"].get_column(CODE)[-1])
+        self._warn(settled)
+        # A row that was learned with another label is one more.
+        added = int(np.count_nonzero(settled.corrected))
+        batch = _batch(NO_ROWS, added=added, rejects=_unmatched(settled.unmatched))
+        done = joined_results(self._counted(batch, settled), list(self._learned(settled)))
+        expired = height(settled.expired) if self._missing is None else 0
+        expired += settled.forgotten_rows - settled.forgotten_assumed
+        return replace(done, expired=expired, matched=pairs)
+
+    def _learned(self, settled: Settled) -> Iterator[WorkResult]:
         """Learn the rows that have their label now, and those whose label is missing.
 
         Rows that a later label may correct are learned at once, and evaluated when theirs is sure.
         """
-        rows, labels, expired = joined.rows, self._found_labels(joined), joined.expired
-        if self._missing is None:
-            return self._learn_rows(batch, rows, labels)
-        missing = self._missing_labels(expired)
-        if not self._corrects:
-            both = pl.concat([labels, missing])
-            return self._learn_rows(batch, concat_frames(rows, expired), both)
-        self._evaluate_rows(batch, expired, missing)
-        missing = self._missing_labels(joined.assumed)
-        parts = [
-            self._learn_rows(batch, rows, labels),
-            self._learn_rows(batch, joined.assumed, missing, sure=False),
-        ]
-        return joined_results(replace(batch, rejects=()), parts)
+        rows = settled.rows
+        labels = [self._found_labels(settled)] if rows else []
+        if self._missing is not None and settled.expired:
+            missing = self._missing_labels(settled.expired)
+            if self._corrects:
+                self._evaluate_rows(settled.expired, missing)
+            else:
+                rows, labels = concat_frames(rows, settled.expired), [*labels, missing]
+        if rows:
+            ready, served = self._ready(rows, pl.concat(labels))
+            yield self._process(ready, served=served)
+        if settled.assumed:
+            missing = self._missing_labels(settled.assumed)
+            ready, served = self._ready(settled.assumed, missing)
+            yield self._process(ready, served=replace(served, sure=False))
 
-    def _learn_rows(
-        self, batch: Batch, rows: Frames, labels: pl.DataFrame, *, sure: bool = True
-    ) -> WorkResult:
-        ready, served = self._ready(batch, rows, labels)
-        if served is None:
-            return super().process(ready)
-        return self._process(ready, served=replace(served, sure=sure))
+    def _evaluate_rows(self, rows: Frames, labels: pl.DataFrame) -> None:
+        ready, served = self._ready(rows, labels)
+        codes, scores = labels.get_column(CODE).to_numpy(), served.scores
+        self.evaluation.update(ready.frame, codes, scores, ready.raw, before=served.before)
 
-    def _evaluate_rows(self, batch: Batch, rows: Frames, labels: pl.DataFrame) -> None:
-        ready, served = self._ready(batch, rows, labels)
-        if served is not None:
-            codes, scores = labels.get_column(CODE).to_numpy(), served.scores
-            self.evaluation.update(ready.frame, codes, scores, ready.raw, before=served.before)
-
-    def _found_labels(self, joined: Joined) -> pl.DataFrame:
+    def _found_labels(self, settled: Settled) -> pl.DataFrame:
         """Return label, code and delay of the pairs."""
-        found, times = joined.labels["frame"], self._by.times
-        delays = times.of_labels(found) - times.of_rows(joined.rows["frame"])
+        found, times = settled.labels["frame"], self._by.times
+        delays = times.of_labels(found) - times.of_rows(settled.rows["frame"])
         delay = pl.Series(DELAY, delays * (times.seconds or 1.0), pl.Float64)
         if times.seconds is not None:
             observe_all(self._metrics.label_delay_seconds, np.maximum(delay.to_numpy(), 0.0))
@@ -289,21 +332,13 @@ class LateTraining(Training):
         labels = self._missing[np.zeros(rows["frame"].height, np.int64)]
         return labels.with_columns(pl.lit(None, pl.Float64).alias(DELAY))
 
-    def _ready(
-        self, batch: Batch, rows: Frames, labels: pl.DataFrame
-    ) -> tuple[Batch, Served | None]:
+    def _ready(self, rows: Frames, labels: pl.DataFrame) -> tuple[Batch, Served]:
         """Return rows with their labels, as a collated batch without rejects, and how they were
-        served; None without rows."""
+        served."""
         target, raw = labels.get_column(self._by.target), rows.get("raw")
-        ready = replace(
-            batch,
-            frame=rows["frame"].with_columns(target, labels.get_column(DELAY)),
-            raw=None if raw is None else raw.with_columns(target),
-            rejects=(),
-            scales=(),  # each row has the scale of when it came
-        )
-        if not len(ready):
-            return ready, None
+        frame = rows["frame"].with_columns(target, labels.get_column(DELAY))
+        # Without scales: each row has that of when it came.
+        ready = _batch(frame, raw=None if raw is None else raw.with_columns(target))
         ready = self._collate(ready)
         assert ready.tensors is not None
         assert not ready.rejects, "rows were collated when they came"
@@ -314,23 +349,19 @@ class LateTraining(Training):
         served = Served(scores=scores, before=rows["served"].get_column(BEFORE).to_numpy())
         return replace(ready, tensors=replace(ready.tensors, target=codes)), served
 
-    def _counted(self, batch: Batch, joined: Joined) -> Batch:
-        """Count what leaves early, is ahead or is learned without a label of its own."""
-        forgotten = joined.forgotten_rows + joined.forgotten_labels
-        assumed = joined.assumed if self._corrects else joined.expired
+    def _counted(self, batch: Batch, settled: Settled) -> Batch:
+        """Count what leaves early, or is learned without a label of its own."""
+        assumed = settled.assumed if self._corrects else settled.expired
         counts = {
-            "forgotten": forgotten,
-            "ahead": joined.ahead,
-            SAME_BATCH: joined.together,
-            "on_missing": 0 if self._missing is None else assumed["frame"].height,
-            "corrected": int(np.count_nonzero(joined.corrected)),
+            "forgotten": settled.forgotten_rows + settled.forgotten_labels,
+            "on_missing": 0 if self._missing is None else height(assumed),
+            "corrected": int(np.count_nonzero(settled.corrected)),
         }
-        self._warn(joined, forgotten)
-        counts = {name: n for name, n in counts.items() if n}
-        return batch.counted(STAGE, **counts) if counts else batch
+        return batch.counted(STAGE, **{name: n for name, n in counts.items() if n})
 
-    def _warn(self, joined: Joined, forgotten: int) -> None:
+    def _warn(self, settled: Settled) -> None:
         """Warn once of rows that leave early, and of rows none of which finds its label."""
+        forgotten = settled.forgotten_rows + settled.forgotten_labels
         if forgotten and not self._warned_of_memory:
             self._warned_of_memory = True
             log.warning(
@@ -339,7 +370,7 @@ class LateTraining(Training):
                 "budget, or shorten the horizon.",
                 f"{forgotten:,}",
             )
-        self._alone = 0 if joined.pairs else self._alone + joined.expired["frame"].height
+        self._alone = 0 if settled.rows else self._alone + height(settled.expired)
         silent = self._missing is None and self._alone >= ALONE_ROWS
         if silent and not self._warned_of_labels:
             self._warned_of_labels = True
@@ -350,22 +381,9 @@ class LateTraining(Training):
             )
 
 
-def _turns(frame: pl.DataFrame, pieces: Sequence[Records]) -> Ints:
-    """Return which of a batch's records each row comes from, shape (n,)."""
-    turns = np.zeros(frame.height, np.int64)
-    own: dict[str, list[int]] = {}
-    for turn, piece in enumerate(pieces):
-        own.setdefault(piece.partition, []).append(turn)
-    if not own or not frame.height:
-        return turns
-    numbers = dict(zip(own, range(len(own)), strict=True))
-    column = frame.get_column(PARTITION).replace_strict(numbers, return_dtype=pl.Int64)
-    partitions, positions = column.to_numpy(), frame.get_column(POSITION).to_numpy()
-    for partition in np.unique(partitions).tolist():
-        rows, at = partitions == partition, list(own.values())[partition]
-        starts = [pieces[turn].positions[0] for turn in at]
-        turns[rows] = np.array(at)[np.searchsorted(starts, positions[rows], "right") - 1]
-    return turns
+def _batch(frame: pl.DataFrame, **fields: Any) -> Batch:
+    """Return a batch of rows that were read before, and moves no mark."""
+    return Batch(frame=frame, mark=Mark(), arrived=0.0, **fields)
 
 
 def _without_time_or_key(batch: Batch, times: Ints, there: Bools) -> Batch:
@@ -381,12 +399,11 @@ def _without_time_or_key(batch: Batch, times: Ints, there: Bools) -> Batch:
 
 
 def _unmatched(labels: Frames) -> tuple[Rejects, ...]:
-    frame = labels["frame"]
-    if not frame.height:
+    if not labels:
         return ()
+    frame = labels["frame"].drop(CODE)
     keep = np.zeros(frame.height, np.bool_)
-    gone = Batch(frame=frame.drop(CODE), mark=Mark(), arrived=0.0)
-    return gone.reject(keep, stage=STAGE, reason="unmatched", detail=UNMATCHED).rejects
+    return _batch(frame).reject(keep, stage=STAGE, reason="unmatched", detail=UNMATCHED).rejects
 
 
 def _as_frame(scores: NDArray[np.float64]) -> pl.DataFrame:

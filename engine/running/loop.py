@@ -214,6 +214,7 @@ class Loop:
         while not self._stopping:
             batch = self._next(batches)
             if batch is None:
+                self._finish()
                 return
             self._heartbeat.beat(None if batch.raw_rows else self.loader.read_started)
             if self._shared is not None and (self._shared.is_rebalancing() or self.saver.aborted):
@@ -266,14 +267,8 @@ class Loop:
         self.reporter.lag(self.saver.mark, at_once=False)
         with self._timed(self.work.stage, batch.raw_rows):
             done = self.work.process(batch)
-        with self._timed("write"):
-            done = self.outputs.write(batch, done)
-        self.totals.add(done)
-        if self._reject_limit is not None:
-            self._reject_limit.count(done.rows_in, done.batch.rejects, self.totals)
-        self.reporter.done(done, dead_letters=self.outputs.keeps_dead_letters)
-        self.totals.require_balance()  # before the mark moves past it
-        moved = batch.raw_rows > 0 or batch.mark.positions != self.mark.positions
+        self._done(batch, done)
+        moved = batch.raw_rows > 0 or batch.mark.positions != self.mark.positions or done.changed
         self.mark, self.saver.unsaved = batch.mark, self.saver.unsaved or moved
         if self._reject_limit is not None:
             self._check_rejects(self._reject_limit, done)
@@ -281,6 +276,23 @@ class Loop:
             self._save() if self.saver.unsaved else self._renew()
         if self._watch is not None:
             self._watch(self, batch)
+
+    def _done(self, batch: Batch, done: WorkResult) -> None:
+        """Write the result of a batch, and count it."""
+        with self._timed("write"):
+            done = self.outputs.write(batch, done)
+        self.totals.add(done)
+        if self._reject_limit is not None:
+            self._reject_limit.count(done.rows_in, done.batch.rejects, self.totals)
+        self.reporter.done(done, dead_letters=self.outputs.keeps_dead_letters)
+        self.totals.require_balance()  # before the mark moves past it
+
+    def _finish(self) -> None:
+        """Let the work end what waited for more records."""
+        done = self.work.finish()
+        if done is not None:
+            self.saver.unsaved = self.saver.unsaved or done.changed
+            self._done(done.batch, done)
 
     def _check_rejects(self, limit: RejectLimit, done: WorkResult) -> None:
         try:

@@ -52,6 +52,11 @@ class WorkResult:
         """Rows that came to an end here: read, or added by stages."""
         return self.batch.raw_rows + self.batch.added
 
+    @property
+    def changed(self) -> bool:
+        """Whether a row or a label came to an end here."""
+        return bool(len(self.batch) or self.batch.rejects or self.expired or self.matched)
+
     def with_rejects(self, refused: Rejects) -> WorkResult:
         """Return a copy that also counts the rows the sink rejected."""
         n = len(refused)
@@ -88,6 +93,10 @@ class Work(Protocol):
 
     def process(self, batch: Batch) -> WorkResult:
         """Process one batch, which may be empty."""
+        ...
+
+    def finish(self) -> WorkResult | None:
+        """Process what waited for more records, as the source has no more; None for nothing."""
         ...
 
     def state_dict(self) -> dict[str, Snapshot]:
@@ -189,6 +198,10 @@ class Training:
             learned=len(batch) - step.scored_only,
             predicted=step.scored_only,
         )
+
+    def finish(self) -> WorkResult | None:
+        """Return None: nothing waits."""
+        return None
 
     def state_dict(self) -> dict[str, Snapshot]:
         """Return learner, evaluation, threshold and held-out rows."""
@@ -377,32 +390,41 @@ def _part(batch: Batch, start: int, numbers: NDArray[np.int64]) -> Batch:
     """Return the rows from `start` on that have these class numbers."""
     stop = start + len(numbers)
     assert batch.tensors is not None
-    target = tensor(numbers)
-    tensors = replace(batch.tensors.slice(start, stop), target=target, on_device=None)
-    if len(numbers) == len(batch):
-        return replace(batch, tensors=tensors)
-    rows = slice(start, stop)
-    raw = None if batch.raw is None else batch.raw[rows]
-    return replace(batch, frame=batch.frame[rows], raw=raw, tensors=tensors, rejects=())
+    rows, target = slice(start, stop), tensor(numbers)
+    return replace(
+        batch,
+        frame=batch.frame[rows],
+        raw=None if batch.raw is None else batch.raw[rows],
+        tensors=replace(batch.tensors.slice(start, stop), target=target, on_device=None),
+        rejects=(),
+        counts={},
+        added=0,
+    )
 
 
 def joined_results(batch: Batch, parts: Sequence[WorkResult]) -> WorkResult:
-    """Return the result of a batch from those of its parts."""
-    if len(parts) == 1:
-        return parts[0]
-    rejects = [reject for part in parts for reject in part.batch.rejects]
+    """Return the result of a batch from those of its parts, whose rejects, counts and added rows
+    are their own."""
+    frames = [part.batch.frame for part in parts if len(part.batch)]
+    rows = [part.rows for part in parts if len(part.rows)]
     whole = replace(
         batch,
-        frame=pl.concat([part.batch.frame for part in parts]),
+        frame=pl.concat(frames, how="diagonal") if frames else batch.frame.clear(),
         raw=None,
         tensors=None,
-        rejects=(*batch.rejects, *rejects),
+        rejects=(*batch.rejects, *(reject for part in parts for reject in part.batch.rejects)),
+        added=batch.added + sum(part.batch.added for part in parts),
     )
+    for part in parts:
+        for (stage, name), n in part.batch.counts.items():
+            whole = whole.counted(stage, **{name: n})
     return WorkResult(
         batch=whole,
-        rows=pl.concat([part.rows for part in parts if len(part.rows)] or [parts[0].rows]),
+        rows=pl.concat(rows, how="diagonal") if rows else whole.frame.clear(),
         learned=sum(part.learned for part in parts),
         predicted=sum(part.predicted for part in parts),
+        expired=sum(part.expired for part in parts),
+        matched=sum(part.matched for part in parts),
     )
 
 
@@ -436,6 +458,10 @@ class Serving:
         rows = rows[written(rows.columns, self._columns, new)]
         return WorkResult(batch=batch, rows=rows, predicted=len(batch))
 
+    def finish(self) -> WorkResult | None:
+        """Return None: nothing waits."""
+        return None
+
     def state_dict(self) -> dict[str, Snapshot]:
         """Return what the model carries from row to row; else an empty state: it does not
         change."""
@@ -461,6 +487,10 @@ class Cleaning:
         """Keep the requested columns."""
         rows = batch.frame if self._columns is None else batch.frame.select(self._columns)
         return WorkResult(batch=batch, rows=rows, cleaned=len(batch))
+
+    def finish(self) -> WorkResult | None:
+        """Return None: nothing waits."""
+        return None
 
     def state_dict(self) -> dict[str, Snapshot]:
         """Return an empty state."""

@@ -43,6 +43,11 @@ class LabelTimes:
     span: int
     lateness: int
 
+    @property
+    def kept(self) -> int:
+        """How long a row or a label waits, in common ticks."""
+        return (self.corrections or self.horizon) + self.lateness
+
     @classmethod
     def of(cls, settings: LabelSettings, rows: Schema, labels: Schema) -> LabelTimes:
         """Return the times of two sources with these columns.

@@ -1,12 +1,12 @@
 """Reads rows, and the labels that come later from a source of their own, in the order of their
 times.
 
-Before a block of rows come all labels that are older than its first row, and before each row those
-older than the span of time it is in. So a model that learns while it reads knows no label before it
-came, and no row expires because its label was read late. Whose turn it is depends on the number of
-rows given and on these times alone, so a restart goes on in the same order. A topic that has
-nothing for now is waited for a moment where it may be behind; after that the other one goes on
-without it.
+Before a step, of `[labels] every_rows` rows, come all labels that are older than its first row, and
+before each row those older than the span of time it is in. So a model that learns while it reads
+knows no label before it came, and no row expires because its label was read late. Whose turn it is
+depends on the number of rows given and on these times alone, so a restart goes on in the same
+order. A topic that has nothing for now is waited for a moment where it may be behind; after that
+the other one goes on without it.
 """
 
 from __future__ import annotations
@@ -46,11 +46,10 @@ ROWS, LABELS = "rows", "labels"
 """How the partitions of the two begin."""
 SECTION = "labels.source"
 """The table of the source of labels."""
-BLOCK_ROWS = 1_024
-"""The rows of a block. Smaller ones would cost more than they are worth: rows of one batch are all
-scored before any of its labels is learned."""
 QUIET_READS = 10
 """The reads without a record after which a source has nothing for now."""
+FOLLOWERS = 15
+"""The records after one that say whether its time is far in the future."""
 LABELS_FIRST = LABELS + SEPARATOR
 
 
@@ -222,13 +221,13 @@ class LabelledSource(SourceGroup):
             if other not in self._ahead:
                 return alone, len(self._ahead[alone.name])
         rows, labels = self._ahead_times[ROWS], self._ahead_times[LABELS]
-        done = self._rows.given % BLOCK_ROWS
-        bound = rows[0] if not done else self._span(rows[:1])[0]
-        older = _leading(labels < bound)
+        done = self._rows.given % self.settings.every_rows
+        step = rows[: self.settings.every_rows - done]
+        known = step[step > NEVER][:1]
+        older = _leading(labels < (self._span(known) if done else known)) if len(known) else 0
         if older:
             return self._labels, older
-        block = rows[: BLOCK_ROWS - done]
-        return self._rows, max(1, _leading(self._span(block) <= labels[0]))
+        return self._rows, max(1, _leading(self._span(step) <= labels[0]))
 
     def _give(self, member: Member, n: int) -> Records:
         """Return the first of the waiting records."""
@@ -246,8 +245,8 @@ class LabelledSource(SourceGroup):
         return times // self._times.span * self._times.span
 
     def _times_in(self, member: Member, records: Records) -> Ints:
-        """Return the time of each record, shape (n,); NEVER where it has none, or nothing can come
-        before it, as the other source has ended."""
+        """Return the time of each record, shape (n,); NEVER where it has none or one far in the
+        future, or nothing can come before it, as the other source has ended."""
         times = np.full(len(records), NEVER)
         (other,) = (m for m in self._parts if m is not member)
         if not len(records) or (other.ended and other.name not in self._ahead):
@@ -260,7 +259,22 @@ class LabelledSource(SourceGroup):
             frame, _ = calls.decode(member.source.format, records, schema, member.section)
         at = np.searchsorted(records.positions, frame.get_column(POSITION).to_numpy())
         times[at] = self._times.of_rows(frame) if of_rows else self._times.of_labels(frame)
+        return without_future(times, self._times.kept)
+
+
+def without_future(times: Ints, kept: int) -> Ints:
+    """Return times with NEVER in place of those that are further ahead than `kept` of what follows
+    them, by the median: or all records of the other source would be read before one of them."""
+    later = np.where(times > NEVER, times, -NEVER)
+    lowest = np.minimum.accumulate(later[::-1])[::-1]
+    ahead = np.flatnonzero((times > NEVER) & (later - lowest > kept))
+    if not len(ahead):
         return times
+    followers = np.append(later, np.full(FOLLOWERS, -NEVER))
+    windows = np.lib.stride_tricks.sliding_window_view(followers, FOLLOWERS)[ahead + 1]
+    middle = np.partition(windows, FOLLOWERS // 2, axis=1)[:, FOLLOWERS // 2]
+    ahead = ahead[times[ahead] - middle > kept]
+    return np.where(np.isin(np.arange(len(times)), ahead), NEVER, times)
 
 
 def _leading(mask: Bools) -> int:

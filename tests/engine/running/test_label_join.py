@@ -1,4 +1,4 @@
-"""Rows and late labels: joined as a plain loop joins them, however both are cut into batches."""
+"""Rows and late labels: joined as a plain loop joins them, however both are cut."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.running.label_join import Arrivals, LabelJoin
+from engine.running.label_join import AGREE, Arrivals, Frames, LabelJoin
 from engine.running.saving.checkpoint import decode, encode
 
 HORIZON, LATENESS = 40, 8
@@ -28,16 +29,17 @@ class Outcome:
     pairs: set[tuple[int, int]] = field(default_factory=set)
     duplicate_rows: set[int] = field(default_factory=set)
     duplicate_labels: set[int] = field(default_factory=set)
-    expired: int = 0
+    expired: set[int] = field(default_factory=set)
     unmatched: set[int] = field(default_factory=set)
     waiting: int = 0
 
 
-def expected(items: Iterable[Item]) -> Outcome:
+def expected(items: Sequence[Item]) -> Outcome:
     """Join one by one, with dicts."""
     outcome, clock = Outcome(), 0
     rows: dict[int, tuple[int, int | None]] = {}
     labels: dict[int, tuple[int, int]] = {}
+    left: list[tuple[int, int, bool]] = []
     for is_label, key, time, number in items:
         clock = max(clock, time)
         row, label = rows.get(key), labels.get(key)
@@ -51,23 +53,24 @@ def expected(items: Iterable[Item]) -> Outcome:
             elif label is not None and time - label[0] <= HORIZON:
                 outcome.duplicate_labels.add(number)
             else:
-                outcome.unmatched |= set() if label is None else {label[1]}
+                left += [] if label is None else [(*label, True)]
                 labels[key] = time, number
         elif row is not None and time - row[0] <= HORIZON:
             outcome.duplicate_rows.add(number)
         else:
-            outcome.expired += row is not None and row[1] is not None
+            left += [] if row is None or row[1] is None else [(row[0], row[1], False)]
             rows[key] = time, number
             if label is not None and abs(time - label[0]) <= HORIZON:
                 outcome.pairs.add((number, label[1]))
                 rows[key] = time, None
                 del labels[key]
-    oldest = clock - HORIZON - LATENESS
-    left = [time for time, number in rows.values() if number is not None]
-    outcome.expired += sum(time < oldest for time in left)
-    outcome.unmatched |= {number for time, number in labels.values() if time < oldest}
-    kept = sum(time >= oldest for time, _ in labels.values())
-    outcome.waiting = kept + sum(time >= oldest for time in left)
+    left += [(time, number, False) for time, number in rows.values() if number is not None]
+    left += [(*label, True) for label in labels.values()]
+    oldest = clock - HORIZON - LATENESS if len(items) >= AGREE else -1_000
+    gone = [item for item in left if item[0] < oldest]
+    outcome.expired = {number for _, number, is_label in gone if not is_label}
+    outcome.unmatched = {number for _, number, is_label in gone if is_label}
+    outcome.waiting = len(left) - len(gone)
     return outcome
 
 
@@ -79,29 +82,44 @@ def arrivals(batch: Sequence[Item], *, labels: bool) -> Arrivals:
     return Arrivals(keys=keys.astype(np.uint64), times=times, turns=turns, frames={"frame": frame})
 
 
-def numbers(frames: object) -> list[int]:
-    assert isinstance(frames, dict)
-    found: list[int] = frames["frame"]["number"].to_list()
+def numbers(frames: Frames) -> list[int]:
+    found: list[int] = frames["frame"]["number"].to_list() if frames else []
     return found
 
 
 def join_all(join: LabelJoin, batches: Iterable[Sequence[Item]]) -> Outcome:
-    outcome, before = Outcome(), join.waiting
+    """Settle after each batch."""
+    outcome = Outcome()
     for batch in batches:
-        rows, labels = [i for i in batch if not i[0]], [i for i in batch if i[0]]
-        joined = join.join(arrivals(batch, labels=False), arrivals(batch, labels=True))
-        pairs = list(zip(numbers(joined.rows), numbers(joined.labels), strict=True))
-        assert len(pairs) == joined.pairs
-        outcome.pairs |= set(pairs)
-        outcome.duplicate_rows |= {i[3] for i in itertools.compress(rows, joined.duplicate_rows)}
-        outcome.duplicate_labels |= {
-            i[3] for i in itertools.compress(labels, joined.duplicate_labels)
-        }
-        outcome.expired += len(numbers(joined.expired)) + joined.forgotten_rows
-        outcome.unmatched |= set(numbers(joined.unmatched))
-        outcome.waiting += joined.waiting
-    assert before + outcome.waiting == join.waiting
+        add(join, batch, outcome)
+        settle(join, outcome)
     return outcome
+
+
+def add(join: LabelJoin, batch: Sequence[Item], outcome: Outcome) -> None:
+    rows, labels = [i for i in batch if not i[0]], [i for i in batch if i[0]]
+    added = join.add(arrivals(batch, labels=False), arrivals(batch, labels=True))
+    outcome.duplicate_rows |= {i[3] for i in itertools.compress(rows, added.duplicate_rows)}
+    outcome.duplicate_labels |= {i[3] for i in itertools.compress(labels, added.duplicate_labels)}
+
+
+def settle(join: LabelJoin, outcome: Outcome) -> tuple[list[tuple[int, int]], list[int], list[int]]:
+    """Return pairs, and the numbers of what expired; all of it is added to the outcome."""
+    settled = join.settle()
+    pairs = list(zip(numbers(settled.rows), numbers(settled.labels), strict=True))
+    expired, unmatched = numbers(settled.expired), numbers(settled.unmatched)
+    outcome.pairs |= set(pairs)
+    outcome.expired |= set(expired)
+    outcome.unmatched |= set(unmatched)
+    outcome.waiting = join.waiting
+    return pairs, expired, unmatched
+
+
+def restarted(join: LabelJoin) -> LabelJoin:
+    """Return one that goes on from the checkpoint of another."""
+    again = new_join()
+    again.restore(decode(b"".join(map(bytes, encode({"join": join.snapshot()}, {})))).state["join"])
+    return again
 
 
 def new_join(most: int = 10**9) -> LabelJoin:
@@ -136,16 +154,42 @@ def test_any_cut_and_a_restart_join_as_one_by_one(
     batches = list(cut(items, sizes))
     join = new_join()
     first = join_all(join, batches[:restart])
-    saved = decode(b"".join(map(bytes, encode({"join": join.snapshot()}, {})))).state["join"]
-    again = new_join()
-    again.restore(saved)
-    rest = join_all(again, batches[restart:]) if batches[restart:] else Outcome()
+    again = restarted(join)
+    rest = join_all(again, batches[restart:])
     assert first.pairs | rest.pairs == want.pairs
     assert first.duplicate_rows | rest.duplicate_rows == want.duplicate_rows
     assert first.duplicate_labels | rest.duplicate_labels == want.duplicate_labels
     assert first.unmatched | rest.unmatched == want.unmatched
-    assert first.expired + rest.expired == want.expired
+    assert first.expired | rest.expired == want.expired
     assert again.waiting == want.waiting
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 300)), max_size=40),
+    st.sets(st.integers(0, 40)),
+    st.sets(st.integers(0, 40)),
+    st.integers(0, 40),
+)
+def test_what_is_settled_depends_on_when_and_not_on_what_is_added_together(
+    drawn: list[tuple[bool, int, int]], settled: set[int], cuts: set[int], restart: int
+) -> None:
+    """Times are of any order here, later than the lateness too."""
+    items = [(*item, number) for number, item in enumerate(drawn)]
+
+    def outcomes(cuts: set[int], restart: int | None) -> tuple[Any, Outcome]:
+        join, outcome, order = new_join(), Outcome(), list[Any]()
+        ends = {cut for cut in cuts | settled if cut < len(items)}
+        for start, stop in itertools.pairwise(sorted({0, len(items), *ends})):
+            if start in settled:
+                order.append(settle(join, outcome))
+            add(join, items[start:stop], outcome)
+            if restart is not None and start <= restart < stop:
+                join = restarted(join)
+        order.append(settle(join, outcome))
+        return order, outcome
+
+    assert outcomes(cuts, restart) == outcomes(set(), None)
 
 
 def test_every_row_and_label_has_one_outcome() -> None:
@@ -162,7 +206,7 @@ def test_every_row_and_label_has_one_outcome() -> None:
     in_time = set(np.flatnonzero(delays <= HORIZON).tolist())
     assert done.pairs == {(key, key) for key in in_time if key % 10}
     left = join.rows.waiting
-    assert len(done.pairs) + done.expired + left == len(rows)
+    assert len(done.pairs) + len(done.expired) + left == len(rows)
     twice = Counter(label[1] for label in labels)
     assert done.duplicate_labels == {key for key, n in twice.items() if n > 1}
 
@@ -192,9 +236,10 @@ def test_what_takes_too_many_bytes_leaves_oldest_first(are_labels: bool) -> None
     join, none = new_join(most=most), many(0, 0)
     for at in range(5):
         batch = many(at, n)
-        joined = join.join(none, batch) if are_labels else join.join(batch, none)
-        gone = joined.forgotten_labels if are_labels else joined.forgotten_rows
-        assert sorted(numbers(joined.unmatched)) == [*range(left, left + gone)] * are_labels
+        join.add(none, batch) if are_labels else join.add(batch, none)
+        settled = join.settle()
+        gone = settled.forgotten_labels if are_labels else settled.forgotten_rows
+        assert sorted(numbers(settled.unmatched)) == [*range(left, left + gone)] * are_labels
         left += gone
         assert join.rows.live_bytes + join.labels.live_bytes <= most
     assert 0 < left < 4 * n
@@ -204,13 +249,31 @@ def test_what_takes_too_many_bytes_leaves_oldest_first(are_labels: bool) -> None
     assert again.waiting == join.waiting
     for at in range(5):
         batch = many(at, n)
-        late = again.join(batch, none) if are_labels else again.join(none, batch)
-        assert numbers(late.rows) == [*range(max(at * n, left), (at + 1) * n)]
+        again.add(batch, none) if are_labels else again.add(none, batch)
+        assert numbers(again.settle().rows) == [*range(max(at * n, left), (at + 1) * n)]
 
 
 def test_one_time_far_ahead_expires_little() -> None:
     join = new_join()
     join_all(join, [[(False, n, 100, n) for n in range(3)]])
     far = [(False, 9, 10**9, 9)]
-    joined = join.join(arrivals(far, labels=False), arrivals(far, labels=True))
-    assert (joined.ahead, numbers(joined.expired), join.clock) == (1, [], 140)
+    added = join.add(arrivals(far, labels=False), arrivals(far, labels=True))
+    assert (added.ahead, numbers(join.settle().expired), join.clock) == (1, [], 100)
+
+
+def test_times_far_ahead_move_the_clock_where_all_are() -> None:
+    join, outcome = new_join(), Outcome()
+    add(join, [(False, n, 100, n) for n in range(3)], outcome)
+    add(join, [(False, 10 + n, 1_000 + n, 10 + n) for n in range(AGREE - 1)], outcome)
+    assert join.clock == 100
+    add(join, [(False, 30, 990, 30)], outcome)
+    settle(join, outcome)
+    assert (join.clock, outcome.expired) == (990, {0, 1, 2})
+
+
+def test_a_time_far_ahead_that_comes_first_expires_nothing() -> None:
+    join, outcome = new_join(), Outcome()
+    add(join, [(False, 9, 10**9, 9)], outcome)
+    add(join, [(False, n, 100 + n, n) for n in range(3)], outcome)
+    settle(join, outcome)
+    assert (outcome.expired, join.clock, join.waiting) == (set(), 102, 4)

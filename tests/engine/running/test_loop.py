@@ -55,6 +55,9 @@ class Summing:
             self.loop.stop()
         return WorkResult(batch=done, rows=done.frame, learned=len(done))
 
+    def finish(self) -> WorkResult | None:
+        return None
+
     def state_dict(self) -> dict[str, Snapshot]:
         return {"total": self.total}
 

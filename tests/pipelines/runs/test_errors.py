@@ -69,6 +69,9 @@ class Work:
             self.bomb.tick()
         return WorkResult(batch=batch, rows=batch.frame, learned=len(batch))
 
+    def finish(self) -> WorkResult | None:
+        return None
+
     def state_dict(self) -> dict[str, Snapshot]:
         return {}
 

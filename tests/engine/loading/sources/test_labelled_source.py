@@ -15,7 +15,6 @@ from connectors.memory import MemorySource, Pause
 from engine.config import LabelSettings
 from engine.loading.sources.label_times import SPANS
 from engine.loading.sources.labelled_source import (
-    BLOCK_ROWS,
     QUIET_READS,
     LabelledSource,
     is_of_labels,
@@ -24,7 +23,7 @@ from engine.types import EndOfStream, Mark, Schema, UserError
 
 ROWS: Schema = {"id": pl.Int64(), "at": pl.Int64()}
 LABELS: Schema = {**ROWS, "y": pl.Int64()}
-LATENESS, SPAN = 50, 400 // SPANS
+LATENESS, SPAN, EVERY = 50, 400 // SPANS, 64
 Item = tuple[bool, int, int]
 """Whether it is a label, its number and its time."""
 
@@ -38,7 +37,9 @@ def labelled(rows: list[Any], labels: list[Any]) -> LabelledSource:
     source = LabelledSource(
         MemorySource.of(rows),
         MemorySource.of(labels),
-        LabelSettings(source={}, by=("id",), time="at", horizon=400, lateness=LATENESS),
+        LabelSettings(
+            source={}, by=("id",), time="at", horizon=400, lateness=LATENESS, every_rows=EVERY
+        ),
         target="y",
         declared={},
     )
@@ -95,14 +96,24 @@ def test_a_restart_goes_on_in_the_order_of_times(
             assert newest[True] < max(newest[False], at) + LATENESS
 
 
-def test_labels_come_before_the_block_after_them() -> None:
-    rows = frame(range(2 * BLOCK_ROWS), ROWS)
-    labels = frame([5, BLOCK_ROWS, 10 * BLOCK_ROWS], LABELS)
+def test_labels_come_before_the_step_after_them() -> None:
+    rows = frame(range(2 * EVERY), ROWS)
+    labels = frame([5, EVERY, 10 * EVERY], LABELS)
     taken, _ = take(labelled([rows], [labels]), Mark(), 10**6)
     places = [at for at, item in enumerate(taken) if item[0]]
     assert places[0] == SPAN
-    assert taken[places[1] - 1][2] == BLOCK_ROWS + SPAN - BLOCK_ROWS % SPAN - 1
+    assert taken[places[1] - 1][2] == EVERY + SPAN - EVERY % SPAN - 1
     assert places[2] == len(taken) - 1
+
+
+@pytest.mark.parametrize("far", ["rows", "labels"])
+def test_one_time_far_in_the_future_waits_for_nothing(far: str) -> None:
+    rows, labels = list(range(0, 3_000, 10)), list(range(5, 3_000, 10))
+    (rows if far == "rows" else labels)[50] = 10**9
+    taken, _ = take(labelled([frame(rows, ROWS)], [frame(labels, LABELS)]), Mark(), 10**6)
+    times = [at for _, _, at in taken if at < 10**9]
+    assert max(abs(at - place) for at, place in zip(times, sorted(times), strict=True)) < 40 * SPAN
+    assert abs(taken.index((far == "labels", 50, 10**9)) - 100) < 20
 
 
 @pytest.mark.parametrize("late", ["rows", "labels"])

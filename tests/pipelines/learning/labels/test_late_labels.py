@@ -3,9 +3,10 @@ score that its row had when it came, or counted for what it is."""
 
 from __future__ import annotations
 
-import json
 import re
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from connectors.memory import MemorySource
 from engine.config import Pipeline
 from engine.loading.sources.label_times import SPANS
 from engine.run import Run
 from engine.running.loop import Loop
-from engine.types import POSITION, Batch
+from engine.types import POSITION, Batch, EndOfStream, Records
 from engine.versions.store import Versions
 from tests.pipelines.conftest import Headrace
 
@@ -53,6 +55,7 @@ path = "{folder}/out"
 """
 MINUTE, DAY = 60_000_000, 86_400_000_000
 N = 400
+CORRECTED = 'on_missing = "no"\ncorrections = "4d"'
 Late = Callable[..., Path]
 Results = Callable[[], pl.DataFrame]
 
@@ -138,18 +141,53 @@ def test_a_version_says_until_when_its_data_are(late: Late, tmp_path: Path) -> N
     assert Versions(tmp_path / "run" / "versions").current().data_time == pytest.approx(at)
 
 
-def test_the_cut_into_batches_changes_no_outcome(
-    late: Late, results: Results, tmp_path: Path
+@pytest.mark.parametrize("policy", ["", 'on_missing = "no"', CORRECTED])
+def test_the_cut_into_batches_changes_nothing(
+    policy: str, late: Late, results: Results, tmp_path: Path
 ) -> None:
+    """Labels come minutes and days after their rows: the order in which rows are learned is the
+    same, their scores, and the account."""
     rows, labels, _ = dirty(np.random.default_rng(2))
-    outcomes = set()
-    for size in ("30", "5000"):
-        file = late(rows, labels, ("batch_rows = 64", f"batch_rows = {size}"))
-        totals = Run(file).run(fresh=True).totals
-        ids = tuple(sorted(results()["id"]))
-        kinds = tuple(sorted(totals.reasons.items()))
-        outcomes.add((ids, kinds, totals.expired, totals.waiting))
-    assert len(outcomes) == 1
+    soon = labels_of(rows, np.full(N, MINUTE)).filter(pl.col("id") % 3 == 0)
+    labels = pl.concat([labels, soon]).sort("at", maintain_order=True)
+    outcomes = []
+    for size in (7, 64, 5_000):
+        file = late(
+            rows,
+            labels,
+            ("batch_rows = 64", f"batch_rows = {size}"),
+            ('horizon = "2d"', f'horizon = "2d"\nevery_rows = 16\n{policy}'),
+            ('[scrub.standardize]\ncolumns = ["x"]\n', ""),  # learns by the batch
+        )
+        summary = Run(file).run(fresh=True)
+        learned = results().drop(POSITION, strict=False)
+        totals = replace(summary.totals, batches=0)
+        outcomes.append((learned, summary.report, totals))
+    assert outcomes[0][0].height > 200
+    for learned, report, totals in outcomes[1:]:
+        assert learned.equals(outcomes[0][0])
+        assert (report, totals) == outcomes[0][1:]
+
+
+@pytest.mark.parametrize("size", [8, 5_000])
+def test_a_row_is_scored_with_all_labels_older_than_its_step(
+    size: int, late: Late, results: Results
+) -> None:
+    """A label comes before the next row: only those of a step's own rows are unknown."""
+    rows = rows_of()
+    file = late(
+        rows,
+        labels_of(rows, np.full(N, MINUTE)),
+        ("batch_rows = 64", f"batch_rows = {size}"),
+        ('horizon = "2d"', 'horizon = "2d"\nevery_rows = 10'),
+    )
+    summary = Run(file).run()
+    learned = results()
+    assert learned["id"].to_list() == list(range(N))
+    scores = learned["probability"].to_list()
+    assert scores[:10] == [0.5] * 10
+    assert 0.5 not in scores[10:]
+    assert summary.report["all"]["accuracy"] > 0.9
 
 
 def test_a_row_keeps_the_score_of_when_it_came(late: Late, results: Results) -> None:
@@ -162,7 +200,8 @@ def test_a_row_keeps_the_score_of_when_it_came(late: Late, results: Results) -> 
     assert summary.report["all"]["accuracy"] == pytest.approx((rows["x"] <= 0).mean())
     assert "last class" not in summary.report["all"]["baselines"]  # none was known
 
-    at_once = late(rows, labels_of(rows, np.zeros(200)))
+    often = ('horizon = "2d"', 'horizon = "2d"\nevery_rows = 16')
+    at_once = late(rows, labels_of(rows, np.zeros(200)), often)
     again = Run(at_once)
     summary = again.run(fresh=True)
     assert results()["probability"].n_unique() > 100
@@ -170,18 +209,33 @@ def test_a_row_keeps_the_score_of_when_it_came(late: Late, results: Results) -> 
 
 
 def test_no_label_is_known_before_it_comes(late: Late, results: Results) -> None:
-    """With a delay of 100 rows, a batch of 10 rows is scored by a model that knows the labels of
-    rows at least 100 earlier, and not much more."""
+    """With a delay of 100 rows, a step of 10 rows is scored by a model that knows the labels of
+    rows at least 100 earlier, and not many fewer."""
     rows = rows_of(400)
     delay = np.full(400, 100 * 10 * MINUTE)
-    file = late(rows, labels_of(rows, delay), ("batch_rows = 64", "batch_rows = 10"))
-    Run(file).run()
+    often = ('horizon = "2d"', 'horizon = "2d"\nevery_rows = 10')
+    Run(late(rows, labels_of(rows, delay), often)).run()
     learned = results().sort("id")
     untrained = learned.filter(probability=0.5)["id"]
     assert untrained.max() is not None
     assert untrained.to_list() == list(range(len(untrained)))
     span = 2 * DAY // SPANS // (10 * MINUTE) + 1  # a label is read up to so many rows later
     assert 100 <= len(untrained) <= 100 + span + 20
+
+
+@pytest.mark.parametrize("at", [0, N // 2])
+@pytest.mark.parametrize("far", ["rows", "labels"])
+def test_one_time_far_in_the_future_costs_itself_alone(far: str, at: int, late: Late) -> None:
+    rows = rows_of()
+    labels = labels_of(rows, np.full(N, DAY))
+    future = pl.when(pl.int_range(pl.len()) == at).then(pl.datetime(2099, 1, 1)).otherwise("at")
+    if far == "rows":
+        rows = rows.with_columns(future.cast(pl.Datetime("us")).alias("at"))
+    else:
+        labels = labels.with_columns(future.cast(pl.Datetime("us")).alias("at"))
+    totals = Run(late(rows, labels)).run().totals
+    assert totals.learned == N - 1
+    assert totals.counts.get(("labels", "ahead"), 0) >= (at > 0)
 
 
 def test_labels_whose_clock_is_behind_wait_for_their_rows(late: Late) -> None:
@@ -239,14 +293,15 @@ def test_a_label_after_the_horizon_corrects_the_one_assumed(late: Late, results:
     rows = rows_of()
     delays = np.where(np.arange(N) % 2, DAY, MINUTE)
     reported = labels_of(rows, delays).filter(fraud="yes")
-    change = ('horizon = "2d"', 'horizon = "1h"\non_missing = "no"\ncorrections = "2d"')
+    policy = 'on_missing = "no"\ncorrections = "2d"\nevery_rows = 32'
+    change = ('horizon = "2d"', f'horizon = "1h"\n{policy}')
     summary = Run(late(rows, reported, change)).run()
     totals, learned = summary.totals, results()
     late_ones = set(reported.filter(pl.col("id") % 2 == 1)["id"])
     again = learned.filter(pl.col("id").is_duplicated())
     corrected = set(again["id"])
     assert totals.counts["labels", "corrected"] == totals.added == len(corrected)
-    # Of the last batch some were not assumed yet when their label came.
+    # Of the last step some were not assumed yet when their label came.
     assert {i for i in late_ones if i < N - 64} <= corrected <= late_ones
     twice = again.group_by("id", maintain_order=True).agg("fraud")["fraud"].to_list()
     assert twice == [["no", "yes"]] * len(corrected)
@@ -385,20 +440,6 @@ def test_labels_that_were_changed_name_their_own_table(late: Late, headrace: Hea
     assert "[source]" not in err
 
 
-@pytest.mark.parametrize(("size", "together"), [(64, 0), (4_000, 400)])
-def test_labels_in_the_batch_of_their_row_are_told(
-    size: int, together: int, late: Late, headrace: Headrace, tmp_path: Path
-) -> None:
-    rows = rows_of()
-    labels = labels_of(rows, np.full(N, DAY))  # 144 rows later
-    code, _, err = headrace("run", late(rows, labels, ("batch_rows = 64", f"batch_rows = {size}")))
-    assert code == 0, err
-    assert err.count("came in the batch of their own row") == bool(together)
-    assert (f"{together} of 400 labels came" in err) == bool(together)
-    counted = json.loads((tmp_path / "run" / "report.json").read_text())["counted"]
-    assert counted.get("labels", {}).get("same_batch", 0) == together
-
-
 def test_rows_that_all_still_wait_are_no_failure(
     late: Late, headrace: Headrace, tmp_path: Path
 ) -> None:
@@ -474,3 +515,39 @@ def test_a_label_without_a_model_is_refused() -> None:
     }
     with pytest.raises(Exception, match=r"\[labels\] in the pipeline needs a \[model\]"):
         Run(Pipeline.of(table))
+
+
+class Endless(MemorySource):
+    """Rows of a list, and then silence."""
+
+    def unbounded(self) -> bool:
+        return True
+
+    def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
+        try:
+            return super().read(max_rows, max_bytes, timeout)
+        except EndOfStream:
+            threading.Event().wait(timeout)
+            return None
+
+
+def test_a_topic_that_is_silent_ends_a_step(tmp_path: Path) -> None:
+    rows = rows_of(20)
+
+    def endless(frame: pl.DataFrame) -> dict[str, Any]:
+        return {"kind": f"{__name__}:Endless", "items": frame.to_dicts()}
+
+    labels = {"by": ["id"], "time": "at", "horizon": "2d"}
+    table = {
+        "name": "late",
+        "folder": str(tmp_path),
+        "source": endless(rows),
+        "labels": {**labels, "source": endless(labels_of(rows, np.zeros(20)))},
+        "model": {"kind": "linear", "target": "fraud", "numeric": ["x"], "classes": ["no", "yes"]},
+    }
+
+    def watch(loop: Loop, _: Batch) -> None:
+        if loop.totals.learned == 20:
+            loop.stop()
+
+    assert Run(Pipeline.of(table), watch=watch).run().totals.waiting == 0
