@@ -31,6 +31,9 @@ WRITERS: dict[str, Callable[[pl.DataFrame, IO[bytes]], None]] = {
 }
 """Format -> writer. NDJSON and CSV have no infinity: NDJSON gets null; nor bytes: they get
 base64. Times are ISO 8601 with their offset from UTC."""
+PART_NAME = re.compile(rf"part-(\d{{8,}})\.(?:{'|'.join(WRITERS)})(\.tmp)?")
+"""A part's number, and whether it is temporary; of any format, because those of a run with another
+one are results, too."""
 
 
 class PartSettings(types.Settings):
@@ -85,7 +88,6 @@ class FilesSink(Sink, Buffered):
         self._limit = int(settings.max_buffer_bytes)
         self._spilled: list[Path] = []
         self._next = self._written = 0
-        self._pattern = re.compile(rf"part-(\d{{8,}})\.{settings.format}(\.tmp)?")
 
     def folders(self) -> tuple[Path, ...]:
         return (self.folder,)
@@ -186,7 +188,7 @@ class FilesSink(Sink, Buffered):
     def _parts(self) -> Iterator[tuple[Path, re.Match[str]]]:
         """Return its parts, temporary ones included: number and extension."""
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if (part := self._pattern.fullmatch(path.name)) is not None:
+            if (part := PART_NAME.fullmatch(path.name)) is not None:
                 yield path, part
 
     def _require(self) -> None:

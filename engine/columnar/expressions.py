@@ -30,9 +30,16 @@ def expression(sql: str, where: str) -> pl.Expr:
     """
     _may(sql, where)
     try:
-        return pl.sql_expr(sql)
+        read = pl.sql_expr(sql)
     except (PolarsError, PanicException) as error:
         raise UserError(f'{where} = "{shown(sql)}" is no SQL expression: {first(error)}.') from None
+    if not read.meta.undo_aliases().meta.eq(read):
+        hint = " (descending is -x)" if where.endswith("order_by") else ""
+        raise UserError(
+            f'{where} = "{shown(sql)}" is an expression with a name: expected the expression '
+            f"alone, got '{read.meta.output_name()}' behind it{hint}."
+        )
+    return read
 
 
 def _may(sql: str, where: str) -> None:

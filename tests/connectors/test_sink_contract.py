@@ -147,9 +147,22 @@ def test_rows_beyond_the_buffer_wait_on_the_disk_unseen(kind: str, tmp_path: Pat
     assert_frame_equal(seen(tmp_path), ROWS)
 
 
+def test_parts_of_another_format_are_results(tmp_path: Path) -> None:
+    """A start over takes them away: the folder would hold every row twice."""
+    frame = pl.DataFrame({"x": [1, 2]})
+    for format in ("csv", "ndjson", "arrow", "parquet"):
+        sink = FilesSink(FilesSink.Settings(path=str(tmp_path), format=format))
+        assert sink.has_output() == (format != "csv")
+        sink.restore(None)
+        sink.write(frame)
+        sink.flush()
+        sink.close()
+        assert [path.name for path in tmp_path.iterdir()] == [f"part-00000000.{format}"]
+
+
 def test_files_of_other_names_stay(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    others = ["part-1.parquet", "part-00000000.csv", "notes.txt"]
+    others = ["part-1.parquet", "part-00000000.txt", "notes.txt"]
     for name in others:
         (tmp_path / "out" / name).write_text("mine")
     sink = sink_of("parquet", tmp_path)

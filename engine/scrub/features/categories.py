@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -10,7 +10,7 @@ import polars as pl
 from pydantic import Field
 
 from engine.columnar.hashing import hashes
-from engine.scrub.base import LearnSettings
+from engine.scrub.base import SINGLE_ROWS, LearnSettings
 from engine.scrub.columns import expand_columns
 from engine.scrub.event_time import NEVER, EventTime
 from engine.scrub.features.vocabulary import Vocabulary
@@ -30,12 +30,17 @@ from engine.types import (
 from engine.types.arrays import Ints
 from engine.types.changes import Neutral
 
+COLD_ROWS = 8_192
+"""The first rows of a stream, whose values are learned in the batch they stand in."""
+
 
 class Categories(Stage):
     """Replaces values by codes (Int64); code 0 is null, and every value that has no code.
 
     ``vocabulary``: values get the codes 1, 2, ... in order of first appearance, until `size` are
-    taken. A value is learned after the batch it first stands in: there it is still unknown. With
+    taken. A value is learned after the batch it first stands in: there it is still unknown. The
+    first rows of a stream are learned as the stage goes through them, so that a small source has
+    codes, too. With
     `min_count` it is unknown until so many rows had it; at most `size` values wait, those seen
     last. With `idle` a value that is not seen any more loses its code (counted as ``forgotten``),
     which another value gets once no new code is left: a model goes on from what it has learned of
@@ -96,17 +101,35 @@ class Categories(Stage):
         return dict.fromkeys(self._columns, self.settings.size + 1)
 
     def apply(self, batch: Batch) -> Batch:
-        texts = batch.frame.select(pl.col(self._columns).cast(pl.String)).get_columns()
-        code = self._coded if self.settings.method == "vocabulary" else self._hashed
-        codes = [code(text) for text in texts]
-        unknown = sum(int((column == 0).sum()) for column in codes)
-        done = batch.with_frame(batch.frame.with_columns(codes)).counted(self.name, unknown=unknown)
-        if self.settings.method == "hash":
-            return done
-        left = self._left
-        self._learn(batch.frame, texts, codes)
+        left, codes = self._left, [self._coded_part(*part) for part in self._parts(batch.frame)]
+        columns = [pl.concat(parts, rechunk=True) for parts in zip(*codes, strict=True)]
+        unknown = sum(int((column == 0).sum()) for column in columns)
+        done = batch.with_frame(batch.frame.with_columns(columns))
         forgotten = self._left - left
-        return done.counted(self.name, forgotten=forgotten) if forgotten else done
+        counts = {"unknown": unknown} | ({"forgotten": forgotten} if forgotten else {})
+        return done.counted(self.name, **counts)
+
+    def _parts(self, frame: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, bool]]:
+        """Yield the parts of a batch, and whether each is learned before it is coded: the first
+        rows of a stream one by one, then in blocks, each as long as all before it."""
+        at, before = 0, self._rows
+        learns = self.settings.method == "vocabulary" and self.settings.rows_left(before) != 0
+        while learns and at < len(frame) and before + at < COLD_ROWS:
+            first = before + at < SINGLE_ROWS
+            n = 1 if first else before + at
+            yield frame[at : at + n], first
+            at += n
+        if at < len(frame) or not at:
+            yield frame[at:] if at else frame, False
+
+    def _coded_part(self, frame: pl.DataFrame, first: bool) -> list[pl.Series]:
+        """Return the codes of the part; learn its values."""
+        texts = frame.select(pl.col(self._columns).cast(pl.String)).get_columns()
+        if self.settings.method == "hash":
+            return [self._hashed(text) for text in texts]
+        codes = [self._coded(text) for text in texts]
+        self._learn(frame, texts, codes)
+        return [self._coded(text) for text in texts] if first else codes
 
     def _bind_idle(self, schema: Schema) -> None:
         settings = self.settings
