@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from engine.config import Pipeline, load_class, suggested_kind
 from engine.scrub import STAGES
+from engine.scrub.side_source import SideSource, SideStage
 from engine.types import Stage, UserError
 from engine.user_code import calls
 from engine.user_code.contract_checks import require_contract
@@ -57,10 +58,22 @@ def configure(
     return Configured(kind=kind, settings=settings), component
 
 
-def make_stages(pipeline: Pipeline, exported: Collection[str] = ()) -> list[Stage]:
-    """Build the stages of [scrub] in order, except those a model file contains."""
+def make_stages(
+    pipeline: Pipeline,
+    exported: Collection[str],
+    side_source: Callable[[str, Mapping[str, Any]], SideSource],
+) -> list[Stage]:
+    """Build the stages of [scrub] in order, except those a model file contains.
+
+    Args:
+        side_source: returns what a stage reads beside the stream, by the table's section.
+    """
     tables = pipeline.scrub.items()
-    return [_stage(pipeline, name, table) for name, table in tables if name not in exported]
+    stages = [_stage(pipeline, name, table) for name, table in tables if name not in exported]
+    for stage in stages:
+        if isinstance(stage, SideStage) and stage.side_table is not None:
+            stage.side = side_source(f"scrub.{stage.name}.source", stage.side_table)
+    return stages
 
 
 def _stage(pipeline: Pipeline, name: str, table: Mapping[str, Any]) -> Stage:

@@ -10,14 +10,18 @@ from typing import Any
 from engine.assembly.components import Configured, configure
 from engine.assembly.saved_schema import SavedSchema
 from engine.assembly.served import Served
-from engine.config import Pipeline, key_location
+from engine.config import Pipeline, SourceTable, detached_source, key_location
 from engine.loading.sources.labelled_source import SECTION, LabelledSource
-from engine.loading.sources.mix import Mix, SourceGroup, naming, sources_of
+from engine.loading.sources.mix import Mix, SourceGroup, sources_of
 from engine.running.saving.checkpoint import Checkpoints
-from engine.types import Sink, Source, Transaction, UserError
+from engine.scrub.side_source import SideSource, UnreadSource
+from engine.types import Sink, Source, Transaction, UserError, parse_schema
+from engine.user_code.calls import naming
 
 MIXED = "source.sources."
 """The prefix of the sections of a mix's sources."""
+SHARED_KEYS = ("group_id", "subscribe", "group_instance_id", "start", "stop")
+"""The keys of a topic that say which part of it is read."""
 COMMON_SINK_KEYS = ("columns", "probabilities")
 """The keys of [sink] that every kind shares."""
 
@@ -72,6 +76,34 @@ class Endpoints:
         """Build a second source of what the labels come from."""
         source = self.another_source()
         return source.labels if isinstance(source, LabelledSource) else source
+
+    def side_source(
+        self, section: str, table: Mapping[str, Any], *, read: bool = True
+    ) -> SideSource:
+        """Return what a stage reads beside the stream.
+
+        Args:
+            read: False only knows its columns.
+
+        Raises: UserError for a wrong setting.
+        """
+        pipeline = self._pipeline
+        for key in SHARED_KEYS:
+            if key in table:
+                raise UserError(
+                    f"[{section}] in {pipeline.file} is read whole, by every engine, and then "
+                    f"followed: take '{key}' out."
+                )
+        declared = parse_schema(pipeline.settings(SourceTable, table, section).declared)
+        own = {k: v for k, v in table.items() if k != "schema"}
+        once = detached_source(own)
+        if "follow" in once:
+            once["follow"] = False
+
+        def opened(whole: bool) -> Source:
+            return self._source(section, once if whole else own)
+
+        return (SideSource if read else UnreadSource)(section, opened, declared)
 
     @cached_property
     def sink(self) -> Sink | None:

@@ -23,7 +23,7 @@ def identity_of(parts: Parts) -> dict[str, str]:
     now: `migrate` checks that what was learned fits."""
     pipeline, scrub = parts.pipeline, parts.scrub
     schema = json.dumps(type_names(scrub.source_schema), sort_keys=True)
-    read = {"schema": _mendable(parts)(schema), "scrub": json.dumps(pipeline.scrub)}
+    read = {"schema": _mendable(parts)(schema), "scrub": json.dumps(_stage_tables(parts))}
     if (labelled := parts.endpoints.labelled) is not None:
         read["schema of labels"] = json.dumps(type_names(labelled.label_schema), sort_keys=True)
     settings = {"pipeline": pipeline.name, **dict(_settings(parts))}
@@ -40,7 +40,8 @@ def identity_of(parts: Parts) -> dict[str, str]:
 def _settings(parts: Parts) -> Iterator[tuple[str, str]]:
     """Yield the settings whose change is logged or refused: ``[table] key`` and its JSON value."""
     endpoints, pipeline = parts.endpoints, parts.pipeline
-    source, _ = endpoints.source, endpoints.sinks  # building them fills `configured`
+    # Building them fills `configured`.
+    source, _, _ = endpoints.source, endpoints.sinks, parts.scrub.stages
     kinds = {section: given.kind for section, given in endpoints.configured.items()}
     for section, kind in {"sink": None, **kinds}.items():
         yield f"[{section}] kind", json.dumps(kind)
@@ -68,6 +69,16 @@ def _settings(parts: Parts) -> Iterator[tuple[str, str]]:
             elif change_of(type(settings), key) is Change.MEANING:
                 text = _mendable(parts)(text)
             yield f"[{section}] {key}", text
+
+
+def _stage_tables(parts: Parts) -> dict[str, Any]:
+    """Return the tables of [scrub]; of a source that a stage reads only the columns, as its other
+    keys are compared one by one, and may be secret."""
+    tables: dict[str, Any] = dict(parts.pipeline.scrub)
+    for name in parts.scrub.sides:
+        schema = tables[name]["source"].get("schema", {})
+        tables[name] = {**tables[name], "source": {"schema": schema}}
+    return tables
 
 
 def _values_of(section: str, in_effect: Mapping[str, Any], *, grouped: bool) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from engine.assembly.endpoints import Endpoints
 from engine.assembly.scrub import Scrub
 from engine.config import ModelSettings
 from engine.running import labels
+from engine.scrub.side_source import sides_of
 from engine.types import (
     DROPPED,
     WILDCARD,
@@ -228,7 +229,11 @@ class Label:
         with contextlib.closing(self._endpoints.another_source()) as source:
             source.restore_schema_state(own.schema_state())  # infers and logs them once only
             source.schema({**scrub.source_schema, WILDCARD: DROPPED})
-            return labels.look(source, read, stages, target, most)
+            try:
+                return labels.look(source, read, stages, target, most)
+            finally:
+                for side in sides_of(stages).values():
+                    side.close()
 
 
 __all__ = ["Label"]

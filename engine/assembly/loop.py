@@ -21,13 +21,14 @@ from engine.running.saving.checkpoint import Saved, size_of
 from engine.running.saving.migration import migrate
 from engine.running.saving.saver import Saver
 from engine.running.warm_up import warm_up
+from engine.scrub.side_source import SideSource, SideStage
 from engine.system import environment
 from engine.types import Batch, Buffered, Learner, Schema, Stage, UserError
 
 if TYPE_CHECKING:
     from engine.versions.publishing import Publisher
 
-MEMORY_SHARES = {"source": 0.25, "sink": 0.25, "dead letters": 0.0625}
+MEMORY_SHARES = {"source": 0.25, "sink": 0.25, "dead letters": 0.0625, "table": 0.0625}
 """The share of the memory budget that a component may buffer itself."""
 
 
@@ -54,6 +55,9 @@ def make_loader(parts: Parts, schema: Schema) -> Loader:
         labels=None if labelled is None else labelled.label_schema,
     )
     _limit_memory(loader, "source", source, parts.metrics)
+    for name, side in parts.scrub.sides.items():
+        side.limit_memory(int(loader.budget.total * MEMORY_SHARES["table"]))
+        loader.budget.watch(f"source of {name}", functools.partial(_client_bytes, side))
     return loader
 
 
@@ -146,7 +150,7 @@ def require_batches_fit(parts: Parts) -> None:
 
 def rehearse(parts: Parts) -> None:
     """Compile what the first batch needs, with a second set of stages."""
-    warm_up(parts.scrub.read_schema, parts.scrub.another_chain(), parts.collate)
+    warm_up(parts.scrub.read_schema, parts.scrub.another_chain(read=False), parts.collate)
 
 
 def watch_memory(parts: Parts, loader: Loader) -> None:
@@ -164,6 +168,12 @@ def watch_memory(parts: Parts, loader: Loader) -> None:
             metrics.watch_memory(name, functools.partial(_held, memory, name))
     for stage in parts.scrub.stages:
         metrics.watch_memory(f"stage {stage.name}", functools.partial(_state_bytes, stage))
+        if isinstance(stage, SideStage):
+            metrics.watch_memory(f"table {stage.name}", functools.partial(_table_bytes, stage))
+        if isinstance(stage, SideStage) and stage.side is not None:
+            rows, lag = functools.partial(_table_rows, stage), stage.side.lag
+            metrics.watch(metrics.table_rows, rows, stage=stage.name)
+            metrics.watch(metrics.table_lag_records, lag, stage=stage.name)
     if parts.pipeline.trains:
         from engine.loading.transfer import watch_devices
 
@@ -256,6 +266,18 @@ def _held(memory: Callable[[], Mapping[str, int]], name: str) -> int:
 
 def _load(learner: Learner, layer: str, expert: int) -> float:
     return learner.expert_loads()[layer][expert]
+
+
+def _client_bytes(side: SideSource) -> int:
+    return side.nbytes
+
+
+def _table_bytes(stage: SideStage) -> int:
+    return stage.nbytes
+
+
+def _table_rows(stage: SideStage) -> int:
+    return stage.rows
 
 
 def _state_bytes(stage: Stage) -> int:

@@ -242,7 +242,15 @@ class Parts:
 
         Raises: UserError if they do not fit.
         """
-        pipeline = self.pipeline.model_copy(update={"scrub": tables})
+        sides = {name: self.pipeline.scrub[name]["source"] for name in self.scrub.sides}
+        whole = {
+            # A checkpoint has only the columns of such a source.
+            name: {**table, "source": {**sides[name], **table["source"]}}
+            if name in sides and "source" in table
+            else table
+            for name, table in tables.items()
+        }
+        pipeline = self.pipeline.model_copy(update={"scrub": whole})
         scrub = Scrub(pipeline, self.endpoints, self.served, self._input_columns)
         known = self.scrub.source_schema
         scrub.source_schema = known if columns is None else parsed_types(columns, known)
@@ -271,8 +279,11 @@ class Parts:
         health, source = self.heartbeat.health(), self.endpoints.source
         if health.ok and isinstance(source, SharedSource):
             reason = source.unavailable_reason()
-            return health if reason is None else Health(False, reason)
-        return health
+            if reason is not None:
+                return Health(False, reason)
+        reasons = (side.unavailable_reason() for side in self.scrub.sides.values())
+        reason = next((reason for reason in reasons if reason is not None), None)
+        return health if reason is None or not health.ok else Health(False, reason)
 
 
 def _missing_label(value: Any, labelled: LabelledSource) -> pl.Series | None:

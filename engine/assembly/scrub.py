@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from engine.assembly.endpoints import Endpoints
 from engine.assembly.served import Served
 from engine.config import Pipeline
 from engine.projection import projected
+from engine.scrub.side_source import SideSource, sides_of
 from engine.types import (
     DELAY,
     DROPPED,
@@ -171,12 +172,23 @@ class Scrub:
 
     @property
     def stateful(self) -> list[Stage]:
-        """The stages with a state."""
-        return [stage for stage in self.stages if stage.snapshot() is not None]
+        """The stages with a state of the rows, which the place in a source beside them is not."""
+        stages = (stage for stage in self.stages if stage.name not in self.sides)
+        return [stage for stage in stages if stage.snapshot() is not None]
 
-    def another_chain(self) -> list[Stage]:
-        """Build and bind a second set of stages, so that those of the run learn nothing."""
-        stages = make_stages(self._pipeline, self._served.exported_stages)
+    @property
+    def sides(self) -> dict[str, SideSource]:
+        """Name of a stage -> the source that it reads beside the stream."""
+        return sides_of(self.stages)
+
+    def another_chain(self, *, read: bool = True) -> list[Stage]:
+        """Build and bind a second set of stages, so that those of the run learn nothing.
+
+        Args:
+            read: whether they read the sources that they have beside the stream.
+        """
+        side_source = partial(self._endpoints.side_source, read=read)
+        stages = make_stages(self._pipeline, self._served.exported_stages, side_source)
         schema = self.source_schema
         for stage in stages:
             schema = calls.bind(stage, schema)
@@ -198,7 +210,9 @@ class Scrub:
     @cached_property
     def _bound(self) -> tuple[list[Stage], Sequence[Schema]]:
         """The stages, and the columns before the first and after each stage."""
-        stages = make_stages(self._pipeline, self._served.exported_stages)
+        stages = make_stages(
+            self._pipeline, self._served.exported_stages, self._endpoints.side_source
+        )
         schemas = [self.source_schema]
         for stage in stages:
             schemas.append(calls.bind(stage, schemas[-1]))

@@ -28,6 +28,11 @@ class HashIndex:
         self._slots = np.zeros((slots, 2), np.uint64)
         _fill(hashes, self._slots)
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes held."""
+        return int(self._slots.nbytes)
+
     def find(self, hashes: Hashes) -> Ints:
         """Return the number of each hash, its place among the given ones; -1 if it is none of
         them. Shape (n,)."""

@@ -145,6 +145,9 @@ def _check_sample(run: Run, sample: Batch | None, source: Source) -> Iterator[st
     for sentence in () if problems else _lost_in_stages(run, batch):
         out.print(sentence, highlight=False, markup=False, soft_wrap=True)
     yield from (*(problems or _unreadable(run, sample)), *source.remarks(), *_labels(run, batch))
+    for stage in run.stages:
+        if stage.name in run.parts.scrub.sides:
+            yield from stage.remarks()
 
 
 def _read_by_stages(run: Run, batch: Batch) -> set[str]:

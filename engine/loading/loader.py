@@ -54,6 +54,7 @@ from engine.observing.metrics import Metrics
 from engine.observing.timing import StageTimer
 from engine.scrub.base import restore, snapshots
 from engine.scrub.fusion import FusedStages, fuse
+from engine.scrub.side_source import sides_of
 from engine.system.environment import collect_as_usual, cores
 from engine.types import (
     Batch,
@@ -286,6 +287,7 @@ class ScrubNode(Node[Batch]):
         self._transfer = transfer
         self._keep_raw = keep_raw_from is not None
         self._steps_before_raw = list(fuse(stages[:keep_raw_from]))
+        self._sides = list(sides_of(stages).values())
         self._steps_after_raw = [] if keep_raw_from is None else list(fuse(stages[keep_raw_from:]))
         self._mark = Mark()
         self._timer = timer
@@ -298,6 +300,8 @@ class ScrubNode(Node[Batch]):
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
         super().reset(initial_state)
         self._drop()
+        for side in self._sides:
+            side.resume()
         state = initial_state or {}
         self._mark = Mark(positions=state.get("positions", {}), stages=state.get("stages", {}))
         for stage in self._stages:
@@ -335,7 +339,14 @@ class ScrubNode(Node[Batch]):
     def get_state(self) -> dict[str, Any]:
         return {"positions": self._mark.positions, "stages": self._mark.stages}
 
+    def on_wait(self, keep_alive: Callable[[], object]) -> None:
+        """Call this while stages read what they need before the first batch."""
+        for side in self._sides:
+            side.keep_alive = keep_alive
+
     def interrupt(self) -> None:
+        for side in self._sides:
+            side.interrupt()
         self._node.interrupt()
 
     def halt(self) -> None:
@@ -344,6 +355,8 @@ class ScrubNode(Node[Batch]):
 
     def close(self) -> None:
         self._node.close()
+        for side in self._sides:
+            side.close()
 
     def _drop(self) -> None:
         self._done.clear()
@@ -552,6 +565,10 @@ class Loader(Items[Batch]):
     def snapshots(self) -> Mapping[str, Snapshot]:
         """Return the stage states in the form a mark stores."""
         return self._scrub.snapshots()
+
+    def on_wait(self, keep_alive: Callable[[], object]) -> None:
+        """Call this while stages read what they need before the first batch: it is progress."""
+        self._scrub.on_wait(keep_alive)
 
     def torchdata(self) -> Any:
         """Return the loader as torchdata's (`torchdata.nodes.Loader`); imports torch."""

@@ -134,6 +134,12 @@ METRICS: Mapping[str, MetricSpec] = {
     "headrace_stage_events_total": MetricSpec(
         "counter", "What stages counted, such as late rows.", {"stage": (), "event": ()}
     ),
+    "headrace_table_rows": MetricSpec(
+        "gauge", "Rows of a table that a stage reads from a source of its own.", {"stage": ()}
+    ),
+    "headrace_table_lag_records": MetricSpec(
+        "gauge", "Records of that source which the table does not have yet.", {"stage": ()}
+    ),
     "headrace_missing_values_total": MetricSpec("counter", "Missing values that were filled."),
     "headrace_filled_before_learning_total": MetricSpec(
         "counter",
@@ -403,6 +409,8 @@ class Metrics:
     rejected_records: Counter
     dead_letters: Counter
     stage_events: Counter
+    table_rows: Gauge
+    table_lag_records: Gauge
     missing_values: Counter
     filled_before_learning: Counter
     duplicates: Counter

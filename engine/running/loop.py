@@ -79,6 +79,7 @@ class Loop:
         self._reject_limit = reject_limit
         self._heartbeat = heartbeat or Heartbeat()
         self.outputs.on_wait(self._heartbeat.beat)
+        loader.on_wait(self._heartbeat.beat)
         self._publisher = publisher
         self._watch = watch
         self._shared = source if isinstance(source, SharedSource) else None

@@ -12,6 +12,7 @@ from pydantic import Field
 from engine.columnar.statistics import Extremes, Moments, Statistic
 from engine.scrub.columns import replaced
 from engine.scrub.fusion import FusedOp
+from engine.scrub.side_source import SideStage
 from engine.types import PART, Batch, Name, Scale, Settings, Snapshot, Stage, UserError, training
 from engine.types.arrays import Floats
 from engine.types.changes import Neutral
@@ -256,7 +257,8 @@ def _snapshot(stage: Stage) -> Snapshot:
 def restore(stages: Iterable[Stage], states: Mapping[str, Snapshot]) -> None:
     """Restore the stages from `snapshots`. Raises: KeyError if one is missing."""
     for stage in stages:
-        if stage.snapshot() is not None:
+        # What has read nothing beside the stream yet has no place there.
+        if stage.snapshot() is not None or (isinstance(stage, SideStage) and stage.name in states):
             state = states[stage.name]
             with Calling(f"scrub.{stage.name}", stage):
                 stage.restore(state)

@@ -8,7 +8,8 @@ raises StopIteration, by which nodes end; rows that it loses would be missing in
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar, cast
@@ -140,6 +141,20 @@ def named(section: str, component: object, key: str = "kind") -> str:
         else ""
     )
     return f"[{section}]{own}"
+
+
+@contextmanager
+def naming(section: str) -> Iterator[None]:
+    """Let an error of a source in another table than [source] name its own one."""
+    try:
+        yield
+    except HeadraceError as error:
+        text = str(error).replace("[source]", f"[{section}]")
+        if not section.startswith("source."):  # the sources of a mix share [source.schema]
+            text = text.replace("[source.", f"[{section}.")
+        if text == str(error):
+            raise
+        raise type(error)(text) from error
 
 
 def construct(section: str, cls: type[T], contract: type, *given: object) -> T:
@@ -512,6 +527,7 @@ __all__ = [
     "is_custom",
     "learn",
     "named",
+    "naming",
     "predict",
     "read",
     "sample",

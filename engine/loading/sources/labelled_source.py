@@ -23,7 +23,7 @@ from engine.loading.sources.label_times import (
     require_time_of_labels,
     require_time_of_rows,
 )
-from engine.loading.sources.mix import SEPARATOR, Member, SourceGroup, naming
+from engine.loading.sources.mix import SEPARATOR, Member, SourceGroup
 from engine.scrub.event_time import NEVER
 from engine.types import (
     DROPPED,
@@ -41,6 +41,7 @@ from engine.types import (
 )
 from engine.types.arrays import Bools, Ints
 from engine.user_code import calls
+from engine.user_code.calls import naming
 
 ROWS, LABELS = "rows", "labels"
 """How the partitions of the two begin."""

@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -42,24 +41,11 @@ from engine.types import (
 )
 from engine.types.changes import Free
 from engine.user_code import calls
+from engine.user_code.calls import naming
 
 SEPARATOR = ":"
 V = TypeVar("V")
 SOURCE_NAME = re.compile(r"[A-Za-z0-9_-]+")
-
-
-@contextmanager
-def naming(section: str) -> Iterator[None]:
-    """Let an error of a source in another table than [source] name its own one."""
-    try:
-        yield
-    except HeadraceError as error:
-        text = str(error).replace("[source]", f"[{section}]")
-        if not section.startswith("source."):  # the sources of a mix share [source.schema]
-            text = text.replace("[source.schema]", f"[{section}.schema]")
-        if text == str(error):
-            raise
-        raise type(error)(text) from error
 
 
 @dataclass(slots=True)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,10 +11,12 @@ from pydantic import Field
 
 from engine import types
 from engine.columnar.hashing import hashes
-from engine.scrub.columns import expand_columns, extended
-from engine.scrub.event_time import NEVER, EventTime
-from engine.scrub.features.lookup_table import Table, key_column, read_table, stamp
-from engine.system.file_stamp import FileStamp
+from engine.scrub.columns import extended
+from engine.scrub.event_time import EventTime
+from engine.scrub.features.lookup_file import FileTable
+from engine.scrub.features.lookup_fit import Fit, null_keys
+from engine.scrub.features.lookup_side import SideTable
+from engine.scrub.side_source import SideStage
 from engine.types import (
     NANOSECONDS,
     Batch,
@@ -26,40 +24,49 @@ from engine.types import (
     Name,
     Names,
     Schema,
-    Stage,
     Transform,
     UserError,
     require,
 )
-from engine.types.arrays import Ints
+from engine.types.arrays import Bools, Ints
 from engine.types.changes import Free, Neutral
 from engine.types.plural import counted
 
-log = logging.getLogger("headrace.scrub")
 
-
-class Lookup(Stage):
-    """Adds columns of a table in a file: those of the row that has the same key.
+class Lookup(SideStage):
+    """Adds columns of a table, in a file or from a compacted topic: those of the row that has the
+    same key.
 
     With `as_of` the table holds several rows of a key, each valid from a time on, and a row of the
     stream gets the newest that is valid at its own time (`time`), never a later one. Without it a
     key stands in the table once.
 
     A row without a match (``unmatched``), or whose match is older than `max_age` (``stale``), gets
-    nulls or is rejected. A key with a null matches nothing. With `reload` the file is looked at
-    again while the engine runs, and read again between two batches when it is another (counted as
-    ``reloaded``); a file that cannot be read leaves the table as it was, with a warning.
+    nulls or is rejected. A key with a null matches nothing.
+
+    A file is read once; with `reload` it is looked at again while the engine runs, and read again
+    between two batches when it is another (counted as ``reloaded``); a file that cannot be read
+    leaves the table as it was, with a warning.
+
+    A `source` is read to its end before the first row, and what comes to it later is taken in
+    before each batch (``changed``). Of each record key the newest record counts, with `as_of` of
+    each record key and time; a record without a value deletes its key. One that cannot be used
+    (``unreadable``) is told in the log. Only the place in the source is saved: a run that resumes
+    reads it again, at least up to there.
 
     Keys are compared by a 64-bit hash: two of the table collide with probability keys**2 / 2**65,
-    which is refused as a key that stands in it twice. Memory: the table, and 32 to 64 bytes per
-    key.
+    which is refused as a key that stands in it twice (in a file). Memory: the table, and 32 to 64
+    bytes per key; with a source 64 more.
     """
 
     class Settings(types.Settings):
         """``[scrub.NAME]`` with ``kind = "lookup"``
 
         Attributes:
-            path: the table: a Parquet, CSV, TSV, NDJSON or Arrow file.
+            path: the table in a file: Parquet, CSV, TSV, NDJSON or Arrow.
+            source: or where its records come from, with the keys of ``[source]``:
+                ``[scrub.NAME.source]``, as a rule a compacted topic. Every engine reads all of it,
+                so it has no group.
             by: the key columns; or column = "column of the table" for each.
             columns: those of the table that are added, names or globs; all but the keys and times
                 unless given.
@@ -72,9 +79,12 @@ class Lookup(Stage):
             missing: what becomes of rows without a match.
             reload [seconds]: how often to look whether the file is another; never unless given, and
                 then a run resumes only with the same file.
+            keys [rows]: rows of a source that are kept; of more, those are forgotten that changed
+                longest ago, counted as ``forgotten``.
         """
 
-        path: Neutral[Name]
+        path: Neutral[Name | None] = None
+        source: Neutral[dict[str, Any] | None] = None
         by: Names | dict[str, str]
         columns: Names = ("*",)
         prefix: str = ""
@@ -84,19 +94,24 @@ class Lookup(Stage):
         max_age: Duration | None = Field(None, gt=0)
         missing: Literal["null", "reject"] = "null"
         reload: Neutral[Free[Duration | None]] = Field(None, gt=0)
+        keys: Neutral[int] = Field(1_000_000, ge=1)
 
     def __init__(self, name: str, settings: Lookup.Settings) -> None:
         super().__init__(name, settings)
         self.settings: Lookup.Settings = settings
         by = settings.by
         self._by = dict(by) if isinstance(by, dict) else {column: column for column in by}
-        self._schema: Schema = {}
         self._time: EventTime | None = None
         self._max_age: float | None = None
-        self._file: FileStamp | None = None
-        self._table: Table | None = None
-        self._looked = 0.0
+        self._table: FileTable | SideTable | None = None
         self._rows = self._found = 0
+        if (settings.path is None) == (settings.source is None):
+            raise UserError(
+                f"{self.where} expects a table in a file, 'path', or from a source, "
+                f"[scrub.{name}.source]: one of them."
+            )
+        if settings.source is not None and settings.reload is not None:
+            raise UserError(f"{self.where} 'reload' is for a file: a source is read as it changes.")
         if not self._by:
             raise UserError(f"{self.where} names no key columns: set 'by'.")
         together = [settings.time is not None, settings.as_of is not None]
@@ -107,18 +122,38 @@ class Lookup(Stage):
             if value is not None and settings.as_of is None:
                 raise UserError(f"{self.where} '{key}' needs 'as_of' and 'time'.")
 
+    @property
+    def side_table(self) -> Mapping[str, Any] | None:
+        return self.settings.source
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the table."""
+        return 0 if self._table is None else self._table.nbytes
+
+    @property
+    def rows(self) -> int:
+        """The rows of the table."""
+        return 0 if self._table is None else self._table.rows
+
     # ------------------------------------------------------------------------------------- binding
 
     def bind(self, schema: Schema) -> Schema:
+        settings = self.settings
         require(schema, self._by, where=f"{self.where} by")
-        if self.settings.time is not None:
-            self._bind_time(self.settings.time, schema)
-        file = stamp(Path(self.settings.path), self.where)
-        if self._table is None or file != self._file or schema != self._schema:
-            self._schema, self._file = dict(schema), file
-            self._table = self._read()
-        self._looked = time.monotonic()
-        return extended(schema, dict(self._table.columns.schema), where=self.where)
+        if settings.time is not None:
+            self._bind_time(settings.time, schema)
+        fit = Fit(
+            keys={column: schema[mine] for mine, column in self._by.items()},
+            columns=settings.columns,
+            prefix=settings.prefix,
+            clock=self._time,
+            as_of=settings.as_of,
+            known=settings.known,
+        )
+        if self._table is None:
+            self._table = self._made()
+        return extended(schema, self._table.bind(fit), where=self.where)
 
     def _bind_time(self, column: str, schema: Schema) -> None:
         require(schema, [column], where=f"{self.where} time")
@@ -126,150 +161,67 @@ class Lookup(Stage):
         tick, most = self._time.nanoseconds, self.settings.max_age
         self._max_age = most if most is None or tick is None else most * NANOSECONDS["s"] / tick
 
-    def _read(self) -> Table:
-        """Raises: UserError if the file cannot be read or does not fit the stream."""
-        path = Path(self.settings.path)
-        where = f"{self.where} path '{path}'"
-        dtypes = {column: self._schema[mine] for mine, column in self._by.items()}
-        table = read_table(path, dtypes, where)
-        require(table.schema, dtypes, where=where)
-        times = self._times_of(table, where)
-        keys = table.select(
-            key_column(table.get_column(column), dtype, where).alias(column)
-            for column, dtype in dtypes.items()
-        )
-        whole = ~keys.select(pl.any_horizontal(pl.all().is_null())).to_series()
-        if times is not None:
-            whole &= pl.Series((times[0] != NEVER) & (times[1] != NEVER))
-        if gone := int((~whole).sum()):
-            log.warning(
-                "%s: %s without a key or time: they match nothing", where, counted(gone, "row")
-            )
-        columns = table.select(self._chosen(table.schema, where)).filter(whole)
-        columns = columns.rename({c: self.settings.prefix + c for c in columns.columns})
-        kept = whole.to_numpy()
-        valid, known = (None, None) if times is None else (t[kept] for t in times)
-        return Table.of(keys.filter(whole), columns, valid, known, where)
-
-    def _chosen(self, schema: pl.Schema, where: str) -> list[str]:
+    def _made(self) -> FileTable | SideTable:
         settings = self.settings
-        hidden = {*self._by.values(), settings.as_of, settings.known}
-        given = settings.columns == ("*",)
-        chosen = expand_columns(settings.columns, dict(schema), where=where)
-        chosen = tuple(c for c in chosen if not (given and c in hidden))
-        if not chosen:
-            raise UserError(f"{where} has no column beside its keys: nothing can be added.")
-        return list(chosen)
-
-    def _times_of(self, table: pl.DataFrame, where: str) -> tuple[Ints, Ints] | None:
-        """Return when each row is valid and when it is known, in ticks of the stream's time."""
-        settings, clock = self.settings, self._time
-        if settings.as_of is None or clock is None:
-            return None
-        require(table.schema, [settings.as_of], where=where)
-        valid = _ticks_of(table.get_column(settings.as_of), clock, where)
-        if settings.known is None:
-            return valid, valid
-        require(table.schema, [settings.known], where=where)
-        return valid, _ticks_of(table.get_column(settings.known), clock, where)
+        if settings.path is not None:
+            return FileTable(settings.path, self.where, settings.reload)
+        assert self.side is not None, "the engine sets the source before bind"
+        return SideTable(self.side, settings.keys)
 
     # ------------------------------------------------------------------------------------ applying
 
     def apply(self, batch: Batch) -> Batch:
-        reloaded = self._reloaded()
         table = self._table
         assert table is not None, "a stage is bound before it is applied"
+        counts = table.refresh()
         frame = batch.frame
         keys = frame.select(list(self._by))
-        place = table.index.find(hashes(keys))
-        if any(column.null_count() for column in keys.get_columns()):
-            null = keys.select(pl.any_horizontal(pl.all().is_null())).to_series()
-            place[null.to_numpy()] = -1
-        if table.valid is not None and self._time is not None:
-            times = self._time.read(frame)
-            place = table.newest(place, times)
-            stale = self._stale(table.valid, place, times)
-            place[stale] = -1
-        else:
-            stale = np.zeros(len(batch), np.bool_)
+        times = None if self._time is None else self._time.read(frame)
+        place, valid = table.find(hashes(keys), ~null_keys(keys), times)
+        stale = self._stale(place, valid, times)
+        place[stale] = -1
         found = place >= 0
         self._rows, self._found = self._rows + len(batch), self._found + int(found.sum())
         added = table.columns.select(pl.all().gather(_indices(place)))
         done = batch.with_frame(frame.hstack(added.get_columns()))
         old = int(stale.sum())
         done = done.counted(
-            self.name,
-            unmatched=int(len(batch) - found.sum()) - old,
-            stale=old,
-            reloaded=int(reloaded),
+            self.name, unmatched=int(len(batch) - found.sum()) - old, stale=old, **counts
         )
         if self.settings.missing == "null" or found.all():
             return done
-        detail = f"No row of '{self.settings.path}' has its key: {', '.join(self._by)}."
+        detail = f"No row of {table.name} has its key: {', '.join(self._by)}."
         return done.reject(found, stage=self.name, reason="unmatched", detail=detail)
 
-    def _stale(self, valid: Ints, place: Ints, times: Ints) -> Any:
-        if self._max_age is None or not len(valid):
+    def _stale(self, place: Ints, valid: Ints | None, times: Ints | None) -> Bools:
+        if self._max_age is None or valid is None or times is None:
             return np.zeros(len(place), np.bool_)
-        return (place >= 0) & (times - valid[place] > self._max_age)
-
-    def _reloaded(self) -> bool:
-        """Read the file again if it is another one; return whether it was."""
-        every = self.settings.reload
-        if every is None or time.monotonic() - self._looked < every:
-            return False
-        self._looked = time.monotonic()
-        old, added = self._file, self._table.columns.schema if self._table else None
-        try:
-            self._file = stamp(Path(self.settings.path), self.where)
-            if self._file == old:
-                return False
-            table = self._read()
-            if table.columns.schema != added:
-                raise UserError(f"{self.where} path '{self.settings.path}' has other columns now.")
-        except UserError as error:
-            log.warning("%s The table stays as it was.", error)
-            return False
-        self._table = table
-        return True
+        stale: Bools = (place >= 0) & (times - valid > self._max_age)
+        return stale
 
     def digest(self) -> str | None:
-        """Return the digest of the file, which must match the checkpoint's; None with `reload`."""
-        if self.settings.reload is not None:
+        """Return the digest of the file, which must match the checkpoint's; None with `reload`, and
+        for a source."""
+        if self.settings.path is None:
             return None
-        with Path(self.settings.path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return FileTable(self.settings.path, self.where, self.settings.reload).digest()
 
     def remarks(self) -> Sequence[str]:
-        if not self._rows or self._found:
+        table = self._table
+        if table is None:
             return ()
+        odd = tuple(table.remarks())
+        if not self._rows or self._found:
+            return odd
         return (
-            f"{self.where}: of {counted(self._rows, 'row')} none has a match in "
-            f"'{self.settings.path}': look at its keys.",
+            *odd,
+            f"{self.where}: of {counted(self._rows, 'row')} none has a match in {table.name}: look "
+            "at its keys.",
         )
 
     def transforms(self) -> Sequence[Transform] | None:
         """Return None: no model file can contain it."""
         return None
-
-
-def _ticks_of(column: pl.Series, clock: EventTime, where: str) -> Ints:
-    """Return times of the table in ticks of the stream's. A time without a zone is in UTC, as a
-    source reads it."""
-    wanted, got = clock.dtype, column.dtype
-    if not (got.is_integer() if wanted.is_integer() else got in (pl.Date, pl.Datetime)):
-        raise UserError(
-            f"{where} expects times like those of column '{clock.column}' ({wanted}) in column "
-            f"'{column.name}', got {got}."
-        )
-    known = column
-    if isinstance(got, pl.Datetime) and got.time_zone is not None:
-        known = known.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-    if isinstance(wanted, pl.Datetime):
-        known = known.cast(pl.Datetime(wanted.time_unit), strict=False)
-    elif wanted == pl.Date:
-        known = known.cast(wanted, strict=False)
-    return clock.read(known.rename(clock.column).to_frame())
 
 
 def _indices(place: Ints) -> pl.Series:

@@ -83,6 +83,12 @@ class Table:
         starts = np.append(np.flatnonzero(new_key), len(order))
         return cls(columns[order], HashIndex(ordered[starts[:-1]]), valid, known, starts)
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes held."""
+        arrays = {id(a): a.nbytes for a in (self.valid, self._known, self._starts) if a is not None}
+        return int(self.columns.estimated_size()) + self.index.nbytes + sum(arrays.values())
+
     def newest(self, place: Ints, times: Ints) -> Ints:
         """Return the newest row of each key that is valid and known at a time; -1 for none."""
         assert self.valid is not None
