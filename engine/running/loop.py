@@ -131,6 +131,8 @@ class Loop:
             if self._stopping:
                 log.info("stopping", extra={"batches": self.totals.batches})
             saved = not self.saver.unsaved or self._save()
+            if self.saver.aborted:
+                self._go_back()  # what was aborted is read again by the next start
             self.reporter.lag(self.saver.mark)
             if not saved and self.saver.error is not None:
                 raise CheckpointFailed(
@@ -214,16 +216,25 @@ class Loop:
         batches = iter(self.loader)
         while not self._stopping:
             batch = self._next(batches)
-            if batch is None:
+            if batch is not None:
+                self._heartbeat.beat(None if batch.raw_rows else self.loader.read_started)
+            else:
                 self._finish()
-                return
-            self._heartbeat.beat(None if batch.raw_rows else self.loader.read_started)
+                if self._shared is None or not self._is_aborted_at_end():
+                    return
             if self._shared is not None and (self._shared.is_rebalancing() or self.saver.aborted):
                 del batch
                 batches = self._rebalance(self._shared)
-                continue
-            self._process(batch)
-            del batch  # or it would stay in memory, uncounted, while the next is awaited
+            elif batch is not None:
+                self._process(batch)
+                del batch  # or it would stay in memory, uncounted, while the next is awaited
+
+    def _is_aborted_at_end(self) -> bool:
+        """Save at the end of the source, where a transaction may be aborted; return whether it
+        was, so that its rows are to be read again."""
+        if self.saver.is_transactional and self.saver.unsaved:
+            self._save()
+        return self.saver.aborted
 
     def _rebalance(self, shared: SharedSource) -> Iterator[Batch]:
         """Handle a change of partitions: 1 save what is done, or restore the last checkpoint if
@@ -231,13 +242,7 @@ class Loop:
         continue with the current ones."""
         committed = not (self.saver.aborted or shared.partitions_lost) and self._save()
         if self.saver.aborted or shared.partitions_lost or (shared.is_revoking and not committed):
-            log.info("going back to the last checkpoint", extra={"rows": self.totals.read})
-            state = self.saver.newest()
-            if state is None:
-                raise HeadraceError(
-                    "Partitions were taken away before the first checkpoint was saved: start again."
-                )
-            self._go_to(state)
+            self._go_back()
             if shared.shares_partitions and not shared.tracks_owners:
                 self.mark = Mark(stages=self.mark.stages)  # only the group knows what counts
         self.saver.aborted = False
@@ -247,6 +252,17 @@ class Loop:
         self.reporter.rebalanced()
         log.info("partitions", extra={"positions": dict(self.mark.positions)})
         return iter(self.loader)
+
+    def _go_back(self) -> None:
+        """Restore the last checkpoint that counts. Raises: HeadraceError without one."""
+        log.info("going back to the last checkpoint", extra={"rows": self.totals.read})
+        state = self.saver.newest()
+        if state is None:
+            raise HeadraceError(
+                "Partitions were taken away, or a transaction was aborted, before the first "
+                "checkpoint was saved: start again."
+            )
+        self._go_to(state)
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
         with self._interruptible():

@@ -48,6 +48,7 @@ class Saver:
     Attributes:
         mark: the newest committed mark.
         unsaved: whether work was done since.
+        is_transactional: whether a transaction commits.
         aborted: whether the last commit was refused, so that the run must go back.
         error: why the last checkpoint could not be written; None if it was.
         path: the newest checkpoint that this run has written; None before the first.
@@ -76,24 +77,28 @@ class Saver:
         self._identity = dict(identity or {})
         self._commit = source.commit if transaction is None else transaction.commit
         self._commit_seconds = None if transaction is None else transaction.every
-        self._transactional = transaction is not None
+        self.is_transactional = transaction is not None
         self._keeps_state = keeps_state
         self._mend = mend
         self._saved_at, self._saved_batches = time.monotonic(), 0
+        self._begun: int | None = None
+        """The batches done before this run; None until it begins."""
 
     def begin(self, batches: int) -> None:
         """Start a run that has done so many batches before."""
-        self._saved_batches = batches
+        self._saved_batches = self._begun = batches
 
     def newest(self) -> State | None:
-        """Return the state of the newest checkpoint that counts; None without one. After one that
-        this run has committed, those whose transactions were aborted do not.
+        """Return the state of the newest checkpoint that counts; None without one. In a run with
+        transactions these are the one that it began with and those that it has committed.
 
         Raises: UserError if it is another pipeline's; HeadraceError if none can be read.
         """
         if self._checkpoints is None:
             return None
-        last = self._checkpoints.committed if self._transactional else None
+        last = None
+        if self.is_transactional and self._begun is not None:
+            last = self._checkpoints.committed or 0
         return self._checkpoints.load(self._identity, self._was_committed, self._mend, last=last)
 
     def restoring(
@@ -144,9 +149,10 @@ class Saver:
             return False
         with calls.Calling("source", self._source):
             committed = self._commit(mark)
-        if committed and self._checkpoints is not None:
+        # A checkpoint of no work counts whatever the answer: there is nothing to abort.
+        if self._checkpoints is not None and (committed or batches == self._begun):
             self._checkpoints.mark_committed()
-        self.aborted = self._transactional and not committed
+        self.aborted = self.is_transactional and not committed
         # What a group did not take, for instance in a rebalance, is committed when it is next due,
         # also if nothing more comes. The results of an aborted transaction are gone.
         self.unsaved = not committed and not self.aborted
@@ -203,7 +209,7 @@ class Saver:
         """
         shared = self._source if isinstance(self._source, SharedSource) else None
         if shared is None or not (
-            self._transactional or (self._keeps_state and shared.shares_partitions)
+            self.is_transactional or (self._keeps_state and shared.shares_partitions)
         ):
             return True
         shared.match_identities(state["identities"])

@@ -31,6 +31,7 @@ from engine.types import (
     Records,
     Rejects,
     Schema,
+    SharedSource,
     Snapshot,
     Transaction,
 )
@@ -281,6 +282,95 @@ def test_a_transaction_is_committed_in_its_own_time(
     state = checkpoints.load({})
     assert state is not None
     assert state["positions"] == {"memory": 50}
+
+
+class Group(MemorySource, SharedSource):
+    """A member without a name of a group that only transactions commit to."""
+
+    shares_partitions = True
+    tracks_owners = partitions_lost = is_revoking = False
+    committed = 0
+
+    def is_rebalancing(self) -> bool:
+        return False
+
+    def unavailable_reason(self) -> str | None:
+        return None
+
+    def release_partitions(self) -> None:
+        return
+
+    def reset_offsets(self) -> None:
+        return
+
+    def keep_alive(self) -> None:
+        return
+
+    def counts(self) -> Mapping[str, int]:
+        return {}
+
+    def resume_after_rebalance(self, mark: Mark) -> Mark:
+        return Mark(positions={"memory": self.committed}, stages=mark.stages)
+
+    def was_committed(self, positions: Mapping[str, int]) -> bool | None:
+        return True
+
+
+@pytest.mark.parametrize("refused", [[1], [2], [1, 2], [1, 3], [6], [1, 6]])
+def test_rows_of_an_aborted_transaction_count_once(tmp_path: Path, refused: list[int]) -> None:
+    """Before the first transaction was committed, and at the end of the source, too."""
+    made = Pipeline([], tmp_path)
+    made.source = group = Group.of([numbers(0, 95)])
+    asked = 0
+
+    def commit(mark: Mark) -> bool:
+        nonlocal asked
+        asked += 1
+        if asked in refused:
+            return False
+        group.committed = mark.positions["memory"]
+        return True
+
+    loop = made.make(tmp_path, transaction=Transaction(commit=commit, every=3_600.0))
+    totals = loop.run()
+    assert group.committed == 95
+    assert (totals.read, totals.learned, totals.rejected) == (95, 48, 47)
+    assert made.sink.frame["a"].to_list() == list(range(0, 95, 2))
+    assert made.letters.frame["_position"].to_list() == list(range(1, 95, 2))
+
+
+def test_without_a_checkpoint_that_counts_an_aborted_transaction_ends_the_run(
+    tmp_path: Path,
+) -> None:
+    """The first checkpoint could not be written; the next is of rows that were aborted."""
+    folder = tmp_path / "folder"
+    folder.write_text("")
+    made = Pipeline([], folder)
+    made.source = Group.of([numbers(0, 95)])
+    answers = iter([False])
+    own = Transaction(commit=lambda mark: next(answers, True), every=3_600.0)
+    loop = made.make(folder, transaction=own)
+    loop._watch = lambda *_: folder.unlink() if folder.is_file() else None
+    with pytest.raises(HeadraceError, match=r"a transaction was aborted, before .*: start again"):
+        loop.run()
+
+
+def test_a_stop_whose_transaction_is_aborted_counts_none_of_its_rows(tmp_path: Path) -> None:
+    made = Pipeline([], tmp_path)
+    made.source = group = Group.of([numbers(0, 95)])
+
+    def commit(mark: Mark) -> bool:
+        if loop.stopped:
+            return False
+        group.committed = mark.positions["memory"]
+        return True
+
+    loop = made.make(tmp_path, transaction=Transaction(commit=commit, every=3_600.0))
+    loop._watch = lambda loop, _: loop.stop() if loop.totals.read == 50 else None
+    totals = loop.run()
+    assert group.committed == totals.read == 40
+    assert made.sink.frame["a"].to_list() == list(range(0, 40, 2))
+    assert loop.mark.positions == {"memory": 40}
 
 
 def test_a_source_that_hangs_is_a_stall(tmp_path: Path) -> None:
