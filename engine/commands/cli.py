@@ -37,6 +37,9 @@ Read a source, clean its rows with the [scrub] stages, and train, serve or only 
   headrace run my.toml --set loader.batch_rows=512 --set 'sink.path="out"'
   HEADRACE_SERVICE__PORT=9200 headrace run my.toml
 
+A table given to --set ('sink={path="out"}') is merged with that of the file, key by key; one of
+another kind takes its place.
+
 A second run of the same file resumes where the last one stopped; --fresh starts over.
 Ctrl-C (SIGINT) or SIGTERM finishes the current batch, saves and exits with 0; a second one ends the
 process at once, with 130 or 143.
@@ -83,7 +86,8 @@ that serve the folder follow within a moment.
   headrace versions runs/pedestrians/versions --shadow        # none does any more
 
 After --rollback, or --promote of an older version, new versions are published and do not serve,
-until the newest is promoted. The exit code is 2 where no engine can serve what the pointer names.
+until the newest is promoted. The exit code is 2 where no engine can serve what the pointer names,
+or a version is to be in the shadow that is not there or damaged.
 """
 REPLAY = """\
 Process dead letters again once the cause is fixed, in the pipeline file, the model or the code.
@@ -225,7 +229,8 @@ def _done(options: argparse.Namespace) -> int:
         for remark in environment.remarks():
             _log().warning("%s", remark)
         command: Callable[[argparse.Namespace], int] = options.command
-        return command(options)
+        with _compiling_reported(options):
+            return command(options)
     except signals.StopRequested:
         raise
     except UserError as error:
@@ -244,6 +249,15 @@ def _done(options: argparse.Namespace) -> int:
 
             traceback.print_exc()
         return _say(_unexpected(error), EXIT["failed"])
+
+
+def _compiling_reported(options: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    """Say, for the block, that loops are compiled; commands that read no data load no compiler."""
+    if options.command in (_versions, _reference, _schema):
+        return contextlib.nullcontext()
+    from engine.observing import compiling
+
+    return compiling.reported()
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
@@ -307,13 +321,11 @@ def _runs(options: argparse.Namespace, *, fresh: bool = False, replay: bool = Fa
 
 def _check(options: argparse.Namespace) -> int:
     from engine.commands.preflight import preflight
-    from engine.observing import compiling
     from engine.run import Run
 
     if options.rows < 1:
         raise UserError(f"Expected --rows of 1 or more, got {options.rows}.")
-    with compiling.reported():
-        good = preflight(Run(options.file, options.set), options.rows)
+    good = preflight(Run(options.file, options.set), options.rows)
     return EXIT["done" if good else "mistake"]
 
 
@@ -466,6 +478,8 @@ def _versions(options: argparse.Namespace) -> int:
     if sentence:
         console().print(sentence, highlight=False, markup=False, soft_wrap=True)
     versions.current()  # raises where no engine can serve what the pointer names
+    if not sentence:
+        versions.require_shadow()
     return EXIT["done"]
 
 

@@ -12,14 +12,22 @@ from numba.core import event
 from engine.observing.service import Heartbeat
 
 log = logging.getLogger("headrace.compiling")
+_active: list[_Listener] = []
+"""The listeners of the blocks that are running, the outermost first."""
 
 
 @contextmanager
 def reported(heartbeat: Heartbeat | None = None) -> Iterator[None]:
     """Log once if a loop is compiled in the block, on any thread, and pause the heartbeat
-    meanwhile, if there is one. What comes from the cache is not compiled."""
-    with event.install_listener("numba:compile", _Listener(heartbeat or Heartbeat())):
-        yield
+    meanwhile, if there is one. What comes from the cache is not compiled. Of nested blocks, the
+    outermost logs."""
+    listener = _Listener(heartbeat or Heartbeat())
+    _active.append(listener)
+    try:
+        with event.install_listener("numba:compile", listener):
+            yield
+    finally:
+        _active.remove(listener)
 
 
 class _Listener(event.Listener):
@@ -31,7 +39,7 @@ class _Listener(event.Listener):
 
     def on_start(self, event: event.Event) -> None:
         self._heartbeat.pause()
-        if not self._logged:
+        if self is _active[0] and not self._logged:
             self._logged = True
             function = event.data["dispatcher"].py_func
             log.info(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import numba
 import pytest
 from numba import extending
 
+from engine.commands import cli
 from engine.observing import compiling
 from engine.observing.service import Heartbeat
 
@@ -72,3 +74,47 @@ def test_what_is_compiled_is_not_mentioned(caplog: pytest.LogCaptureFixture) -> 
     with compiling.reported():
         compiled(2)
     assert caplog.records == []
+
+
+def test_of_nested_blocks_one_says_it_and_the_heartbeat_of_the_inner_one_pauses(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = Clock()
+    heart = Heartbeat(60, clock=clock)
+    paused: list[int] = []
+
+    def slow(n: int) -> int:
+        return n
+
+    @extending.overload(slow)
+    def _slow(n: int) -> Callable[[int], int]:
+        clock.now += 1000
+        paused.append(heart.age() == 0)
+        return slow
+
+    def loop(n: int) -> int:
+        return slow(n)
+
+    caplog.set_level(logging.INFO, "headrace.compiling")
+    with compiling.reported(), compiling.reported(heart):
+        assert njit(loop)(1) == 1
+    assert paused
+    assert all(paused)
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("command", ["_explore", "_interpret", "_export", "_adopt", "_predict"])
+def test_every_command_that_reads_data_says_that_it_compiles(
+    caplog: pytest.LogCaptureFixture, command: str
+) -> None:
+    def loop(n: int) -> int:
+        return n + 1
+
+    def compiles(options: argparse.Namespace) -> int:
+        return int(njit(loop)(1))
+
+    options = argparse.Namespace(command=getattr(cli, command))
+    caplog.set_level(logging.INFO, "headrace.compiling")
+    with cli._compiling_reported(options):
+        assert compiles(options) == 2
+    assert len(caplog.records) == 1
