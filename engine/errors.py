@@ -17,6 +17,11 @@ class UserError(HeadraceError, ValueError):
     """The user's mistake (a file, a key, a value). The same kind of sentence, exit code 2."""
 
 
+class UnreadableFile(UserError):
+    """An input file is cut short, damaged, of another format, or not the one that was read before.
+    A source that follows its files passes over it."""
+
+
 class ReaderLeft(BrokenPipeError):
     """The reader of standard output left: ``headrace ... | head``."""
 
@@ -45,4 +50,11 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-__all__ = ["HeadraceError", "ReaderLeft", "UserError", "first_line", "nearest"]
+__all__ = [
+    "HeadraceError",
+    "ReaderLeft",
+    "UnreadableFile",
+    "UserError",
+    "first_line",
+    "nearest",
+]

@@ -81,6 +81,12 @@ class Catalog:
         return next(iter(self.files.items()))
 
     @property
+    def inspected(self) -> list[str]:
+        """The partitions of the files whose columns a run begins with."""
+        every = self.format != "xml" and self.spec.layout != "samples"
+        return list(self.files)[: None if every else 1]
+
+    @property
     def described(self) -> str:
         """The files as words for a sentence."""
         first, rest = self.first[0], len(self.files) - 1

@@ -34,8 +34,8 @@ from connectors.formats.webdataset import WebDatasetFormat
 from engine.types import (
     DROPPED,
     WILDCARD,
-    HeadraceError,
     Schema,
+    UnreadableFile,
     UserError,
     expand_schema,
     is_pattern,
@@ -125,9 +125,7 @@ class ColumnFinder:
             catalog.files = begun
             try:
                 return self._schema(declared)
-            except UserError:
-                raise
-            except (HeadraceError, OSError):  # a file disappeared meanwhile, or is incomplete
+            except (UnreadableFile, OSError):  # a file disappeared meanwhile, or is incomplete
                 files = catalog.find()
                 plain = {name: path for name, path in files.items() if compression(path) is None}
                 catalog.files = plain or files

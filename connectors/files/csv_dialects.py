@@ -114,6 +114,17 @@ class CsvDialects:
                 "these names say otherwise.", name, found,
             )  # fmt: skip
 
+    def require_delimiter(self, named: str, name: str) -> None:
+        """Raises: UserError if a file names another delimiter (``sep=;``) than the files are read
+        with, unless that is declared."""
+        known = self.sniffed is not None and "delimiter" not in self.declared
+        if known and named != self.dialect.delimiter:
+            raise UserError(
+                f"{name} names its delimiter {json.dumps(named)} (sep=), and the files before it "
+                f"have {json.dumps(self.dialect.delimiter)}: expected one delimiter; read them "
+                "apart, or convert one."
+            )
+
     def take_header(self, raw: bytes | None, name: str, *, sniffed_now: bool) -> list[str]:
         """Note and return the columns of a file.
 

@@ -37,7 +37,7 @@ class Decoding:
         """Rebuild the formats from the settings. Raises: UserError if these do not fit."""
         catalog = self._catalog
         self.inner = self._inner()
-        self.inferred = InferredTypes(self.inner, lambda: self._dialects.dialect.decimal)
+        self.inferred = InferredTypes(self.inner, self._decimal)
         counted = self.inferred if catalog.has_lines and catalog.spec.guessed else self.inner
         self.format = counted
         if catalog.settings.follow:  # where a damaged file is a dead letter
@@ -48,6 +48,10 @@ class Decoding:
     def beside_folders(self, format: Format) -> HivePartitions:
         """Return a format that adds the columns of folders."""
         return HivePartitions(format, self._catalog.folders)
+
+    def _decimal(self) -> str:
+        """Return the decimal point of a CSV's numbers, which is found after the format is made."""
+        return self._dialects.dialect.decimal
 
     def _inner(self) -> Format:
         catalog, settings, spec = self._catalog, self._catalog.settings, self._catalog.spec
@@ -61,7 +65,8 @@ class Decoding:
                     "out."
                 )
         if settings.order_by:
-            return Columns(coerce=settings.coerce, lenient=True)
+            decimal = self._decimal if catalog.format == "csv" else None
+            return Columns(coerce=settings.coerce, lenient=True, decimal=decimal)
         if settings.row is not None:  # elements come as columns of text
             return Columns()
         if spec is CUSTOM:

@@ -27,9 +27,9 @@ from engine.types import (
     PART,
     RESERVED,
     WILDCARD,
-    HeadraceError,
     Records,
     Schema,
+    UnreadableFile,
     UserError,
     Values,
     is_pattern,
@@ -189,9 +189,7 @@ def passing_over(damaged: bool) -> Iterator[None]:
     """Pass over a file that cannot be read, where so asked: its reader reports it."""
     try:
         yield
-    except UserError:
-        raise
-    except HeadraceError:
+    except UnreadableFile:
         if not damaged:
             raise
 

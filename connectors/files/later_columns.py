@@ -14,6 +14,7 @@ from connectors.files.readers.table import TableFile
 from connectors.files.splits import Readable
 from connectors.formats.inference.infer import infer_json_types
 from connectors.formats.kernels.paths import parse_path
+from connectors.formats.webdataset import WebDatasetFormat
 from engine.types import HeadraceError
 from engine.types.plural import counted
 
@@ -42,7 +43,7 @@ class LaterColumns:
         self._files.update(files)
 
     def look(self, file: Readable, path: Path, name: str) -> None:
-        """Look at a file that was just opened; for JSON, at its first rows."""
+        """Look at a file that was just opened; for JSON, XML and WebDatasets, at its first rows."""
         if self.read is None or name in self._files:
             return
         self._files.add(name)
@@ -67,6 +68,14 @@ class LaterColumns:
             return self._dialects.headers.get(name, ())
         if isinstance(file, TableFile):
             return file.schema
+        if catalog.format == "xml":
+            from connectors.formats.xml import columns_of  # and with it lxml
+
+            found = columns_of(self._opener.elements_in(path, name))
+            return [c for c in found if c not in paths.values()]
+        if catalog.spec.layout == "samples":
+            named = WebDatasetFormat(paths).extensions(paths)
+            return [e for e in self._opener.members_in(path, name) if e not in named]
         if not catalog.has_objects:
             return ()
         beginning = self._opener.sampled(path, name)

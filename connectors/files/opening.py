@@ -20,7 +20,7 @@ from connectors.files.readers.table import open_table
 from connectors.files.readers.tar import TarShard
 from connectors.files.readers.text import TextFile, compression
 from connectors.files.splits import SHARD_GROUPS, Readable, order
-from connectors.formats.inference.sniff import HEAD
+from connectors.formats.inference.sniff import HEAD, split_sep_line
 from connectors.formats.inference.transcode import Transcoder
 from connectors.formats.kernels.paths import parse_path
 from connectors.formats.registry import CUSTOM, FILES, require_option
@@ -80,7 +80,8 @@ class Opener:
         if self._catalog.format != "csv" or compression(path) is not None:
             return True
         (head,) = segments(path, [(0, HEADER_BYTES)], raw=True)
-        return len(head) == HEADER_BYTES or b"\n" in head.lstrip(b"\r\n")
+        full, head = len(head) == HEADER_BYTES, split_sep_line(head)[0]
+        return full or b"\n" in head.lstrip(b"\r\n")
 
     def files(self, name: str, group: int | None = None, epoch: int = 0) -> FileRows:
         """Return the files that are one row each, in the order of an epoch.
@@ -101,6 +102,10 @@ class Opener:
             records = self.files(self._catalog.name).read(SAMPLE_ROWS, INSPECTION_BYTES)
             return documents(records) if records is not None else []
         name, path = self._catalog.first
+        return self.elements_in(path, name)
+
+    def elements_in(self, path: Path, name: str) -> list[etree._Element]:
+        """Return a sample of the rows of an XML file."""
         rows = self._xml(path, name, columns=[])
         elements = rows.sample(SAMPLE_ROWS)
         rows.close()
@@ -109,6 +114,10 @@ class Opener:
     def members(self) -> list[str]:
         """Return the extensions that a sample of a WebDataset has."""
         name, path = self._catalog.first
+        return self.members_in(path, name)
+
+    def members_in(self, path: Path, name: str) -> list[str]:
+        """Return the extensions that a sample of a WebDataset's shard has."""
         shard = TarShard(path, name, None, max_record=self._catalog.settings.max_record_bytes)
         extensions = shard.sample(SAMPLE_ROWS)
         shard.close()
@@ -139,6 +148,9 @@ class Opener:
         dialect = self._dialects.dialect
         file = self._csv_file(path, name, comment=dialect.comment or dialect.preamble)
         raw, end = file.header()
+        if raw is not None and (named := split_sep_line(raw)[1]):
+            self._dialects.require_delimiter(named, name)
+            raw, end = file.header()
         columns = self._dialects.take_header(raw, name, sniffed_now=first)
         if len(columns) == 1 or dialect.preamble:  # a blank line is a row there
             file.close()

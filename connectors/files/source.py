@@ -35,12 +35,12 @@ from engine.types import (
     SAMPLE_BYTES,
     WILDCARD,
     Format,
-    HeadraceError,
     Mark,
     Records,
     Schema,
     Snapshot,
     Source,
+    UnreadableFile,
     UserError,
 )
 
@@ -153,7 +153,7 @@ class FilesSource(Source):
             self._takes_all = declared.get(WILDCARD) != DROPPED and not chosen
         schema = self._columns.schema(declared)
         if first:
-            self._later.pass_over(self._catalog.files)
+            self._later.pass_over(self._catalog.inspected)
         self._later.read = frozenset(schema) if self._takes_all else None
         return schema
 
@@ -247,9 +247,7 @@ class FilesSource(Source):
         self._catalog.note_folders(name, path)
         try:
             return self._first_rows(path, name, rows)
-        except UserError:
-            raise
-        except HeadraceError as error:
+        except UnreadableFile as error:
             if not self.settings.follow or self.settings.on_replaced == "fail":
                 raise
             return [unreadable(path, name, 0, 1, str(error))]
@@ -281,6 +279,11 @@ class FilesSource(Source):
     def lag(self, mark: Mark) -> Mapping[str, int]:
         """Return partition -> bytes (text) or rows after the mark, of the files opened so far."""
         return self._stream.lag(mark.positions)
+
+    def lag_unit(self, partition: str) -> str:
+        catalog = self._catalog
+        by_number = catalog.spec.layout == "table" or self.settings.row is not None
+        return "rows" if by_number or self.settings.order_by else "bytes"
 
     def progress(self, mark: Mark) -> float | None:
         """Return the share of the bytes of all files before the mark; inside a compressed file

@@ -19,6 +19,8 @@ class Dialect:
         decimal: between the whole digits of a number and the others, ``.`` or ``,``.
         comment: lines that begin with it are no rows; None for none.
         preamble: lines before the header that begin with it are no rows.
+        sep_line: whether a line such as ``sep=;``, which Excel writes before the header, names the
+            delimiter and is no row.
         null_values: fields that stand for a missing value, besides the empty one.
     """
 
@@ -27,6 +29,7 @@ class Dialect:
     decimal: Literal[".", ","] = "."
     comment: str | None = None
     preamble: str | None = None
+    sep_line: bool = False
     null_values: tuple[str, ...] = ()
 
     @property
@@ -44,6 +47,8 @@ class Dialect:
         ]
         if self.preamble:
             parts.append(f'lines that begin with "{self.preamble}" before its header left out')
+        if self.sep_line:
+            parts.append("a first line that names the delimiter (sep=) left out")
         return ", ".join(parts)
 
 

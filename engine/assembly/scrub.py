@@ -29,6 +29,7 @@ from engine.types import (
     Schema,
     Stage,
     Transform,
+    UnreadableFile,
     UserError,
     parse_schema,
     require_names,
@@ -233,6 +234,8 @@ class Scrub:
         source.restore_schema_state(saved.findings)
         try:
             return calls.schema(source, {**known, WILDCARD: DROPPED})
+        except UnreadableFile:  # which says nothing of the columns
+            raise
         except UserError as error:
             log.warning(
                 "The columns of the run so far no longer fit and are resolved again: %s", error

@@ -20,7 +20,7 @@ from engine.artifacts import try_export
 from engine.assembly.restoring import require_plain_state, try_resume
 from engine.commands.progress import console
 from engine.config import detached_tables
-from engine.explore.notation import hint, reads_null_values
+from engine.explore.notation import decimal_of, hint, reads_null_values
 from engine.loading.decoder import Decoder
 from engine.loading.sources.labelled_source import is_of_labels
 from engine.run import Run
@@ -132,11 +132,12 @@ def _check_sample(run: Run, sample: Batch | None, source: Source) -> Iterator[st
             markup=False,
         )
     read = _read_by_stages(run, batch)
+    words, decimal = reads_null_values(source), decimal_of(source)
     for column in sample.frame.get_columns():
         if (
             column.dtype == pl.String
             and column.name not in read
-            and (sentence := hint(column.name, column, null_values=reads_null_values(source)))
+            and (sentence := hint(column.name, column, null_values=words, decimal=decimal))
         ):
             out.print(sentence, highlight=False, markup=False, soft_wrap=True)
     if (sentence := _task(run, sample)) is not None:

@@ -10,7 +10,7 @@ import polars as pl
 
 from engine.config import LoaderSettings, Pipeline, detached_source
 from engine.explore.findings import Findings, column_profiles, left_out, related, sentences, times
-from engine.explore.notation import reads_null_values
+from engine.explore.notation import decimal_of, reads_null_values
 from engine.explore.suggestion import suggestion
 from engine.explore.survey import Survey
 from engine.loading.loader import Loader
@@ -46,7 +46,11 @@ def explore(
     """
     pipeline = target if isinstance(target, Pipeline) else _pipeline(Path(target), overrides)
     run = Run(_source_and_stages(pipeline))
-    survey = Survey(run.parts.scrub.source_schema, null_values=reads_null_values(run.source))
+    survey = Survey(
+        run.parts.scrub.source_schema,
+        null_values=reads_null_values(run.source),
+        decimal=decimal_of(run.source),
+    )
     stages: Stages = {stage.name: {} for stage in run.stages}
     rejected: dict[str, int] = {}
     details: dict[str, str] = {}

@@ -417,6 +417,7 @@ def _special(survey: Survey, name: str, column: Column) -> dict[str, Any]:
         column.numbers,
         column.words,
         null_values=survey.null_values,
+        decimal=survey.decimal,
     )
     if best is None or (best.plain and column.padded):
         return {}

@@ -150,6 +150,7 @@ def reading(
     words: Mapping[str, int] | None,
     *,
     null_values: bool,
+    decimal: object = ".",
 ) -> Reading | None:
     """Return how (nearly) all texts of a column write numbers, apart from a few words; None if
     they do not.
@@ -161,7 +162,10 @@ def reading(
         words: what `words` says of it; None where there are too many different ones.
         null_values: whether the source can be told which words mean a missing value; where it
             cannot, a stage reads numbers among words.
+        decimal: the decimal point with which the source reads numbers.
     """
+    if decimal == ",":
+        numbers = read[NOTATIONS.index(DECIMAL_COMMA)]
     gaps = {} if words is None or len(words) > MOST_WORDS else words
     rest = known - sum(gaps.values())
     if 2 * rest < known or not rest:
@@ -189,12 +193,19 @@ def reads_null_values(source: Source) -> bool:
     return source.in_effect().get("format") == "csv"
 
 
-def hint(column: str, texts: pl.Series, *, null_values: bool) -> str | None:
+def decimal_of(source: Source) -> object:
+    """Return the decimal point with which the source reads numbers."""
+    return source.in_effect().get("decimal", ".")
+
+
+def hint(column: str, texts: pl.Series, *, null_values: bool, decimal: object = ".") -> str | None:
     """Return a sentence about a text column with these values; see `reading`."""
     texts = texts.drop_nulls()
     numbers = int(texts.str.strip_chars().cast(pl.Float64, strict=False).is_not_null().sum())
     gaps = words(texts)
-    matching = reading(counts(texts), len(texts), numbers, gaps, null_values=null_values)
+    matching = reading(
+        counts(texts), len(texts), numbers, gaps, null_values=null_values, decimal=decimal
+    )
     padded = bool(texts.str.contains(r"^\s*[+-]?0\d").any())
     if matching is None or (matching.plain and padded):
         return None
@@ -204,10 +215,13 @@ def hint(column: str, texts: pl.Series, *, null_values: bool) -> str | None:
             f"'{column}' is text: numbers {matching.notation.words} ('{first}'){matching.but}. "
             f"A 'derive' stage makes numbers of it: {matching.read(column)}"
         )
-    return f"'{column}' is text: numbers{matching.but}." if matching.words else None
+    if not matching.but:
+        return None
+    declared = f'{json.dumps(column, ensure_ascii=False)} = "float64" in [source.schema]'
+    return f"'{column}' is text: numbers{matching.but}; with {declared} such rows are rejected."
 
 
 __all__ = [
-    "DECIMAL_COMMA", "MOST_WORDS", "NOTATIONS", "Notation", "Reading", "counts", "hint", "reading",
-    "reads_null_values", "truth", "words",
+    "DECIMAL_COMMA", "MOST_WORDS", "NOTATIONS", "Notation", "Reading", "counts", "decimal_of",
+    "hint", "reading", "reads_null_values", "truth", "words",
 ]  # fmt: skip

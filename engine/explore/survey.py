@@ -93,6 +93,7 @@ class Survey:
 
     Attributes:
         null_values: whether the source can be told which words mean a missing value.
+        decimal: the decimal point with which it reads numbers.
         rows: seen.
         columns: name -> what is known of it.
         numeric: names of the columns of numbers.
@@ -102,8 +103,9 @@ class Survey:
         time: what the time is made of.
     """
 
-    def __init__(self, schema: Schema, *, null_values: bool = True) -> None:
+    def __init__(self, schema: Schema, *, null_values: bool = True, decimal: object = ".") -> None:
         self.null_values = null_values
+        self.decimal = decimal
         self.schema = {c: k for c, k in schema.items() if c not in RESERVED}
         self.rows = 0
         self.numeric = [c for c, dtype in self.schema.items() if dtype.is_numeric()]

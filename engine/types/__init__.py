@@ -16,7 +16,7 @@ other module may import it.
 
 from __future__ import annotations
 
-from engine.errors import HeadraceError, UserError, first_line, nearest
+from engine.errors import HeadraceError, UnreadableFile, UserError, first_line, nearest
 from engine.types.batch import Batch, bytes_as_hex
 from engine.types.contracts import (
     SAMPLE_BYTES,
@@ -142,6 +142,7 @@ __all__ = [
     "Transaction",
     "Transform",
     "Unit",
+    "UnreadableFile",
     "UserError",
     "Values",
     "bucket",

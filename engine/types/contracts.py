@@ -225,6 +225,10 @@ class Source(ABC):
         not; empty if unknown."""
         return {}
 
+    def lag_unit(self, partition: str) -> str:
+        """Return what `lag` counts of a partition: records, rows or bytes."""
+        return "records"
+
     def progress(self, mark: Mark) -> float | None:
         """Return the share (0-1) of a bounded source before `mark`; None for an endless one."""
         return None
@@ -252,7 +256,7 @@ class SharedSource(Source):
     @property
     @abstractmethod
     def tracks_owners(self) -> bool:
-        """Whether `was_committed` can answer; required of an engine with state that shares
+        """Whether `was_committed` is certain; required of an engine with state that shares
         partitions."""
 
     @abstractmethod

@@ -117,6 +117,21 @@ def test_a_compressed_file_that_is_damaged(
         drain(source)
 
 
+@pytest.mark.parametrize("zeros", [8, 504, 1 << 20])
+def test_a_gzip_that_is_padded_with_zeros_is_whole(tmp_path: Path, zeros: int) -> None:
+    """As on a tape, or from dd; gzip itself reads it without a word."""
+    path, half = tmp_path / "rows.csv.gz", MANY.height // 2
+    head, tail = MANY[:half].write_csv(), MANY[half:].write_csv(include_header=False)
+    members = b"".join(gzip.compress(part.encode()) for part in (head, tail))
+    path.write_bytes(members + bytes(zeros))
+    source = files(path)
+    schema = source.schema({})
+    assert decoded(source, drain(source, 4_096), schema).equals(MANY)
+    path.write_bytes(members[: len(members) // 2] + bytes(zeros))
+    with pytest.raises(UserError, match=r"cannot be read on at offset .*cut short or damaged"):
+        drain(files(path))
+
+
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 @pytest.mark.parametrize("harm", ["footer", "body"])
 def test_a_table_that_is_damaged(tmp_path: Path, kind: str, harm: str) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from connectors.files.readers.text import BLOCK, Bytes, compression, readable
 from connectors.formats.kernels.rows import TOO_LARGE
-from engine.types import HeadraceError, Records, Values
+from engine.types import HeadraceError, Records, UnreadableFile, Values
 
 UNREADABLE = "unreadable"
 Content = tuple[NDArray[np.uint8], str]
@@ -57,10 +57,10 @@ class FileRows:
         return int(self._starts[-1])
 
     def skip_to(self, position: int) -> None:
-        """Continue at the file that starts at `position`. Raises: HeadraceError if none does."""
+        """Continue at the file that starts at `position`. Raises: UnreadableFile if none does."""
         row = int(np.searchsorted(self._starts, position))
         if row == len(self._starts) or self._starts[row] != position:
-            raise HeadraceError(
+            raise UnreadableFile(
                 f"The files of {self.name} are not those that were read before: a file "
                 f"before position {position}, where to resume, was added, changed or deleted; "
                 "put it back, or start over (--fresh)."

@@ -26,7 +26,7 @@ from connectors.formats.values.calendar import flag_impossible
 from connectors.formats.values.columns import PROBLEM
 from connectors.formats.walks.parquet_pages import Footer, first_bad_page, read_footer
 from engine.system.file_stamp import FileStamp, file_stamp
-from engine.types import HeadraceError, Records, Schema, UserError
+from engine.types import Records, Schema, UnreadableFile, UserError
 from engine.types.plural import counted
 
 if TYPE_CHECKING:  # where Parquet is read
@@ -69,7 +69,7 @@ class TableFile(ABC):
         schema: all columns of the file.
         bounds: rows at which chunks start, and the end, shape (chunks + 1,).
 
-    Raises (all methods): HeadraceError for a file of another format, truncated or damaged;
+    Raises (all methods): UnreadableFile for a file of another format, truncated or damaged;
         UserError for a duplicate column, or one of an unsupported type.
     """
 
@@ -100,7 +100,7 @@ class TableFile(ABC):
     def skip_to(self, position: int) -> None:
         """Continue at a row number."""
         if position > self.rows:
-            raise HeadraceError(
+            raise UnreadableFile(
                 f"{self.name} has {counted(self.rows, 'row')}, fewer than {position:,}, where "
                 "to resume: expected the same file as before."
             )
@@ -149,8 +149,8 @@ class TableFile(ABC):
             raise self._error(error) from error
         return flag_impossible(frame)
 
-    def _error(self, error: Exception) -> HeadraceError:
-        return HeadraceError(
+    def _error(self, error: Exception) -> UnreadableFile:
+        return UnreadableFile(
             f"{self.name} cannot be read as {self.format_name} at row {self.next}: "
             f"{str(error).partition(chr(10))[0]}; the file is cut short, damaged or of another "
             "format: replace it, or set [source] format."

@@ -15,7 +15,7 @@ import polars as pl
 from connectors.files.readers.text import BLOCK, Bytes
 from connectors.formats.values.columns import PROBLEM
 from connectors.formats.webdataset import KEY
-from engine.types import HeadraceError, Records
+from engine.types import HeadraceError, Records, UnreadableFile
 
 HEADER = tarfile.BLOCKSIZE
 ZEROS = bytes(HEADER)
@@ -74,7 +74,7 @@ class TarShard:
         extensions: the extensions to read; others are skipped; None reads all.
         max_record: the largest accepted sample, in bytes.
 
-    Raises (all methods): HeadraceError if reading fails, with file and offset.
+    Raises (all methods): UnreadableFile if reading fails, with file and offset.
     """
 
     def __init__(
@@ -294,8 +294,8 @@ class TarShard:
             raise self._damaged("it ends within a file")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _damaged(self, problem: str, at: int | None = None) -> HeadraceError:
-        return HeadraceError(
+    def _damaged(self, problem: str, at: int | None = None) -> UnreadableFile:
+        return UnreadableFile(
             f"{self.name} cannot be read on as a tar at offset "
             f"{self._bytes.offset if at is None else at}: {problem}; the file is cut short, "
             f"damaged "

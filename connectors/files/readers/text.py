@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import lzma
 import os
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from connectors.formats.kernels.lines import quoted_ends
-from engine.types import HeadraceError, Records, UserError, Values
+from engine.types import Records, UnreadableFile, UserError, Values
 
 BLOCK = 4 << 20
 """The bytes read at a time."""
@@ -23,6 +25,8 @@ COMPRESSIONS = {
 }  # fmt: skip
 """Extension in lower case -> compression; see `compression`."""
 QUOTE, NEWLINE, RETURN = 34, 10, 13
+GZIP_END = bytes(8)
+"""The last bytes of a gzip that is padded: no checksum and size of a member with content."""
 PREVIEW_BYTES = 2_000
 """The bytes kept of a row that is too long."""
 
@@ -30,6 +34,15 @@ PREVIEW_BYTES = 2_000
 def compression(path: Path) -> str | None:
     """Return the compression of a file, by its extension in any case; None without one."""
     return COMPRESSIONS.get(path.suffix.lower())
+
+
+def _is_padded(path: Path) -> bool:
+    """Return whether zeros follow the last member of a gzip, as on a tape or a block device; a
+    member ends with a checksum and a size."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - len(GZIP_END)))
+        return size > len(GZIP_END) and file.read() == GZIP_END
 
 
 def readable(name: str) -> str:
@@ -43,7 +56,7 @@ class Bytes:
     Attributes:
         offset: the offset of the next byte to read.
 
-    Raises (all methods): HeadraceError if the file cannot be read on, naming file and offset.
+    Raises (all methods): UnreadableFile if the file cannot be read on, naming file and offset.
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -56,17 +69,20 @@ class Bytes:
             self._file = self._raw
             if self._compression == "xz":  # which Arrow does not know
                 self._file = pa.PythonFile(lzma.LZMAFile(self._raw), mode="r")  # noqa: SIM115
+            elif self._compression == "gzip" and _is_padded(path):  # damage, to Arrow
+                padded = gzip.GzipFile(fileobj=self._raw, mode="rb")
+                self._file = pa.PythonFile(padded, mode="r")
             elif self._compression is not None:
                 self._file = pa.CompressedInputStream(self._raw, self._compression)
         except OSError as error:
-            raise HeadraceError(f"{name} cannot be opened: {error}.") from error
+            raise UnreadableFile(f"{name} cannot be opened: {error}.") from error
 
     def read(self, size: int) -> NDArray[np.uint8]:
         """Return up to `size` bytes, none at the end."""
         try:
             block = np.frombuffer(self._file.read_buffer(size), np.uint8)
-        except (OSError, lzma.LZMAError, EOFError) as error:
-            raise HeadraceError(
+        except (OSError, lzma.LZMAError, zlib.error, EOFError) as error:
+            raise UnreadableFile(
                 f"{self.name} cannot be read on at offset {self.offset} of its text: {error}; the "
                 "file is cut short or damaged: replace it and start again."
             ) from error
@@ -103,7 +119,7 @@ class Bytes:
             self.offset = int(self._file.tell())
         while self.offset < offset:
             if not len(self.read(min(offset - self.offset, BLOCK))):
-                raise HeadraceError(
+                raise UnreadableFile(
                     f"{self.name} ends at offset {self.offset}, before {offset}, where to resume: "
                     "expected the same file as before, got a shorter one."
                 )
@@ -132,7 +148,7 @@ class TextFile:
     Attributes:
         unfinished: whether the last row read has no line end.
 
-    Raises (all methods): HeadraceError if the file cannot be read on, naming file and offset.
+    Raises (all methods): UnreadableFile if the file cannot be read on, naming file and offset.
     """
 
     def __init__(

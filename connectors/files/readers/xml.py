@@ -23,7 +23,7 @@ from connectors.formats.xml import (
     parser_message,
     refers_to_entities,
 )
-from engine.types import HeadraceError, Records, UserError
+from engine.types import HeadraceError, Records, UnreadableFile, UserError
 from engine.types.plural import counted
 
 BLOCK = 1 << 20
@@ -46,7 +46,7 @@ class XmlRows:
         columns: column -> path, see `Fields`.
         max_record: the longest accepted row, in bytes.
 
-    Raises (all methods): HeadraceError if reading fails, with file and row;
+    Raises (all methods): UnreadableFile if reading fails, with file and row;
         UserError for a row that is too long, and for a document with entities of its own.
     """
 
@@ -105,7 +105,7 @@ class XmlRows:
                 self._at += position - self.next
                 self.next = position
             if self._ended and self._at == self._chunk.height and self.next < position:
-                raise self._error or HeadraceError(
+                raise self._error or UnreadableFile(
                     f"{self.name} has {counted(self.next, 'row')}, fewer than {position:,}, where "
                     "to resume: expected the same file as before."
                 )
@@ -183,7 +183,7 @@ class XmlRows:
             self._ended = not block
         except etree.XMLSyntaxError as error:
             self._stop(
-                HeadraceError(
+                UnreadableFile(
                     f"{self.name} cannot be read on as XML: {parser_message(error)}; the file is "
                     "cut short, damaged or of another format: fix or replace it."
                 )
@@ -215,7 +215,7 @@ class XmlRows:
             if root is not None:
                 break
         if root is None:
-            raise broken or HeadraceError(f"{self.name} has no root element: expected XML.")
+            raise broken or UnreadableFile(f"{self.name} has no root element: expected XML.")
         self._doctype = root.getroottree().docinfo.internalDTD is not None
         if self._doctype and declares_entities(root):
             raise UserError(

@@ -28,9 +28,12 @@ ODD_DELIMITERS = (":", "^", "~", "!", "#", "&", "$", "%", "*", "\x01", "\x1e", "
 WITH_COMMAS = (";", "\t")
 """The delimiters of files whose numbers may have decimal commas."""
 ODD = 0.1
-"""The share of rows that may have another number of fields than the header."""
+"""The share of rows that may have another number of fields than the header, and of values that may
+be words among numbers."""
 COMMENT = "#"
 BOM = b"\xef\xbb\xbf"
+SEP_LINE = re.compile(rb'"?sep=([\t -~])"?(?:\r?\n|\Z)', re.IGNORECASE)
+"""The line that Excel reads and writes before a header, to name the delimiter."""
 THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+$"
 """A number whose comma may separate thousands."""
 
@@ -38,32 +41,42 @@ THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+$"
 def sniff_dialect(head: bytes, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of `connectors.formats.csv.Dialect` that the first lines of a file show,
     besides those given."""
-    text = head.removeprefix(BOM).decode("latin-1")  # whatever it is: what is looked for is ASCII
+    head, named = split_sep_line(head)
+    text = head.decode("latin-1")  # whatever it is: what is looked for is ASCII
     comment = given.get("comment", COMMENT) or ""
     before, body = _parted(text, comment)
-    dialect: dict[str, Any] = {}
+    dialect: dict[str, Any] = {"sep_line": True} if named else {}
     if before and "comment" not in given:
         if _is_preamble(before, body, given):
             dialect["preamble"] = COMMENT
         else:
             body = text
     quoted = "quote" in given or '"' in body
-    single = None if quoted else _single_quoted(body, given.get("delimiter"))
+    single = None if quoted else _single_quoted(body, given.get("delimiter") or named)
     if single is not None:
         dialect["quote"] = "'"
     quote = given.get("quote", dialect.get("quote", '"'))
-    delimiter = given.get("delimiter") or single or _delimiter(body, quote)
+    delimiter = given.get("delimiter") or named or single or _delimiter(body, quote)
     if delimiter != ",":
         dialect["delimiter"] = delimiter
-    if delimiter in WITH_COMMAS and _has_decimal_commas(_rows(body, delimiter, quote)):
+    missing = (*NULL_WORDS, *given.get("null_values", ()))
+    if delimiter in WITH_COMMAS and _has_decimal_commas(_rows(body, delimiter, quote), missing):
         dialect["decimal"] = ","
     return {name: value for name, value in dialect.items() if name not in given}
+
+
+def split_sep_line(head: bytes) -> tuple[bytes, str | None]:
+    """Return the first bytes of a file without its byte order mark and a line such as ``sep=;``;
+    and the delimiter that this line names, None without one."""
+    head = head.removeprefix(BOM)
+    line = SEP_LINE.match(head)
+    return (head, None) if line is None else (head[line.end() :], line[1].decode())
 
 
 def unclear(head: bytes, dialect: Dialect) -> str | None:
     """Return a delimiter that may be meant, if the first lines of a file have only one column: one
     that the header has, or another one that splits the header and the rows alike."""
-    text = head.removeprefix(BOM).decode("latin-1")
+    text = split_sep_line(head)[0].decode("latin-1")
     _, body = _parted(text, dialect.comment or dialect.preamble or "")
     header = _rows(body, dialect.delimiter, dialect.quote)[:1]
     if not header or len(header[0]) != 1:
@@ -153,14 +166,20 @@ def _agree(rows: Sequence[Sequence[str]], *, odd: float) -> bool:
     return bool(rows) and different <= odd * (len(rows) - 1)
 
 
-def _has_decimal_commas(rows: Sequence[Sequence[str]]) -> bool:
+def _has_decimal_commas(rows: Sequence[Sequence[str]], missing: Sequence[str]) -> bool:
     """Return whether some numbers of a column certainly have decimal commas, and none a decimal
-    point."""
+    point. A few words among them say nothing of it.
+
+    Args:
+        missing: fields that stand for a missing value.
+    """
     seen = False
     kept = [row for row in rows[1:] if len(row) == len(rows[0])]
     for values in zip(*kept, strict=True):
         column = pl.Series(values).str.strip_chars()
-        column = column.filter((column != "") & ~column.is_in(NULL_WORDS))
+        column = column.filter((column != "") & ~column.is_in(missing))
+        numbers = column.filter(column.str.contains(r"\d"))
+        column = numbers if len(column) - len(numbers) <= ODD * len(column) else column
         if infer_type(column) == pl.Float64():
             if column.str.contains(".", literal=True).any():
                 return False
@@ -169,4 +188,4 @@ def _has_decimal_commas(rows: Sequence[Sequence[str]]) -> bool:
     return seen
 
 
-__all__ = ["HEAD", "sniff_dialect", "unclear"]
+__all__ = ["HEAD", "sniff_dialect", "split_sep_line", "unclear"]

@@ -210,11 +210,11 @@ def _copy(data, starts, bounds, newline, out):  # type: ignore[no-untyped-def]
 def select_records(records: Records, at: NDArray[np.int64]) -> Records:
     """Return some of the records, copied together, as a format takes them: without headers,
     timestamps and origins."""
-    assert isinstance(records.values, Values)
+    frame = records.values
     return replace(
         records,
         positions=records.positions[at],
-        values=take(records.values, at),
+        values=take(frame, at) if isinstance(frame, Values) else frame[at],
         keys=None if records.keys is None else take(records.keys, at),
         headers=None,
         timestamps=None,

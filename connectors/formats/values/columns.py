@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import polars as pl
@@ -31,6 +31,7 @@ class Columns(Format):
         paths: column -> where its value is in a nested column, ``image.bytes``.
         coerce: see `connectors.formats.values.casts`.
         lenient: a column that a partition lacks is null there, no error.
+        decimal: tells the decimal point of numbers in columns of a CSV's text; None for others.
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class Columns(Format):
         *,
         coerce: Coerce = "lossless",
         lenient: bool = False,
+        decimal: Callable[[], str] | None = None,
     ) -> None:
         """Raises: UserError for a text that is no path."""
+        self._decimal = decimal
         self._steps = {c: parse_path(path, c) for c, path in (paths or {}).items()}
         self._coerce: Coerce = coerce
         self._lenient = lenient
@@ -58,7 +61,15 @@ class Columns(Format):
         if frame.dtypes == list(available.values()):
             result = with_position_columns(frame, records, at)
         else:
-            result, more = conform(frame, records, available, at, coerce=self._coerce)
+            result, more = conform(
+                frame,
+                records,
+                available,
+                at,
+                coerce=self._coerce,
+                written=self._decimal is not None,
+                decimal="." if self._decimal is None else self._decimal(),
+            )
             rejects = [*rejects, *more]
         return (result if len(available) == len(schema) else with_nulls(result, schema)), rejects
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,41 @@ def test_columns_that_were_chosen_are_no_news(
     write(NEW, Path(f"d/b.{suffix}"))
     run = run.again()
     assert (run.read(), warnings(caplog)) == (2, [])
+
+
+def _xml(path: str, *columns: str) -> None:
+    cells = "".join(f"<{c}>1</{c}>" for c in columns)
+    Path(path).write_text(f"<rows><row>{cells}</row></rows>")
+
+
+def _tar(path: str, *extensions: str) -> None:
+    with tarfile.open(path, "w") as tar:
+        for extension in extensions:
+            Path("member").write_text("1")
+            tar.add("member", f"0.{extension}")
+
+
+@pytest.mark.parametrize(
+    ("write", "suffix", "own"),
+    [(_xml, "xml", {"row": "rows/row"}), (_tar, "tar", {"format": "webdataset"})],
+)
+def test_columns_of_files_after_the_first_whose_content_names_them(
+    write: Callable[..., None], suffix: str, own: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """A run begins with the columns of the first file: those of the others are told, too."""
+    write(f"d/a.{suffix}", "a", "b")
+    write(f"d/b.{suffix}", "a", "b", "c")
+    run = Run({}, **own)
+    assert (run.read(), warnings(caplog)) == (2, [TOLD.format("b", suffix)])
+    write(f"d/e.{suffix}", "b", "d")
+    run = run.again()
+    told = TOLD.format("e", suffix).replace("'c'", "'d'")
+    assert (run.read(), warnings(caplog)) == (1, [told])
+
+
+def test_members_that_paths_name_are_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    own: dict[str, Any] = {"format": "webdataset", "paths": {"label": "cls;txt"}}
+    _tar("d/a.tar", "cls", "a")
+    _tar("d/b.tar", "txt", "a")
+    assert (Run({}, **own).read(), warnings(caplog)) == (2, [])

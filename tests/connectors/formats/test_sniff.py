@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from connectors.files import inspection
 from connectors.formats.inference.sniff import sniff_dialect
+from engine.types import Mark, UserError
 from tests.connectors.conftest import decoded, drain, files
 
 SEMICOLONS = {"delimiter": ";"}
@@ -40,7 +42,17 @@ COMMAS = {"delimiter": ";", "decimal": ","}
         ("a;b\n1,234;2\n12,345,678;3\n", SEMICOLONS),
         ("a;b\n1,234;2\n", SEMICOLONS),
         ("a;b\n1,234;0,5\n", COMMAS),
+        ("a;b\n" + "1,5;2\n" * 20 + "broken;3\n", COMMAS),
+        ("a;b\n1,5;2\nx;3\ny;3\n", SEMICOLONS),
+        ("a;b\n" + "1.5;2,5\n" * 20 + "broken;0,5\n", SEMICOLONS),
         ("a|b\n1,5|2\n", {"delimiter": "|"}),
+        ("sep=;\na;b\n1;2\n", {"sep_line": True, "delimiter": ";"}),
+        ("\ufeffsep=;\r\na;b\r\n1,5;2\r\n", {"sep_line": True} | COMMAS),
+        ('"sep=|"\na|b;c\n1|2\n', {"sep_line": True, "delimiter": "|"}),
+        ("sep=,\na;b,c;d\n1,2\n", {"sep_line": True}),
+        ("SEP=\t\na b\tc d\n1\t2\n", {"sep_line": True, "delimiter": "\t"}),
+        ("sep=:\na:b\n1:2\n", {"sep_line": True, "delimiter": ":"}),
+        ("sep=x;y\n1;2\n", SEMICOLONS),
         ("# made\n# by hand\na,b\n1,2\n", {"preamble": "#"}),
         ("# a, b and c\na;b\n1;2\n", {"preamble": "#", "delimiter": ";"}),
         ("#a,b\n1,2\n", {}),
@@ -67,6 +79,7 @@ def test_what_is_found(text: str, found: dict[str, str]) -> None:
         ({"comment": None}, {}),
         ({"comment": "#"}, COMMAS),
         ({"quote": ""}, {"preamble": "#"} | COMMAS),
+        ({"null_values": ["x"]}, {"preamble": "#"} | COMMAS),
     ],
 )
 def test_what_is_declared_is_not_looked_for(given: dict[str, Any], found: dict[str, str]) -> None:
@@ -113,12 +126,101 @@ def test_numbers_are_read_and_the_log_says_how(
     assert plain.schema({}) == {"id;x;s": pl.String()}
 
 
+@pytest.mark.parametrize("start", ["sep=;\n", "\ufeffsep=;\r\n", '"sep=;"\n'])
+def test_the_line_that_excel_writes_is_no_header(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, start: str
+) -> None:
+    """Also in only some of the files, where columns are declared, and where rows are sorted."""
+    caplog.set_level("INFO")
+    (tmp_path / "a.csv").write_text(start + "x;s\n1,5;a\n2,5;b\n")
+    (tmp_path / "b.csv").write_text("x;s\n3,5;c\n")
+    for order in ((), ("s",)):
+        source = files(tmp_path / "*.csv", order_by=order)
+        schema = source.schema({})
+        assert schema == {"x": pl.Float64(), "s": pl.String()}
+        made = decoded(source, drain(source), schema)
+        assert made.rows() == [(1.5, "a"), (2.5, "b"), (3.5, "c")]
+        assert "a first line that names the delimiter (sep=) left out" in source.found()
+    assert "a first line that names the delimiter (sep=) left out" in caplog.text
+    declared = files(tmp_path / "a.csv", delimiter=";", decimal=",")
+    assert decoded(declared, drain(declared), schema).height == 2
+
+
+def test_a_line_that_names_a_delimiter_leaves_positions_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("sep=;\nx;s\n1;a\n2;b\n")
+    source = files(path)
+    schema = source.schema({})
+    (piece,) = drain(source)
+    assert piece.positions.tolist() == [10, 14]
+    source.seek(Mark(positions={str(path): 14}))
+    assert decoded(source, drain(source), schema).rows() == [(2, "b")]
+
+
+def test_files_that_name_different_delimiters_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("sep=;\nx;s\n1;a\n")
+    (tmp_path / "b.csv").write_text("sep=|\nx|s\n1|a\n")
+    with pytest.raises(
+        UserError, match=r'b.csv names its delimiter "\|" .* have ";": expected one'
+    ):
+        files(tmp_path / "*.csv").schema({})
+
+
+def test_a_file_of_nothing_but_the_line_that_excel_writes_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("sep=;\n")
+    with pytest.raises(UserError, match="is empty: expected a CSV header"):
+        files(tmp_path / "a.csv").schema({})
+
+
 def test_the_declared_wins_over_what_is_found(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("id;x\n1;1,5\n2;NA\n")
     assert files(path, decimal=".").schema({})["x"] == pl.String()
     assert files(path, null_values=[]).schema({})["x"] == pl.String()
     assert files(path, null_values=["NA"]).schema({})["x"] == pl.Float64()
+
+
+@pytest.mark.parametrize("point", [".", ","])
+def test_a_word_among_numbers_is_the_same_with_points_and_with_commas(
+    tmp_path: Path, point: str
+) -> None:
+    """The column is text until the word is declared to be missing; the others are numbers."""
+    path = tmp_path / "a.csv"
+    values = ["1.5;2.5\n"] * 30 + ["broken;3.5\n"]
+    path.write_text("x;y\n" + "".join(values).replace(".", point))
+    assert files(path).schema({}) == {"x": pl.String(), "y": pl.Float64()}
+    source = files(path, null_values=["broken"])
+    schema = source.schema({})
+    assert schema == {"x": pl.Float64(), "y": pl.Float64()}
+    assert decoded(source, drain(source), schema)["x"].to_list() == [1.5] * 30 + [None]
+
+
+def test_sorted_rows_are_read_as_unsorted_ones(tmp_path: Path) -> None:
+    """With decimal commas, strictly typed; and one that does not fit costs its row."""
+    path = tmp_path / "a.csv"
+    path.write_text("x;s\n2,5;b\n1,5;a\nbroken;c\n")
+    source = files(path, order_by=["s"], coerce="strict", decimal=",", delimiter=";")
+    (piece,), schema = drain(source), source.schema({"x": pl.Float64(), "s": pl.String()})
+    frame, rejects = source.format.decode(piece, schema)
+    assert frame.select("x", "s").rows() == [(1.5, "a"), (2.5, "b")]
+    assert [reject.rows["detail"].to_list() for reject in rejects] == [
+        ["Expected float64, got 'broken' in column 'x'."]
+    ]
+
+
+def test_a_sorted_row_that_the_guessed_type_does_not_fit_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the types are a guess by the first rows."""
+    monkeypatch.setattr(inspection, "INFERENCE_BYTES", 1)
+    monkeypatch.setattr(inspection, "MIN_BYTES_PER_FILE", 1)
+    path = tmp_path / "a.csv"
+    path.write_text("x,s\n1,a\noops,b\n")
+    source = files(path, order_by=["s"])
+    schema = source.schema({})
+    ((_, rejects),) = [source.format.decode(piece, schema) for piece in drain(source)]
+    assert (schema["x"], sum(map(len, rejects))) == (pl.Int64(), 1)
+    assert "and 'oops' is none" in source.remarks()[0]
 
 
 def test_one_column_that_may_be_several_is_told(

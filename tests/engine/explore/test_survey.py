@@ -442,7 +442,7 @@ def test_what_is_no_number_among_numbers_is_named(
     made = found(frame)
     column = made.columns[0]
     said = f"null_values = {json.dumps(list(words))}" if words else "but for 1 value that is none"
-    told = hint("x", frame["x"], null_values=True) if words or special else said
+    told = hint("x", frame["x"], null_values=True)
     for text in (column.but, made.suggestion, told, " ".join(made.sentences)):
         assert text is not None
         assert said in text
@@ -452,6 +452,15 @@ def test_what_is_no_number_among_numbers_is_named(
         (sql,) = tomllib.loads(column.reader).values()
         read = frame.select(pl.sql_expr(sql)).to_series()
         assert read.null_count() == (sum(words.values()) or 1)
+
+
+@pytest.mark.parametrize(("text", "point"), [("1.5", "."), ("1,5", ",")])
+def test_a_source_that_reads_the_numbers_needs_no_stage_for_them(text: str, point: str) -> None:
+    column = pl.Series([text] * 199 + ["broken"])
+    assert hint("x", column, null_values=True, decimal=point) == (
+        "'x' is text: numbers but for 'broken' in 1 row: [source] null_values = [\"broken\"] reads "
+        'words as missing; with "x" = "float64" in [source.schema] such rows are rejected.'
+    )
 
 
 @pytest.mark.parametrize("values", [["a", "b", "1"], ["---", "---", "1,5"], ["007", "x", "008"]])

@@ -320,7 +320,7 @@ class Group(MemorySource, SharedSource):
 def test_rows_of_an_aborted_transaction_count_once(tmp_path: Path, refused: list[int]) -> None:
     """Before the first transaction was committed, and at the end of the source, too."""
     made = Pipeline([], tmp_path)
-    made.source = group = Group.of([numbers(0, 95)])
+    made.source = group = Group(Group.Settings(items=[numbers(0, 95)]))
     asked = 0
 
     def commit(mark: Mark) -> bool:
@@ -357,7 +357,7 @@ def test_without_a_checkpoint_that_counts_an_aborted_transaction_ends_the_run(
 
 def test_a_stop_whose_transaction_is_aborted_counts_none_of_its_rows(tmp_path: Path) -> None:
     made = Pipeline([], tmp_path)
-    made.source = group = Group.of([numbers(0, 95)])
+    made.source = group = Group(Group.Settings(items=[numbers(0, 95)]))
 
     def commit(mark: Mark) -> bool:
         if loop.stopped:

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -172,8 +173,8 @@ def _footer_cut_off(folder: Path, frame: pl.DataFrame) -> Path:
         (_column_missing, 2, "[source.schema] names column 'b', which "),
         (_column_twice, 2, "data.csv has column 'b' twice in its header: rename one of them."),
         (_column_twice_parquet, 2, "has column 'a' twice: rename one of them."),
-        (_broken_gzip, 1, "the file is cut short or damaged: replace it and start again."),
-        (_footer_cut_off, 1, "data.parquet cannot be read as parquet at row 0: "),
+        (_broken_gzip, 2, "the file is cut short or damaged: replace it and start again."),
+        (_footer_cut_off, 2, "data.parquet cannot be read as parquet at row 0: "),
     ],
 )
 def test_a_file_that_cannot_be_read(
@@ -181,6 +182,72 @@ def test_a_file_that_cannot_be_read(
     harm: Callable[[Path, pl.DataFrame], Path], code: int, sentence: str,
 ) -> None:  # fmt: skip
     assert sentence in refused(small(harm(tmp_path, rows())), code=code)
+
+
+def _cut(raw: bytes) -> bytes:
+    return raw[: len(raw) * 3 // 4]
+
+
+@pytest.mark.parametrize("order", ["", 'order_by = ["value"]\n'])
+def test_a_file_that_is_damaged_far_in(tmp_path: Path, headrace: Headrace, order: str) -> None:
+    """What was read before stays; whether it is met at the start or later is no other mistake."""
+    text = b"".join(b"%d\n" % n for n in np.random.default_rng(0).integers(0, 1 << 60, 100_000))
+    (tmp_path / "rows.csv.gz").write_bytes(_cut(gzip.compress(b"value\n" + text)))
+    file = _cleaning(tmp_path, "rows.csv.gz", f'{order}[source.schema]\nvalue = "int64"\n')
+    code, _, err = headrace("run", file)
+    assert code == 2, err
+    assert "the file is cut short or damaged: replace it and start again." in err
+
+
+@pytest.mark.parametrize("command", ["run", "check", "explore"])
+@pytest.mark.parametrize("kind", ["arrow", "tar", "txt.gz", "xml"])
+def test_a_file_that_is_cut_short_is_the_users_mistake(
+    tmp_path: Path, rows: Rows, headrace: Headrace, kind: str, command: str
+) -> None:
+    path, keys = tmp_path / f"rows.{kind}", ""
+    if kind == "arrow":
+        rows().write_ipc(tmp_path / "whole")
+        path.write_bytes(_cut((tmp_path / "whole").read_bytes()))
+    elif kind == "tar":
+        (tmp_path / "0.txt").write_text("x" * 1_000)
+        with tarfile.open(tmp_path / "whole", "w") as tar:
+            tar.add(tmp_path / "0.txt", "0.txt")
+        path.write_bytes((tmp_path / "whole").read_bytes()[:1_000])
+        keys = 'format = "webdataset"\n'
+    elif kind == "txt.gz":
+        path.write_bytes(_cut(gzip.compress(b"a\nb\n")))
+        keys = 'format = "text"\n'
+    else:
+        path.write_text("<rows><row><a>1</a>")
+        keys = 'row = "rows/row"\n'
+    file = _cleaning(tmp_path, path.name, keys)
+    code, _, err = headrace(command, file)
+    assert code == 2, err
+    assert err.count("headrace: ") == 1
+    assert f"rows.{kind} " in err
+
+
+def test_a_file_that_is_damaged_between_two_runs_is_no_change_of_columns(
+    tmp_path: Path, rows: Rows, headrace: Headrace
+) -> None:
+    """A resume says that, and nothing of columns that no longer fit."""
+    rows().write_parquet(tmp_path / "a.parquet")
+    file = _cleaning(tmp_path, "*.parquet", "")
+    assert headrace("run", file)[0] == 0
+    (tmp_path / "b.parquet").write_bytes(_cut((tmp_path / "a.parquet").read_bytes()))
+    code, _, err = headrace("run", file)
+    assert code == 2
+    assert "b.parquet cannot be read as parquet at row 0" in err
+    assert "no longer fit" not in err
+
+
+def _cleaning(folder: Path, name: str, keys: str) -> Path:
+    file = folder / "clean.toml"
+    file.write_text(
+        f'name = "clean"\nfolder = "{folder}/out"\n[sink]\nkind = "files"\n'
+        f'path = "{folder}/out/rows"\n[source]\nkind = "files"\npath = "{folder}/{name}"\n{keys}'
+    )
+    return file
 
 
 # -------------------------------------------------------------------------------------- single rows
