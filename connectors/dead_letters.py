@@ -139,6 +139,9 @@ class FileDeadLetterSource(Source):
     def lag(self, mark: Mark) -> Mapping[str, int]:
         return self._inner.lag(mark)
 
+    def lag_unit(self, partition: str) -> str:
+        return self._inner.lag_unit(partition)
+
     def progress(self, mark: Mark) -> float | None:
         return self._inner.progress(mark)
 

@@ -124,6 +124,9 @@ class MemorySource(Source):
     def lag(self, mark: Mark) -> Mapping[str, int]:
         return {self.partition: int(self.starts[-1]) - mark.positions.get(self.partition, 0)}
 
+    def lag_unit(self, partition: str) -> str:
+        return "rows"
+
     def progress(self, mark: Mark) -> float | None:
         total = int(self.starts[-1])
         return min(1.0, mark.positions.get(self.partition, 0) / total) if total else 1.0

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+import polars as pl
+
 from engine.assembly.identity import identity_of
 from engine.assembly.parts import Parts
 from engine.loading.loader import Loader
@@ -83,6 +85,7 @@ def make_loop(parts: Parts, watch: Callable[[Loop, Batch], None] | None = None) 
         timer=loader.timer,
         diagnose=functools.partial(_diagnose, parts, loader),
         notes=parts.notes,
+        time_column=_time_column(parts),
     )
     return Loop(
         source=endpoints.source,
@@ -97,6 +100,14 @@ def make_loop(parts: Parts, watch: Callable[[Loop, Batch], None] | None = None) 
         publisher=_publisher(parts),
         watch=watch,
     )
+
+
+def _time_column(parts: Parts) -> str | None:
+    """Return the column of times by which a stage knows the time of the data; None if none does."""
+    schema = parts.scrub.source_schema
+    names = (getattr(stage.settings, "time", None) for stage in parts.scrub.stages)
+    times = (name for name in names if isinstance(name, str))
+    return next((t for t in times if isinstance(schema.get(t), pl.Datetime | pl.Date)), None)
 
 
 def _publisher(parts: Parts) -> Publisher | None:

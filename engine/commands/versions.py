@@ -96,7 +96,7 @@ def listed(versions: Versions) -> Table:
     numbers = versions.numbers()
     if not numbers:
         raise UserError(f"{versions.folder} has no version of a model yet.")
-    pointer, shadow = versions.pointer.read_or_none(), versions.shadow.read_or_none()
+    pointer, shadow = versions.pointer.read_or_none(), _shadow(versions)
     table = Table(title=str(versions.folder), title_justify="left")
     for heading in ("version", "", "rows say", "published", "learned", "data until", "model"):
         right = heading in ("version", "learned", "model")
@@ -107,16 +107,23 @@ def listed(versions: Versions) -> Table:
         table.add_row(str(number), state, *_details(version))
     if pointer is not None and pointer.number not in numbers:
         table.add_row(str(pointer.number), "serves", Text("not there", style="red"))
+    if isinstance(shadow, TornVersion):
+        table.add_row("", "in the shadow", Text(str(shadow), style="red"))
+    elif shadow is not None and shadow.number not in numbers:
+        table.add_row(str(shadow.number), "in the shadow", Text("not there", style="red"))
     return table
 
 
 def _state(
-    version: Version | TornVersion, number: int, pointer: Pointer | None, shadow: Pointer | None
+    version: Version | TornVersion,
+    number: int,
+    pointer: Pointer | None,
+    shadow: Pointer | TornVersion | None,
 ) -> str:
     states = []
     if pointer is not None and number == pointer.number:
         states += ["serves", "held"] if pointer.held else ["serves"]
-    if shadow is not None and number == shadow.number:
+    if isinstance(shadow, Pointer) and number == shadow.number:
         states.append("in the shadow")
     if isinstance(version, TornVersion):
         states.append("damaged")
@@ -144,6 +151,15 @@ def _until(version: Version) -> str:
         return datetime.fromtimestamp(version.data_time, UTC).isoformat(timespec="seconds")
     except (OverflowError, ValueError, OSError):  # a wrong clock: no year from 1 to 9999
         return f"{version.data_time:g} s after 1970"
+
+
+def _shadow(versions: Versions) -> Pointer | TornVersion | None:
+    """Return the version in the shadow, None if there is none; or what is wrong with its
+    pointer."""
+    try:
+        return versions.shadow.read()
+    except TornVersion as error:
+        return error
 
 
 __all__ = ["change", "listed", "versions_of"]

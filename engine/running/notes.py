@@ -58,10 +58,15 @@ class Notes:
         self._clock = clock
         self._bottleneck: dict[str, Any] | None = None
         self._samples: dict[tuple[str, str], tuple[RejectedRow, ...]] = {}
+        self._lag_units: dict[str, str] = {}
 
     def diagnosed(self, bottleneck: Bottleneck) -> None:
         """Note the newest bottleneck."""
         self._bottleneck = {"at": self._clock(), "text": str(bottleneck), **asdict(bottleneck)}
+
+    def lags(self, units: Mapping[str, str]) -> None:
+        """Note what the lag of each partition counts: records, rows or bytes."""
+        self._lag_units = dict(units)
 
     def rejected(self, reject: Rejects) -> None:
         """Note the first of these rows, if no row of this reason was noted just now."""
@@ -98,6 +103,7 @@ class Notes:
         return {
             "outline": self._outline,
             "bottleneck": plain_value(self._bottleneck),
+            "lag_units": plain_value(self._lag_units),
             "samples": plain_value(rows) if samples else None,
         }
 

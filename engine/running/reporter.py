@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import polars as pl
+
 from engine.observing.metrics import Metrics
 from engine.observing.timing import StageTimer, TimingSnapshot
 from engine.running.bottleneck import PARTS, RUN_SECONDS, Bottleneck
@@ -49,6 +51,7 @@ class Reporter:
         timer: the loader's, which times the loop's work too.
         diagnose: None exports no bottleneck.
         notes: what the live page shows beside the metrics.
+        time_column: a datetime or date column with the time of the data; None for none.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Reporter:
         sink: Sink | None = None,
         diagnose: Diagnose | None = None,
         notes: Notes | None = None,
+        time_column: str | None = None,
     ) -> None:
         self.metrics = metrics
         self.notes = notes or Notes()
@@ -71,6 +75,7 @@ class Reporter:
         self._lagging = False
         self._lag_at = self._skew_at = self._event_time = 0.0
         self._time_in_data: float | None = None
+        self._time_column = time_column
         self._counts: dict[str, int] = {}
 
     @property
@@ -97,7 +102,7 @@ class Reporter:
             if dead_letters:
                 metrics.dead_letters.labels(reason=reject.reason).inc(rows)
         self._event_times(batch)
-        self._time_in_data = done.event_time
+        self._time_in_data = done.event_time or self._newest_in_column(batch)
         metrics.source_records.inc(batch.raw_rows)
         metrics.source_bytes.inc(batch.raw_bytes)
         metrics.added_records.inc(batch.added)
@@ -136,6 +141,8 @@ class Reporter:
             lags = self._source.lag(mark)
         self._lagging = any(lags.values())
         if len(lags) <= MAX_LAGS:
+            with calls.Calling("source", self._source):
+                self.notes.lags({name: self._source.lag_unit(name) for name in lags})
             for partition, n in lags.items():
                 self.metrics.source_lag_records.labels(partition=partition).set(n)
 
@@ -198,6 +205,16 @@ class Reporter:
             more = n - self._counts.get(name, 0)
             self._counts[name] = n
             (own.get(name) or metrics.transactions.labels(outcome=name)).inc(more)
+
+    def _newest_in_column(self, batch: Batch) -> float | None:
+        """Return the newest time of the data so far by its time column, if there is one."""
+        known, column = self._time_in_data, self._time_column
+        if column is None or not isinstance(batch.frame.schema.get(column), pl.Datetime | pl.Date):
+            return known
+        newest = batch.frame.get_column(column).dt.epoch("us").max()
+        if not isinstance(newest, int):  # no row has a time
+            return known
+        return newest / 1e6 if known is None else max(known, newest / 1e6)
 
     def _event_times(self, batch: Batch) -> None:
         """Export the newest time of the records; a time in the future is a wrong clock, logged and

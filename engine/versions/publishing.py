@@ -26,6 +26,7 @@ from engine.errors import first_line
 from engine.observing.metrics import Metrics
 from engine.system import limited_process
 from engine.system.limited_process import Limits
+from engine.types.plural import counted
 from engine.versions.pointers import Pointer
 from engine.versions.store import Versions
 from engine.versions.version import TornVersion, Version
@@ -107,11 +108,14 @@ class Publisher:
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._begun_at, self._rows = time.monotonic(), 0
-        self._held_logged = False
+        self._started_at, self._rows_before, self._rows_now = self._begun_at, 0, 0
+        self._finished = self._held_logged = False
+        """Whether a version was made in this run, or failed; whether a held pointer was told."""
 
     def begin(self, rows: int) -> None:
         """Start a run that has learned so many rows before."""
         self._begun_at, self._rows = time.monotonic(), rows
+        self._started_at, self._rows_before, self._rows_now = self._begun_at, rows, rows
 
     def saved(self, checkpoint: Path, rows: int, data_time: float | None) -> None:
         """Publish a checkpoint that is safe, if a version is due and none is being made.
@@ -120,6 +124,7 @@ class Publisher:
             rows: learned so far.
             data_time: see `Job`.
         """
+        self._rows_now = rows
         if not self._is_due(rows) or self.is_busy:
             return
         self._begun_at, self._rows = time.monotonic(), rows
@@ -135,10 +140,31 @@ class Publisher:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop a version that is being made. The pointer stays where it is."""
+        """Stop a version that is being made, and say why none was, if so. The pointer stays where
+        it is."""
+        told = self._closing.is_set()
         self._closing.set()
         if self._thread is not None:
             self._thread.join()
+        learned, seconds = self._rows_now - self._rows_before, time.monotonic() - self._started_at
+        if learned > 0 and not (told or self._finished):
+            log.info(
+                "no version was published while this run learned: %s", self._why(learned, seconds)
+            )
+
+    def _why(self, learned: int, seconds: float) -> str:
+        """Return why a run of so many learned rows and seconds has published none."""
+        rows_are_due = self._every_rows is not None and learned >= self._every_rows
+        if rows_are_due or (self._every is not None and seconds >= self._every):
+            return (
+                "it ended before a version was made of one of its checkpoints; a shorter "
+                "[checkpoint] interval makes them earlier"
+            )
+        limits = [] if self._every_rows is None else [f"every_rows = {self._every_rows:,}"]
+        limits += [] if self._every is None else [f"every = {self._every:g} s"]
+        return f"it learned {counted(learned, 'row')} in {seconds:.0f} s, and [export] has " + (
+            " and ".join(limits)
+        )
 
     def wait(self) -> None:
         """Wait for a version that is being made."""
@@ -175,6 +201,7 @@ class Publisher:
         self._published(version, job)
 
     def _published(self, version: Version, job: Job) -> None:
+        self._finished = True
         outcome = "kept_back" if version.kept_back else "published"
         self._metrics.model_versions.labels(outcome=outcome).inc()
         log_version(version)
@@ -193,6 +220,7 @@ class Publisher:
         self._held_logged = held
 
     def _failed(self, reason: str) -> None:
+        self._finished = True
         self._metrics.model_versions.labels(outcome="failed").inc()
         log.warning("no version is published (%s); the one before serves on", reason)
 

@@ -111,6 +111,18 @@ class Versions:
             f"'headrace versions {self.folder} --promote NUMBER' writes it"
         )
 
+    def require_shadow(self) -> None:
+        """Raises: UserError if a version is named to be in the shadow and cannot be."""
+        try:
+            if (shadow := self.shadow.read()) is not None:
+                self.verified(shadow.number)
+        except TornVersion as error:
+            raise UserError(
+                f"The shadow of the versions in {self.folder} cannot answer: {error}; name "
+                f"another one ('headrace versions {self.folder} --shadow NUMBER'), or none "
+                "('--shadow')."
+            ) from None
+
     def version(self, number: int) -> Version:
         """Return the details of a version. Its folder says its number: it may be a copy of another.
         Raises: TornVersion if it is not complete."""

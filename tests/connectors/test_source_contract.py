@@ -90,7 +90,9 @@ def test_progress_and_lag_go_to_the_end(make_source: Make) -> None:
     assert shares[0] == 0.0
     assert source.progress(Mark(positions=positions)) == 1.0
     assert all(share is not None and 0.0 <= share <= 1.0 for share in shares)
-    assert set(source.lag(Mark(positions=positions)).values()) == {0}
+    lags = source.lag(Mark(positions=positions))
+    assert set(lags.values()) == {0}
+    assert {source.lag_unit(partition) for partition in lags} <= {"records", "rows", "bytes"}
 
 
 def test_commit_takes_a_mark(make_source: Make) -> None:

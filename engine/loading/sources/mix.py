@@ -226,6 +226,12 @@ class SourceGroup(SharedSource, Buffered):
             for partition, n in member.source.lag(member.own(mark)).items()
         }
 
+    def lag_unit(self, partition: str) -> str:
+        for member in self._parts:
+            if partition.startswith(member.counter):
+                return member.source.lag_unit(partition.removeprefix(member.counter))
+        return super().lag_unit(partition)
+
     def seek(self, mark: Mark) -> None:
         for member in self._parts:
             member.seek(mark)

@@ -117,11 +117,25 @@ def test_the_figures_of_a_running_service_are_on_the_page(page: Tab, engine: Eng
     assert text(page, "#flow").startswith("Reads payments kafka, group fraud Cleans 2 stages")
     assert "Learns 'is_fraud', binary" in text(page, "#flow")
     assert text(page, "#bottleneck code") == "--set loader.batch_rows=4096"
-    assert text(page, "#lags") == "payments-0 41 payments-1 1"
+    assert text(page, "#lags") == "payments-0 41 records payments-1 1 records"
     metrics.source_records.inc(1_000)  # and it follows without being asked
     page.until("document.body.innerText.includes('2,234 records')")
     page.until("/[1-9][0-9,.]* rows.s/.test(document.querySelector('.tile').innerText)")
     assert page.said == []
+
+
+def test_the_lag_of_a_mix_is_shown_in_each_unit(page: Tab, engine: Engine) -> None:
+    """Rows, records and bytes have no sum."""
+    lags = {"new:p/0": (40, "records"), "new:p/1": (2, "records"), "old:a.csv": (2_048, "bytes")}
+    engine.notes.lags({name: unit for name, (_, unit) in lags.items()})
+    for name, (n, _) in lags.items():
+        engine.metrics.source_lag_records.labels(partition=name).set(n)
+    page.open(engine.service.url)
+    feed(page, engine.status(2_000_000_000.0), engine.status(2_000_000_004.0))
+    tile = "#tiles section:nth-of-type(4)"
+    assert text(page, f"{tile} .big") == "42 records"
+    assert text(page, f"{tile} .foot") == "not done and committed yet, and 2.0 KiB"
+    assert text(page, "#lags") == "old:a.csv 2.0 KiB new:p/0 40 records new:p/1 2 records"
 
 
 def test_rates_quantiles_and_quality_are_those_of_the_interval(page: Tab, engine: Engine) -> None:

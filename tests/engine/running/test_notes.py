@@ -44,7 +44,9 @@ def positions(notes: Notes) -> list[int]:
 
 
 def test_nothing_is_noted_at_first() -> None:
-    assert Notes().facts(True) == {"outline": {}, "bottleneck": None, "samples": []}
+    assert Notes().facts(True) == {
+        "outline": {}, "bottleneck": None, "lag_units": {}, "samples": [],
+    }  # fmt: skip
 
 
 def test_the_newest_rows_of_a_reason_are_kept_one_batch_a_second() -> None:

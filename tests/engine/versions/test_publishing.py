@@ -206,3 +206,42 @@ def test_a_pointer_that_is_held_is_told_once(
             versions.rollback()
     assert versions.current().model_version == "state 1"
     assert caplog.text.count("version 1 serves, held by hand") == 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "rows", "said"),
+    [
+        (
+            {"every_rows": 1_000},
+            400,
+            "it learned 400 rows in 0 s, and [export] has every_rows = 1,000",
+        ),
+        ({"every": HOUR, "every_rows": 900}, 400, "has every_rows = 900 and every = 3600 s"),
+        ({"every_rows": 300}, 400, "it ended before a version was made"),
+        ({"every_rows": 1_000}, 0, ""),
+    ],
+)
+def test_a_run_that_publishes_none_while_it_learns_says_so(
+    make: Make, child: Child, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    limits: dict[str, Any], rows: int, said: str,
+) -> None:  # fmt: skip
+    caplog.set_level(logging.INFO)
+    child.go.clear()
+    publisher = make(**limits)
+    publisher.saved(checkpoint(tmp_path, 1), rows, None)
+    publisher.close()
+    publisher.close()
+    assert caplog.text.count("no version was published while this run learned") == bool(said)
+    assert said in caplog.text
+
+
+def test_a_run_that_has_published_says_nothing_at_its_end(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    publisher = make(every_rows=100)
+    publisher.saved(checkpoint(tmp_path, 1), 100, None)
+    publisher.wait()
+    publisher.saved(checkpoint(tmp_path, 2), 150, None)
+    publisher.close()
+    assert "no version was published" not in caplog.text

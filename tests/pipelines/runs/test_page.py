@@ -62,6 +62,7 @@ def test_the_page_tells_of_a_run_what_the_run_knows(file: Path, tmp_path: Path) 
     assert outline["model"] == {"kind": None, "task": "regression", "target": "y"}
     assert outline["endpoints"]["source"] == {"kind": "files", "path": str(tmp_path / "data.csv")}
     assert outline["endpoints"]["sink"]["kind"] == "files"
+    assert seen["lag_units"] == {str(tmp_path / "data.csv"): "bytes"}
     assert outline["checkpoints"].endswith("checkpoints")
     assert seen["live"]["ok"]
     assert metrics["up"] == 1

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -103,6 +104,37 @@ def test_the_command_shows_what_is_damaged(trained: Versions, headrace: Headrace
     assert "the pointer 'current' is missing, so no version serves" in err
     code, out, _ = headrace("versions", trained.folder, "--promote", "2")
     assert (code, trained.current().number) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [("1\n", "in the shadow"), ("9\n", "not there"), ("x\n", "names no version")],
+)
+def test_the_command_shows_a_shadow_that_is_none(
+    trained: Versions, headrace: Headrace, content: str, shown: str
+) -> None:
+    """Nothing else says that its answers are not compared."""
+    (trained.folder / "shadow").write_text(content)
+    code, out, err = headrace("versions", trained.folder)
+    assert (shown in out, out.count("in the shadow")) == (True, 1)
+    assert code == (0 if content == "1\n" else 2)
+    assert ("cannot answer" in err) == (code == 2)
+    code, out, _ = headrace("versions", trained.folder, "--promote", "2")
+    assert (code, "Version 2 serves." in out) == (0, True)
+    code, out, _ = headrace("versions", trained.folder, "--shadow")
+    assert (code, "No version is in the shadow." in out) == (0, True)
+
+
+def test_a_version_says_until_when_its_data_are_by_the_time_that_a_stage_reads(
+    tmp_path: Path, rows: Rows, small: Small
+) -> None:
+    at = pl.datetime(2026, 1, 1) + pl.duration(hours=pl.col("n"))
+    rows(400).with_columns(at=at).write_csv(tmp_path / "data.csv")
+    lag = '[scrub.past]\nkind = "lag"\ncolumn = "b"\ntime = "at"\nevery = "1h"\nsteps = [1]\n'
+    Run(small(tmp_path / "data.csv", more=f"{lag}{EXPORT}")).run()
+    newest = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=rows(400)["n"].to_list()[-1])
+    version = Versions(tmp_path / "run" / "versions").current()
+    assert version.data_time == newest.timestamp()
 
 
 def test_a_time_that_no_calendar_has_is_shown(trained: Versions, headrace: Headrace) -> None:
