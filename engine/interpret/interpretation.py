@@ -24,7 +24,7 @@ from engine.interpret.subject import ServedModel, Subject, TrainedModel
 from engine.interpret.worst import worst_rows
 from engine.quality.evaluation import Evaluation
 from engine.run import Run
-from engine.types import UserError
+from engine.types import DELAY, UserError
 from engine.types.plural import counted
 
 ROWS, REPEATS = 10_000, 10
@@ -87,7 +87,8 @@ def _interpreted(
     moved, rest = attributions(subject, frame, seed)
     losses = judge.losses(judged)
     named, lacking = named_slices(frame, losses, case.conditions)
-    worst, uncut = worst_slices(frame, losses, subject.columns)
+    late = (DELAY,) if DELAY in frame.columns else ()  # of labels that come later
+    worst, uncut = worst_slices(frame, losses, (*subject.columns, *late))
     groups = calibrations(judge, judged)
     return Interpretation(
         name=case.name,

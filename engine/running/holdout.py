@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from engine.columnar.hashing import Hashes, content_hashes, place_hashes
-from engine.types import PART, POSITION, RESERVED, Snapshot
+from engine.types import DELAY, PART, POSITION, RESERVED, Snapshot
 
 SALT = 0x60A7
 """The salt of the hash that holds rows out, which makes it independent of a `split` stage's."""
@@ -56,7 +56,7 @@ class Holdout:
     ) -> None:
         self.share = share
         self.rows = rows
-        self._besides = {*ignored, *RESERVED, PART}
+        self._besides = {*ignored, *RESERVED, PART, DELAY}
         self._by_content = by_content
         self._needed = needed
         self._kept = pl.DataFrame()

@@ -335,10 +335,10 @@ class LateTraining(Training):
     def _ready(self, rows: Frames, labels: pl.DataFrame) -> tuple[Batch, Served]:
         """Return rows with their labels, as a collated batch without rejects, and how they were
         served."""
-        target, raw = labels.get_column(self._by.target), rows.get("raw")
-        frame = rows["frame"].with_columns(target, labels.get_column(DELAY))
+        late, raw = labels.select(self._by.target, DELAY), rows.get("raw")
         # Without scales: each row has that of when it came.
-        ready = _batch(frame, raw=None if raw is None else raw.with_columns(target))
+        raw = None if raw is None else raw.with_columns(late)
+        ready = _batch(rows["frame"].with_columns(late), raw=raw)
         ready = self._collate(ready)
         assert ready.tensors is not None
         assert not ready.rejects, "rows were collated when they came"

@@ -16,6 +16,7 @@ import pytest
 
 from connectors.memory import MemorySource
 from engine.config import Pipeline
+from engine.interpret import interpret
 from engine.loading.sources.label_times import SPANS
 from engine.run import Run
 from engine.running.loop import Loop
@@ -139,6 +140,21 @@ def test_a_version_says_until_when_its_data_are(late: Late, tmp_path: Path) -> N
     Run(late(rows, labels, ("[sink]", "[export]\ncompress = false\n[sink]"))).run()
     (at,) = labels.select(pl.col("at").max().dt.epoch("us") / 1e6).row(0)
     assert Versions(tmp_path / "run" / "versions").current().data_time == pytest.approx(at)
+
+
+def test_interpret_slices_by_how_late_the_label_came(late: Late) -> None:
+    """The rows that were held out have the delay of their labels, too."""
+    rows = rows_of()
+    delays = np.where(np.arange(N) % 3 == 0, DAY, DAY // 24)
+    slices = '[evaluation.slices]\nafter_a_day = "_delay > 80000"\n'
+    held = f"[export]\ncompress = false\nholdout = 0.5\n{slices}[sink]"
+    file = late(rows, labels_of(rows, delays), ("[sink]", held))
+    Run(file).run()
+    found = interpret(file, repeats=3)
+    (named,) = (each for each in found.slices if each.name == "after_a_day")
+    assert 0 < named.rows < found.rows
+    assert any(each.column == "_delay" for each in found.slices)
+    assert not any("reads columns that these rows do not have" in each for each in found.left_out)
 
 
 @pytest.mark.parametrize("policy", ["", 'on_missing = "no"', CORRECTED])
