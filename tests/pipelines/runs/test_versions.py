@@ -108,7 +108,7 @@ def test_the_command_shows_what_is_damaged(trained: Versions, headrace: Headrace
 
 @pytest.mark.parametrize(
     ("content", "shown"),
-    [("1\n", "in the shadow"), ("9\n", "not there"), ("x\n", "names no version")],
+    [("1\n", "in the shadow"), ("9\n", "not there"), ("x\n", "pointer")],
 )
 def test_the_command_shows_a_shadow_that_is_none(
     trained: Versions, headrace: Headrace, content: str, shown: str
