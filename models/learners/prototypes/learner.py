@@ -6,23 +6,17 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
-from torch import nn
 
-from engine import types
 from engine.types import (
     Batch,
     Buffered,
     Features,
     GraphBuilder,
     Learner,
-    Name,
-    Names,
-    Settings,
     Snapshot,
     Step,
     Tensors,
@@ -31,14 +25,10 @@ from engine.types import (
 from engine.types.arrays import Bools, Floats, Ints
 from models.learners.identity import require_same_model
 from models.learners.labelled import labelled, target_of
-from models.learners.modules.user_module import (
-    asked_inputs,
-    forward_of,
-    make_module,
-    matched_masks,
-)
-from models.learners.modules.weights import load_weights
+from models.learners.modules.user_module import asked_inputs, forward_of
+from models.learners.prototypes.choice import chosen_embedding
 from models.learners.prototypes.embedding import Embedding, RawFeatures, Rows
+from models.learners.prototypes.settings import PrototypeSettings, PrototypeTraining
 from models.learners.prototypes.table import PrototypeTable
 from models.learners.scales import NumericScale
 from models.net_input import net_inputs
@@ -46,16 +36,6 @@ from models.net_input import net_inputs
 log = logging.getLogger("headrace.learner")
 NEAREST = "nearest neighbour"
 """The name of the baseline."""
-
-
-class PrototypeInputSettings(Settings):
-    """``[model.inputs.NAME]``: what an embedding reads.
-
-    Attributes:
-        columns: its columns, names or globs, all of one kind; see kind = "module".
-    """
-
-    columns: Names = Field(min_length=1)
 
 
 class PrototypeLearner(Learner, Buffered):
@@ -90,75 +70,21 @@ class PrototypeLearner(Learner, Buffered):
     grows = "always"
     baselines = (NEAREST,)
 
-    class Settings(types.Settings):
-        """The learner's own keys of ``[model]``.
+    Settings = PrototypeSettings
+    Training = PrototypeTraining
+    settings: PrototypeSettings
+    training: PrototypeTraining
 
-        Attributes:
-            module: the embedding: a class of yours that inherits ``torch.nn.Module``, or a function
-                that returns one, ``package.module:Class``. Its forward gets tensors as with kind =
-                "module", numbers as the stages leave them, and returns a vector per row.
-            arguments: what the class or function is called with.
-            weights: a file of its weights, ``.safetensors`` or a state dict of torch.
-            embedding: in place of a module an ONNX file, whose inputs are called like those of
-                ``[model.inputs]``.
-            embedding_output: which of its outputs is the vector; needed where it has several.
-            inputs: ``[model.inputs.NAME]``, the inputs by name.
-            distance: ``euclidean`` (squared), or ``cosine``.
-            standardize: without an embedding, numbers that no stage has scaled are divided by their
-                deviation.
-            temperature: what distances are divided by before the softmax; learned unless given.
-            neighbors [rows]: newest examples of each class that the baseline compares a row with; 0
-                leaves it out.
-            seed: of the module's first weights.
-        """
-
-        module: Any = None
-        arguments: dict[str, Any] = Field(default_factory=dict)
-        weights: Name | None = None
-        embedding: Name | None = None
-        embedding_output: Name | None = None
-        inputs: dict[str, PrototypeInputSettings] = Field(default_factory=dict)
-        distance: Literal["euclidean", "cosine"] = "euclidean"
-        standardize: bool = True
-        temperature: float | None = Field(None, gt=0)
-        neighbors: int = Field(20, ge=0, le=10_000)
-        seed: int = Field(0, ge=0, lt=1 << 31)
-
-        @model_validator(mode="after")
-        def _one_embedding(self) -> Self:
-            if self.module is not None and self.embedding is not None:
-                raise ValueError("expected module or embedding, got both: take one out")
-            for key, other in (
-                ("arguments", "module"),
-                ("weights", "module"),
-                ("embedding_output", "embedding"),
-            ):
-                if getattr(self, key) and getattr(self, other) is None:
-                    raise ValueError(f"expected {other} beside {key}, which is of it")
-            if not isinstance(self.module, str | nn.Module | None):
-                raise ValueError(
-                    "expected an import string, 'package.module:Class', for module, got "
-                    f"{self.module!r}"
-                )
-            return self
-
-    class Training(types.Settings):
-        """``[train]``.
-
-        Attributes:
-            threads: of the embedding.
-        """
-
-        threads: int = Field(1, ge=1, le=256)
-
-    def __init__(self, settings: Settings, training: Training, features: Features) -> None:
+    def __init__(
+        self, settings: PrototypeSettings, training: PrototypeTraining, features: Features
+    ) -> None:
         if features.task == "regression":
             raise UserError(
                 "[model] kind = 'prototypes' expects task binary or multiclass, got 'regression': "
                 "use kind = 'tabular'."
             )
-        self.settings: PrototypeLearner.Settings = settings
-        self.training: PrototypeLearner.Training = training
+        self.settings = settings
+        self.training = training
         self.features = features
         torch.set_num_threads(training.threads)
         self.inputs = net_inputs(features)
@@ -168,8 +94,9 @@ class PrototypeLearner(Learner, Buffered):
                 "[model.inputs.NAME]."
             )
         self._raw = RawFeatures(self.inputs, features, standardize=settings.standardize)
-        self._embedding = self._chosen_embedding()
-        self._require_fixed_scale()
+        self._embedding: Embedding = chosen_embedding(
+            settings, self.inputs, features, raw=self._raw, threads=training.threads
+        )
         self._scale = NumericScale.unknown(len(features.numeric))
         if not self._raw.width:
             log.info("No nearest neighbour stands beside the model: it reads only lists of ids.")
@@ -301,47 +228,6 @@ class PrototypeLearner(Learner, Buffered):
             kept=neighbors if self._raw.width else 0,
         )
 
-    def _chosen_embedding(self) -> Embedding:
-        settings, features = self.settings, self.features
-        if settings.embedding is not None:
-            from models.learners.prototypes.file_embedding import FileEmbedding  # onnxruntime
-
-            return FileEmbedding(
-                settings.embedding, settings.embedding_output, self.inputs, features,
-                threads=self.training.threads,
-            )  # fmt: skip
-        if settings.module is not None:
-            from models.learners.prototypes.module_embedding import ModuleEmbedding
-
-            module = make_module(settings.module, settings.arguments, seed=settings.seed)
-            if settings.weights is not None:
-                load_weights(module, settings.weights)
-            forward = forward_of(settings.module, settings.arguments)
-            masks = matched_masks(settings.module, forward, self.inputs)
-            return ModuleEmbedding(
-                module, settings.module, self.inputs, masks, features, seed=settings.seed
-            )
-        ids = next((entry for entry in self.inputs if entry.form == "ids"), None)
-        if ids is not None:
-            raise UserError(
-                f"[model] kind = 'prototypes' reads '{ids.columns[0]}', lists of ids, whose mean "
-                "says nothing: name what makes vectors of them in [model] module or embedding."
-            )
-        return self._raw
-
-    def _require_fixed_scale(self) -> None:
-        """Raises: UserError if an embedding reads numbers on a scale that moves: what it makes of
-        them cannot be brought into another one."""
-        moving = [name for name in self.features.numeric if name in self.features.moving]
-        if self._embedding is not self._raw and moving:
-            key = "embedding" if self.settings.module is None else "module"
-            raise UserError(
-                f"[model] {key} reads '{moving[0]}', which a [scrub] stage scales by what it learns"
-                ", so prototypes of earlier rows would be of another scale: give the stage its "
-                "numbers (a 'normalize' with from_low and from_high, or learn = false), or take it "
-                "out."
-            )
-
     def _learn_part(self, rows: Tensors) -> tuple[Floats, Ints, Bools, float, int]:
         """Score and learn rows of one scale; return scores, the classes of the nearest examples,
         which rows were learned, the sum of the losses, and of how many rows it is."""
@@ -416,4 +302,4 @@ class PrototypeLearner(Learner, Buffered):
         }
 
 
-__all__ = ["PrototypeInputSettings", "PrototypeLearner"]
+__all__ = ["PrototypeLearner"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
@@ -12,8 +13,16 @@ from torch import nn
 
 from engine.types import Features, GraphBuilder, Tensors, UserError
 from models.learners.modules.trial import made_rows
-from models.learners.modules.user_module import error_text, named
+from models.learners.modules.user_module import (
+    error_text,
+    forward_of,
+    make_module,
+    matched_masks,
+    named,
+)
+from models.learners.modules.weights import load_weights
 from models.learners.prototypes.embedding import TOLERANCE, TRIED_ROWS, Embedding, Rows
+from models.learners.prototypes.settings import PrototypeSettings
 from models.net_input import NetInput, tensors_of
 from models.seeded import seeded
 
@@ -46,6 +55,18 @@ class ModuleEmbedding(Embedding):
         self._features = features
         self._seed = seed
         self.scaled = np.zeros(self._tried_width(), np.bool_)
+
+    @classmethod
+    def of(
+        cls, settings: PrototypeSettings, inputs: Sequence[NetInput], features: Features
+    ) -> Self:
+        """Return the embedding by `settings.module`, which is made and gets its weights."""
+        module = make_module(settings.module, settings.arguments, seed=settings.seed)
+        if settings.weights is not None:
+            load_weights(module, settings.weights)
+        forward = forward_of(settings.module, settings.arguments)
+        masks = matched_masks(settings.module, forward, inputs)
+        return cls(module, settings.module, inputs, masks, features, seed=settings.seed)
 
     @cached_property
     def digest(self) -> str:
