@@ -5,6 +5,6 @@ LEARNERS = {
     "linear": "models.learners.linear:LinearLearner",
     "module": "models.learners.modules.learner:ModuleLearner",
     "prototypes": "models.learners.prototypes.learner:PrototypeLearner",
-    "trees": "models.learners.trees:TreesLearner",
+    "trees": "models.learners.trees.learner:TreesLearner",
 }
 """Kind of ``[model]`` -> import string. Nothing is imported before a pipeline names it."""

@@ -22,7 +22,7 @@ from engine.loading.collate import Collate
 from engine.types import Batch, Features, Mark, Tensors
 from models.challenge.challenger import ChampionChallenger
 from models.learners.tabular import TabularLearner
-from models.learners.trees import TreesLearner
+from models.learners.trees.learner import TreesLearner
 from tests.bench.measure import report
 
 FLOORS = {"Phishing": 0.88, "Bananas": 0.80, "ImageSegments": 0.90, "TrumpApproval": 1.0}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from engine.types import Batch, Features, Learner, Mark, Tensors
 from models.learners.modules.learner import ModuleLearner
 from models.learners.tabular import TabularLearner
-from models.learners.trees import TreesLearner
+from models.learners.trees.learner import TreesLearner
 from tests.bench import bench_learning
 from tests.bench.bench_fewshot import rows as digits_of_mnist
 from tests.bench.measure import report

@@ -32,7 +32,7 @@ from models.learners.modules.learner import ModuleLearner, ModuleSettings
 from models.learners.prototypes.learner import PrototypeLearner
 from models.learners.sampling import ResampledLearner, SamplingSettings
 from models.learners.tabular import TabularLearner
-from models.learners.trees import TreesLearner
+from models.learners.trees.learner import TreesLearner
 from tests.models.export.modules import in_this_process
 
 KINDS = {

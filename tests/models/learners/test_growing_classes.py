@@ -21,7 +21,7 @@ from models.learners.modules.learner import ModuleLearner
 from models.learners.online.class_slots import ClassSlots
 from models.learners.prototypes.learner import PrototypeLearner
 from models.learners.tabular import TabularLearner
-from models.learners.trees import TreesLearner
+from models.learners.trees.learner import TreesLearner
 from tests.pipelines.runs.test_crash import same
 
 FEATURES = Features(

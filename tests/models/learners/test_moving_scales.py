@@ -24,7 +24,7 @@ from models.learners.prototypes.learner import PrototypeLearner
 from models.learners.sampling import ResampledLearner, SamplingSettings
 from models.learners.scales import NumericScale
 from models.learners.tabular import TabularLearner
-from models.learners.trees import TreesLearner
+from models.learners.trees.learner import TreesLearner
 
 FEATURES = Features(
     numeric=("x", "z", "y"),
@@ -115,7 +115,7 @@ def test_trees_keep_rows_as_they_came() -> None:
     rows, learner = sorted_classes(), make("trees", num_trees=5)
     for batch in batches(rows, standardize(), 40):
         learner.learn(batch)
-    kept = learner._window.newest()[:, :3]
+    kept = learner._window.snapshot()[:, :3]
     np.testing.assert_allclose(kept, rows[["x", "z", "y"]].to_numpy(), rtol=1e-6, atol=1e-5)
 
 

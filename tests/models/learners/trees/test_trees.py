@@ -18,8 +18,10 @@ from models.challenge.challenger import ChampionChallenger
 from models.export.onnx_graph import Graph, TensorProto
 
 pytest.importorskip("lightgbm")
-from models.learners.forest import _float_below
-from models.learners.trees import TreesLearner, Window
+from models.learners.scales import NumericScale
+from models.learners.trees.forest import _float_below
+from models.learners.trees.learner import TreesLearner
+from models.learners.trees.window import Window
 
 Rng = np.random.Generator
 
@@ -204,7 +206,7 @@ def test_categories_split_in_sets_and_are_served_alike() -> None:
     batch = batch_of(numbers, target, codes)
     scores = made.learn(batch).scores
     assert np.abs(scores - target)[2_000:].mean() < 0.5
-    assert "||" in str(made._forest.booster.dump_model()["tree_info"])
+    assert "||" in str(made._scorer.forest.booster.dump_model()["tree_info"])
     unseen = batch_of(rng.normal(size=(70, 1)), np.zeros(70), np.arange(70))
     assert unseen.tensors is not None
     own = made.predict(unseen.tensors)
@@ -224,7 +226,7 @@ def test_served_scores_are_its_own_at_every_threshold(task: str) -> None:
     made.learn(batch)
     edges = [
         float(line)
-        for text in made._forest.text.splitlines()
+        for text in made._scorer.forest.text.splitlines()
         if text.startswith("threshold=")
         for line in text[10:].split()
     ]
@@ -281,13 +283,13 @@ def test_a_change_is_followed_by_a_challenger() -> None:
 
 
 def test_the_window_holds_the_newest_rows() -> None:
-    window = Window(5, 1)
+    window, scale = Window(reads("regression", columns=1), 5), NumericScale.unknown(1)
     for start, count in ((0, 2), (2, 0), (2, 4), (6, 12), (18, 1)):
         numbers = np.arange(start, start + count, dtype=np.float32)
         window.add(numbers[:, None], numbers)
         expected = np.arange(max(0, start + count - 5), start + count)
-        assert window.newest()[:, 0].tolist() == expected.tolist()
-        assert window.newest(2)[:, 1].tolist() == expected[-2:].tolist()
+        assert window.newest(scale)[0].tolist() == [[x] for x in expected]
+        assert window.newest(scale, 2)[1].tolist() == expected[-2:].tolist()
 
 
 def test_the_window_is_what_the_memory_allows() -> None:

@@ -1,0 +1,1 @@
+"""Gradient-boosted trees, trained on a window of the newest rows."""
