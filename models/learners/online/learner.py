@@ -27,7 +27,6 @@ from engine.types import (
 from models.challenge.challenger import SUCCESSOR_ROWS, Challengeable
 from models.learners.identity import require_same_model
 from models.learners.labelled import labelled
-from models.learners.online.class_slots import ClassSlots
 from models.learners.online.losses import make_loss
 from models.learners.online.scorer import Scorer
 from models.learners.online.settings import (
@@ -36,7 +35,7 @@ from models.learners.online.settings import (
     identity,
     lowest_label,
 )
-from models.learners.online.stepper import Stepper
+from models.learners.online.steps.stepper import Stepper
 from models.learners.online.trainable import TrainableNetwork
 
 N = TypeVar("N", bound=TrainableNetwork)
@@ -116,7 +115,7 @@ class OnlineLearner(Challengeable, Generic[N]):
             features,
             device=self.device,
         )
-        torch.set_num_threads(training.threads or self._threads())
+        torch.set_num_threads(_threads(training, self.row_work))
         self._stepper = Stepper(
             settings,
             training,
@@ -126,13 +125,12 @@ class OnlineLearner(Challengeable, Generic[N]):
             device=self.device,
             nested=self.replays_nested,
         )
-        self._slots = ClassSlots(most=features.max_classes) if features.max_classes else None
         if features.state is not None and training.accumulate > 1:
             raise UserError(
                 "[train] accumulate passes parts of a step one after the other, and with "
                 "[model.state] its rows follow one another: take one of them out."
             )
-        if self._slots is not None:
+        if features.max_classes:
             if features.state is not None:
                 raise UserError(
                     "[model.state] needs to know the classes: name them in [model] classes, or "
@@ -175,9 +173,8 @@ class OnlineLearner(Challengeable, Generic[N]):
         tensors, target = labelled(batch)
         if not len(target):
             return Step.empty(self._scorer.no_scores())
-        if self._slots is not None:
-            slots = torch.from_numpy(self._slots.slots)[target]
-            tensors = dataclasses.replace(tensors, target=slots, on_device=None)
+        if self.features.max_classes:
+            tensors = self._scorer.by_output(tensors, target)
         rows = self._scorer.on_device(tensors)
         if tensors.keys is not None:  # the table of states is asked of these, in host memory
             rows = dataclasses.replace(rows, keys=tensors.keys, learned=tensors.learned)
@@ -206,17 +203,10 @@ class OnlineLearner(Challengeable, Generic[N]):
     def set_classes(self, classes: Sequence[str], sources: Sequence[int]) -> None:
         """Give new classes an output of the network, whose weights are 0 then; rows of classes that
         have left are not learned again."""
-        assert self._slots is not None, "classes are set where they grow"
-        before, self._slots = self._slots, self._slots.moved(sources)
         self.features = dataclasses.replace(self.features, classes=tuple(classes))
-        self._scorer.set_classes(self.features, self._slots.slots.tolist())
-        kept = self._slots.slots[np.asarray(sources, np.int64) >= 0]
-        gone = torch.from_numpy(np.setdiff1d(before.slots, kept))
+        gone = self._scorer.set_classes(self.features, sources)
         if len(gone):
             self._stepper.forget_classes(gone)
-        fresh = np.setdiff1d(self._slots.slots, kept).tolist()
-        for network in self._scorer.networks:
-            network.reset_outputs(fresh)
 
     @property
     def augmentation(self) -> Augmenter | None:
@@ -255,7 +245,6 @@ class OnlineLearner(Challengeable, Generic[N]):
             "shape": self._identity(),
             **self._scorer.snapshot(),
             **self._stepper.snapshot(),
-            "slots": None if self._slots is None else self._slots.snapshot(),
         }
 
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
@@ -263,9 +252,6 @@ class OnlineLearner(Challengeable, Generic[N]):
         require_same_model(state["shape"], self._identity())
         self._scorer.restore(state)
         self._stepper.restore(state)
-        if self._slots is not None:
-            self._slots = ClassSlots.restored(state["slots"])
-            self._scorer.set_classes(self.features, self._slots.slots.tolist())
 
     def scoring_state(self) -> dict[str, Snapshot]:
         """Return what `predict` needs, as a plain value."""
@@ -273,15 +259,11 @@ class OnlineLearner(Challengeable, Generic[N]):
             **self._scorer.snapshot(),
             "weights": self._scorer.scoring_network.weights(),
             "average": None,
-            "slots": None if self._slots is None else self._slots.snapshot(),
         }
 
     def restore_scoring(self, state: Mapping[str, Snapshot]) -> None:
         """Predict as the learner of a `scoring_state`; a learner without an average."""
         self._scorer.restore(state)
-        if self._slots is not None:
-            self._slots = ClassSlots.restored(state["slots"])
-            self._scorer.set_classes(self.features, self._slots.slots.tolist())
 
     # ------------------------------------------------------------------------------------- sizes
 
@@ -306,11 +288,6 @@ class OnlineLearner(Challengeable, Generic[N]):
 
     # ------------------------------------------------------------------------------------ inside
 
-    def _threads(self) -> int:
-        """Return the number of torch's threads where none is asked for."""
-        small = self.row_work * self.training.step_rows < SHARED_WORK
-        return 1 if small and "OMP_NUM_THREADS" not in os.environ else OWN_THREADS
-
     def _identity(self) -> dict[str, Any]:
         common = identity(
             self.settings,
@@ -330,6 +307,14 @@ def _device(name: str) -> str:
             "use 'cpu' or 'auto'."
         )
     return ("cuda" if available else "cpu") if name == "auto" else name
+
+
+def _threads(training: OnlineTraining, row_work: float) -> int:
+    """Return the number of torch's threads that is asked for, or pays."""
+    if training.threads:
+        return training.threads
+    small = row_work * training.step_rows < SHARED_WORK
+    return 1 if small and "OMP_NUM_THREADS" not in os.environ else OWN_THREADS
 
 
 __all__ = ["OnlineLearner"]

@@ -15,6 +15,7 @@ from engine.types import Features, GraphBuilder, Padded, Tensors
 from engine.types.arrays import Floats
 from models.carry import Carry
 from models.learners.online.attribution import integrated_gradients
+from models.learners.online.class_slots import ClassSlots
 from models.learners.online.scaler import Scaler
 from models.learners.online.settings import (
     OnlineSettings,
@@ -66,7 +67,8 @@ class Scorer(Generic[N]):
         }
         self._features = features
         self._bfloat16 = training.precision == "bfloat16"
-        self._slots: torch.Tensor | None = None
+        self._slots = ClassSlots(most=features.max_classes) if features.max_classes else None
+        self._outputs: torch.Tensor | None = None
         self._absent: torch.Tensor | None = None
 
     def train(self, rows: Tensors, carry: Carry | None = None) -> torch.Tensor:
@@ -93,8 +95,8 @@ class Scorer(Generic[N]):
             scores = self.target_scale.inverse(raw)
         else:
             scores = raw.sigmoid() if raw.ndim == 1 else raw.softmax(1)
-        if self._slots is not None:
-            scores = scores[:, self._slots]
+        if self._outputs is not None:
+            scores = scores[:, self._outputs]
         values: NDArray[np.float64] = scores.cpu().numpy()
         return values
 
@@ -116,17 +118,28 @@ class Scorer(Generic[N]):
         with self._differentiable():
             return integrated_gradients(score, rows, numeric, self._features)
 
-    def set_classes(self, features: Features, slots: Sequence[int]) -> None:
-        """Score these classes, which have these outputs of the network, and no others."""
-        self._features = features
-        self._slots = torch.tensor(slots, dtype=torch.int64, device=self.device)
-        self._absent = torch.full((features.most_outputs,), ABSENT, device=self.device)
-        self._absent[self._slots] = 0.0
+    def set_classes(self, features: Features, sources: Sequence[int]) -> torch.Tensor:
+        """Score the classes of these features and no others. New ones get an output of the network,
+        whose weights are 0 then. Return the outputs whose class has left.
 
-    @property
-    def networks(self) -> list[N]:
-        """The network, and its average if there is one."""
-        return [self.network] if self.average is None else [self.network, self.average]
+        Args:
+            sources: see `engine.types.Learner.set_classes`.
+        """
+        assert self._slots is not None, "classes are set where they grow"
+        before, self._slots = self._slots, self._slots.moved(sources)
+        self._features = features
+        self._score_slots(self._slots)
+        kept = self._slots.slots[np.asarray(sources, np.int64) >= 0]
+        fresh = np.setdiff1d(self._slots.slots, kept).tolist()
+        for network in self._networks:
+            network.reset_outputs(fresh)
+        return torch.from_numpy(np.setdiff1d(before.slots, kept))
+
+    def by_output(self, rows: Tensors, target: torch.Tensor) -> Tensors:
+        """Return rows whose target is the output of their class, in place of its number."""
+        assert self._slots is not None, "else the outputs are the classes"
+        slots = torch.from_numpy(self._slots.slots)[target]
+        return dataclasses.replace(rows, target=slots, on_device=None)
 
     def no_scores(self) -> NDArray[np.float64]:
         """Return the scores of no rows."""
@@ -160,13 +173,14 @@ class Scorer(Generic[N]):
         }
 
     def snapshot(self) -> dict[str, Any]:
-        """Return weights, average and scales as a plain value, copied."""
+        """Return weights, average, scales and the outputs of classes as a plain value, copied."""
         return {
             "weights": self.network.weights(),
             "average": None if self.average is None else self.average.weights(),
             "scaler": self.scaler.snapshot(),
             "arrays": {name: scaler.snapshot() for name, scaler in self.array_scalers.items()},
             "target": self.target_scale.snapshot(),
+            "slots": None if self._slots is None else self._slots.snapshot(),
         }
 
     def restore(self, value: Mapping[str, Any]) -> None:
@@ -180,6 +194,9 @@ class Scorer(Generic[N]):
             for name, scaler in self.array_scalers.items()
         }
         self.target_scale = self.target_scale.restored(value["target"])
+        if self._slots is not None:
+            self._slots = ClassSlots.restored(value["slots"])
+            self._score_slots(self._slots)
 
     def on_device(self, tensors: Tensors) -> Tensors:
         """Return tensors on the device, copied before or now."""
@@ -206,7 +223,7 @@ class Scorer(Generic[N]):
     def build_scores(self, graph: GraphBuilder, raw: str) -> str:
         """Write the way from raw scores, (n, 1) or (n, outputs), to scores into an ONNX graph."""
         if self._slots is not None:
-            raw = graph.op("Gather", raw, graph.constant(self._slots.cpu().numpy()), axis=1)
+            raw = graph.op("Gather", raw, graph.constant(self._slots.slots), axis=1)
         if self._features.task == "multiclass":
             return graph.op("Softmax", raw, axis=1)
         if self._features.targets:
@@ -215,6 +232,17 @@ class Scorer(Generic[N]):
         if self._features.task == "binary":
             return graph.op("Sigmoid", raw)
         return self.target_scale.build(graph, raw)
+
+    @property
+    def _networks(self) -> list[N]:
+        """The network, and its average if there is one."""
+        return [self.network] if self.average is None else [self.network, self.average]
+
+    def _score_slots(self, slots: ClassSlots) -> None:
+        """Score the outputs that have a class."""
+        self._outputs = torch.tensor(slots.slots, dtype=torch.int64, device=self.device)
+        self._absent = torch.full((slots.most,), ABSENT, device=self.device)
+        self._absent[self._outputs] = 0.0
 
     def _of_known_classes(self, raw: torch.Tensor) -> torch.Tensor:
         """Return raw scores so low where an output has no class that it gets no probability."""

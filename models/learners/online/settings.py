@@ -12,7 +12,7 @@ from engine.types import Features, Settings, UserError
 from models.challenge.challenger import ChallengeSettings
 from models.learners.online.losses import LossSettings
 from models.learners.online.optimizer import OptimizerSettings
-from models.learners.online.replay import ReplaySettings
+from models.learners.online.replay.buffer import ReplaySettings
 from models.learners.online.target_transform import (
     RATE,
     AnyTargetScale,

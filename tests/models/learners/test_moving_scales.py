@@ -19,7 +19,7 @@ from engine.loading.collate import Collate
 from engine.scrub.values.scale import Normalize, Standardize
 from engine.types import Affine, Batch, Features, Mark, Scale, Tensors, UserError
 from models.export.model import export
-from models.learners.online.rescale import Rescale
+from models.learners.online.replay.rescale import Rescale
 from models.learners.prototypes.learner import PrototypeLearner
 from models.learners.sampling import ResampledLearner, SamplingSettings
 from models.learners.scales import NumericScale

@@ -22,7 +22,7 @@ from engine.types import Batch, Features, Padded, Tensors, UserError
 from models.learners.modules.flat import Behaviour, FlatModule
 from models.learners.modules.learner import ModuleLearner, ModuleSettings, ModuleTraining
 from models.learners.online.optimizer import Optimizer, OptimizerSettings
-from models.learners.online.replay_parts import packed, parts_of, unpacked
+from models.learners.online.replay.parts import packed, parts_of, unpacked
 from models.net_input import NetInput, net_inputs, tensors_of
 from models.seeded import seeded
 from tests.models import nets
@@ -115,7 +115,7 @@ def test_a_step_that_fails_leaves_the_running_means(
     made = learner(features, f"{NETS}:Normed")
     (batch,) = make_batches(features, 1, 8)
     before = made.state_dict()["weights"]
-    made._stepper._loss = lambda raw, target: (raw * torch.nan).sum()
+    made._stepper._loss.loss = lambda raw, target: (raw * torch.nan).sum()
     step = made.learn(batch)
     assert step.not_learned is not None
     assert step.not_learned.all()

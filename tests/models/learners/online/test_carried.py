@@ -15,7 +15,7 @@ from torch import nn
 from engine.types import Batch, Features, KeyedState, Mark, Tensors, UserError
 from models.learners.modules.learner import ModuleLearner
 from models.learners.online.carried import CarriedStates
-from models.learners.online.stepper import MOST_PASSED
+from models.learners.online.steps.keyed_rows import MOST_PASSED
 
 DENSE = {"head": {"layers": [{"kind": "dense", "width": 8, "dropout": 0.3}]}}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -125,7 +125,7 @@ def test_a_missing_target_costs_nothing(make_features: Make) -> None:
         )
         rows = Tensors(numeric=x, categories=torch.empty((64, 0), dtype=torch.int64), target=target)
         raw = learner._scorer.train(rows)
-        loss = learner._stepper._loss_of(raw, rows, learner._scorer.target_scale)
+        loss = learner._stepper._loss.of(raw, rows, learner._scorer.target_scale)
         loss.backward()  # type: ignore[no-untyped-call]
         gradient = learner._scorer.network.tensors["layer.0.weight"].grad
         assert gradient is not None

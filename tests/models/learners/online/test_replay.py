@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.types import UserError
-from models.learners.online.replay import Replay, ReplayRows, ReplaySettings
+from models.learners.online.replay.buffer import Replay, ReplayRows, ReplaySettings
 
 
 def ring(**changes: Any) -> Replay:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from engine.types import Batch, Features, Mark, Scale, Tensors
 from models.learners.online.scaler import MAX_DEVIATIONS, Scaler
-from models.learners.online.steps import concat, plain, restored
+from models.learners.online.steps.buffer import concat, plain, restored
 from models.learners.tabular import TabularLearner
 
 Make = Callable[..., Features]

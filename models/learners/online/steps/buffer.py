@@ -1,66 +1,17 @@
-"""What stands between batches and optimizer steps: how large a step is, the rows that wait for it,
-and what came of the rows of a batch."""
+"""The rows that wait for their step."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from engine.types import Features, Padded, Ragged, Sparse, Step, Tensors, bucket
+from engine.types import Features, Padded, Ragged, Sparse, Tensors, bucket
 from models.learners.labelled import target_of
-from models.learners.online.replay import ReplaySettings
-
-ROWS_PER_STEP_ROW = 64
-"""A step has this part of the rows seen."""
-
-
-@dataclass(slots=True, kw_only=True)
-class StepSizes:
-    """How many rows a step has, and how many replay steps follow it, by the rows learned so far.
-
-    Attributes:
-        most_rows: most rows of a step.
-        least_rows: fewest rows of a step, if `most_rows` allows it.
-        replay: None where no rows are kept.
-        steps_per_row: the limit that a challenge sets; see `Challengeable.pace`.
-    """
-
-    most_rows: int
-    replay: ReplaySettings | None
-    least_rows: int = 1
-    steps_per_row: float = math.inf
-
-    def rows(self, learned: int) -> int:
-        """Return the rows of the next step."""
-        own = self._own_rows(learned)
-        if self.steps_per_row == math.inf:
-            return own
-        least = math.ceil((1 + self._own_replay_steps(learned)) / self.steps_per_row)
-        return max(own, min(self.most_rows, 1 << (least - 1).bit_length()))
-
-    def replay_steps(self, learned: int, rows: int) -> int:
-        """Return the replay steps after a step of so many rows; none if below 1."""
-        return round(min(self._own_replay_steps(learned), self.steps_per_row * rows - 1))
-
-    def own_steps_per_row(self, learned: int) -> float:
-        """Return new and replay steps per row, without a limit."""
-        return (1 + self._own_replay_steps(learned)) / self._own_rows(learned)
-
-    def _own_rows(self, learned: int) -> int:
-        share = max(self.least_rows, learned // ROWS_PER_STEP_ROW)
-        return min(self.most_rows, 1 << (share.bit_length() - 1))
-
-    def _own_replay_steps(self, learned: int) -> int:
-        return 0 if self.replay is None else self.replay.replay_steps_after(learned)
 
 
 class StepBuffer:
@@ -101,55 +52,6 @@ class StepBuffer:
     def restore(self, value: Mapping[str, Any], device: str) -> None:
         """Restore a `snapshot`."""
         self._parts = [restored(value, device)] if value else []
-
-
-class BatchProgress:
-    """Accumulates the scores and outcomes of one batch over its optimizer steps.
-
-    Attributes:
-        not_learned: rows that nothing was learned from, bool, shape (n,).
-        steps: taken.
-        changed: augment -> rows that it changed.
-        counts: what else is counted, see `Step.counts`.
-    """
-
-    def __init__(self, rows: int) -> None:
-        self.not_learned = np.zeros(rows, np.bool_)
-        self.steps = 0
-        self.changed: Counter[str] = Counter()
-        self.counts: Counter[str] = Counter()
-        self._losses: list[float] = []
-        self._waiting: list[NDArray[np.int64]] = []
-
-    def waits(self, at: int, rows: int | NDArray[np.int64]) -> None:
-        """Note that these rows, from row `at` on, wait for their step."""
-        self._waiting.append(at + np.arange(rows) if isinstance(rows, int) else at + rows)
-
-    def step_taken(self, loss: float) -> None:
-        """Note that a step on the waiting rows was taken."""
-        self._waiting.clear()
-        self._losses.append(loss)
-        self.steps += 1
-
-    def step_failed(self) -> int:
-        """Note that the step failed; return how many of its rows are of this batch."""
-        rows = np.concatenate([*self._waiting, np.empty(0, np.int64)])
-        self._waiting.clear()
-        self.not_learned[rows] = True
-        return len(rows)
-
-    def step(self, scores: NDArray[np.float64]) -> Step:
-        """Return the finished `Step`."""
-        not_learned = self.not_learned if self.not_learned.any() else None
-        return Step(
-            scores=scores,
-            loss=sum(self._losses) / len(self._losses) if self._losses else float("nan"),
-            steps=self.steps,
-            skipped="non_finite" if not_learned is not None and not_learned.all() else None,
-            not_learned=not_learned,
-            augmented=self.changed,
-            counts=self.counts,
-        )
 
 
 def concat(parts: Sequence[Tensors]) -> Tensors:
@@ -289,9 +191,7 @@ def _offsets(parts: Sequence[Ragged] | Sequence[Sparse]) -> torch.Tensor:
 
 
 __all__ = [
-    "BatchProgress",
     "StepBuffer",
-    "StepSizes",
     "concat",
     "fit_lengths",
     "plain",

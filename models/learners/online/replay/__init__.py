@@ -1,0 +1,1 @@
+"""The newest rows, kept to learn them again."""
