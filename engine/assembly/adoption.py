@@ -12,8 +12,8 @@ from engine.assembly.parts import Parts
 from engine.types import UserError
 
 if TYPE_CHECKING:
-    from models.serving.adopt import Adoption as Adoption
-    from models.serving.adopt import Proof as Proof
+    from models.serving.adopt.adoption import Adoption as Adoption
+    from models.serving.adopt.adoption import Proof as Proof
 
 Shapes = Mapping[str, tuple[int | str | None, ...]]
 
@@ -24,7 +24,7 @@ def adopt(path: Path, target: Path | None, shapes: Shapes) -> Adoption:
     Raises: UserError for a file that is not there, or that headrace wrote.
     """
     from models.export import model_files
-    from models.serving import adopt as adopting
+    from models.serving.adopt import adoption as adopting
     from models.serving.base import require_file
     from models.serving.inspection import limits_of
     from models.serving.settings import InferSettings
@@ -45,7 +45,7 @@ def table(adoption: Adoption, parts: Parts | None) -> str:
 
     Raises: UserError if a graph's inputs cannot be matched with them.
     """
-    from models.serving.infer_table import infer_table
+    from models.serving.adopt.infer_table import infer_table
     from models.serving.inputs import Inputs
 
     if parts is None:
@@ -60,8 +60,8 @@ def require_served(table: str, adoption: Adoption, parts: Parts | None) -> None:
 
     Raises: UserError if `run` would refuse it.
     """
+    from models.serving.adopt.infer_table import columns_of
     from models.serving.graph_predictor import open_graph
-    from models.serving.infer_table import columns_of
     from models.serving.settings import InferSettings, validated
 
     inputs = adoption.served.inputs

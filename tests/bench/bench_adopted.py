@@ -27,7 +27,7 @@ from engine.loading.loader import Loader
 from engine.running.loop import Loop
 from engine.running.work import Serving
 from engine.system.limited_process import Limits
-from models.serving.adopt import adopt
+from models.serving.adopt.adoption import adopt
 from models.serving.graph_predictor import GraphPredictor
 from models.serving.opening import open_model
 from models.serving.settings import InferSettings

@@ -16,8 +16,8 @@ from PIL import Image
 
 from engine.system import limited_process
 from engine.system.limited_process import Limits
-from models.serving.adopt import Adoption, adopt
-from models.serving.infer_table import infer_table
+from models.serving.adopt.adoption import Adoption, adopt
+from models.serving.adopt.infer_table import infer_table
 from models.serving.opening import open_model
 from models.serving.settings import InferSettings
 from tests.models.serving.graphs import call_here

@@ -9,7 +9,7 @@ import polars as pl
 
 from engine.types import Schema
 from models.column_arrays import POLARS_TYPES
-from models.serving.adopt import Adoption
+from models.serving.adopt.adoption import Adoption
 from models.serving.answers import ANSWERS
 from models.serving.inspection import GraphFile
 from models.serving.settings import InputSettings, toml_key

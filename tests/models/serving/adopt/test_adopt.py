@@ -15,8 +15,8 @@ from onnx import helper, numpy_helper
 from engine.system import limited_process
 from engine.system.limited_process import Limits
 from engine.types import UserError
-from models.serving.adopt import Adoption, adopt
-from models.serving.infer_table import infer_table
+from models.serving.adopt.adoption import Adoption, adopt
+from models.serving.adopt.infer_table import infer_table
 from models.serving.settings import InputSettings
 from tests.models.serving import graphs
 from tests.models.serving.graphs import HEAD, WEIGHTS, call_here, saved

@@ -1,0 +1,1 @@
+"""Takes up an ONNX file that was made elsewhere."""
