@@ -56,7 +56,7 @@ class FilesSettings(ShardSettings):
             larger one is a dead letter (for CSV and formats of your own it ends the run).
         follow: never end: read rows added to files of lines, and new files. Compressed files,
             Parquet, Arrow and tars are read once they have not changed between two scans:
-            write them elsewhere, and rename them. See `connectors.files.follow`.
+            write them elsewhere, and rename them. See `connectors.files.streams.follow`.
         poll_interval: time between two scans for changed files, with `follow`.
         on_replaced: what to do if a file was replaced, truncated, deleted before its end, or
             continued within its last line: "fail" stops with an error; "read" reads the

@@ -16,7 +16,6 @@ from connectors.files.columns import ColumnFinder
 from connectors.files.csv_dialects import CsvDialects, Headers
 from connectors.files.decoding import Decoding
 from connectors.files.fingerprint import REPLAYED
-from connectors.files.follow.follower import Follower
 from connectors.files.later_columns import LaterColumns
 from connectors.files.opening import Opener
 from connectors.files.order_by import SortedFiles
@@ -25,9 +24,11 @@ from connectors.files.readers.file_rows import unreadable
 from connectors.files.readers.stdin import STDIN, StdinRows
 from connectors.files.readers.table import SortedRows
 from connectors.files.settings import FilesSettings
-from connectors.files.split_stream import JoinedStream, SplitStream
 from connectors.files.splits import InputSplit, Readable
-from connectors.files.streams import RowStream, StdinStream
+from connectors.files.streams.follow.follower import Follower
+from connectors.files.streams.row_stream import RowStream
+from connectors.files.streams.split_stream import JoinedStream, SplitStream
+from connectors.files.streams.stdin_stream import StdinStream
 from connectors.formats.ndjson import Ndjson
 from connectors.formats.values.hive import HivePartitions
 from engine.types import (

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.files.follow import follower, scan
 from connectors.files.source import FilesSource
+from connectors.files.streams.follow import follower, scan
 from engine.types import HeadraceError, Mark, Rejects, Schema, Snapshot, UserError
 from tests.connectors.files.test_fingerprint import arrow, csv, lines, parquet, run
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from connectors.files.fingerprint import HEAD_BYTES, CopyDetector, Policy, unique_name
-from connectors.files.follow.newcomers import Newcomers
-from connectors.files.follow.scan import SeenFile, scan, settled
-from connectors.files.follow.tail import Open, Tail
 from connectors.files.readers.file_rows import unreadable
 from connectors.files.readers.text import compression
 from connectors.files.splits import EPOCH_STRIDE, Readable
-from connectors.files.streams import RowStream
+from connectors.files.streams.follow.newcomers import Newcomers
+from connectors.files.streams.follow.scan import SeenFile, scan, settled
+from connectors.files.streams.follow.tail import Open, Tail
+from connectors.files.streams.row_stream import RowStream
 from engine.types import HeadraceError, Records, Snapshot
 
 MAX_OPEN_FILES = 256

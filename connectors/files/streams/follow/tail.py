@@ -15,9 +15,9 @@ from connectors.files.fingerprint import (
     Policy,
     report_continued_line,
 )
-from connectors.files.follow.scan import FileId, settled
 from connectors.files.readers.text import TextFile
 from connectors.files.splits import EPOCH_STRIDE, Readable
+from connectors.files.streams.follow.scan import FileId, settled
 from engine.types import HeadraceError, UserError
 
 Open = Callable[[Path, str], Readable | None]

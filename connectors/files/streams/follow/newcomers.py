@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from connectors.files.fingerprint import HEAD_BYTES, digest, segments
-from connectors.files.follow.scan import FileId, SeenFile, settled
-from connectors.files.follow.tail import Tail
 from connectors.files.readers.text import compression
+from connectors.files.streams.follow.scan import FileId, SeenFile, settled
+from connectors.files.streams.follow.tail import Tail
 from engine.types import HeadraceError
 
 log = logging.getLogger("headrace.files")

@@ -24,7 +24,7 @@ from connectors.files.splits import (
     line_start,
     order,
 )
-from connectors.files.streams import RowStream
+from connectors.files.streams.row_stream import RowStream
 from engine.types import EndOfStream, Records, Snapshot, UserError
 
 log = logging.getLogger("headrace.files")
