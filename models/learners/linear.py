@@ -31,6 +31,7 @@ from models.challenge.challenger import SUCCESSOR_ROWS, Challengeable, Challenge
 from models.learners.identity import require_same_model
 from models.learners.labelled import labelled, target_of
 from models.learners.sgd import learn_rows, predict_rows
+from models.learners.table_features import require_table
 
 KEPT_BAD_BATCHES = 4
 """The batches with non-finite numbers that are kept for inspection."""
@@ -134,13 +135,7 @@ class LinearLearner(Challengeable):
                 f"[model] kind = 'linear' expects task regression or binary, got "
                 f"'{features.task}': use kind = 'tabular'."
             )
-        if features.nested:
-            raise UserError(
-                "[model] kind = 'linear' expects numbers and categories, got "
-                f"'{features.nested[0]}': use kind = 'tabular'."
-            )
-        if not features.numeric and not features.categories:
-            raise UserError("[model] needs features: name columns in 'numeric' or 'categories'.")
+        require_table(features, "linear")
         self.settings: LinearLearner.Settings = settings
         self.training: LinearLearner.Training = training
         self.features = features

@@ -22,6 +22,7 @@ from models.learners.modules.user_module import (
     make_module,
     matched_masks,
     named,
+    require_source,
     require_state,
 )
 from models.learners.modules.weights import add_adapters, freeze, load_weights, lr_scales
@@ -128,11 +129,7 @@ class ModuleSettings(OnlineSettings):
             )
         if self.module is None and self.arguments:
             raise ValueError("expected module beside arguments, which are the module's")
-        if not isinstance(self.module, str | nn.Module | None):
-            raise ValueError(
-                "expected an import string, 'package.module:Class', for module, got "
-                f"{self.module!r}"
-            )
+        require_source(self.module)
         return self
 
 

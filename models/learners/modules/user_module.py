@@ -43,6 +43,14 @@ class Forward:
         return self.takes_any or name in self.required or name in self.optional
 
 
+def require_source(module: object) -> None:
+    """Raises: ValueError for a ``[model] module`` that is no source of `make_module`, nor None."""
+    if not isinstance(module, str | nn.Module | None):
+        raise ValueError(
+            f"expected an import string, 'package.module:Class', for module, got {module!r}"
+        )
+
+
 def make_module(
     source: str | nn.Module, arguments: Mapping[str, Any], *, seed: int = 0
 ) -> nn.Module:
@@ -238,5 +246,6 @@ __all__ = [
     "make_module",
     "matched_masks",
     "named",
+    "require_source",
     "require_state",
 ]

@@ -23,35 +23,30 @@ def chosen_embedding(
     Raises: UserError for one that cannot be used, for lists of ids without one, and for numbers on
         a scale that moves before one.
     """
-    embedding = _embedding(settings, inputs, features, raw, threads)
-    if embedding is not raw:
-        _require_fixed_scale(settings, features)
-    return embedding
-
-
-def _embedding(
-    settings: PrototypeSettings,
-    inputs: Sequence[NetInput],
-    features: Features,
-    raw: RawFeatures,
-    threads: int,
-) -> Embedding:
+    if settings.embedding is None and settings.module is None:
+        _require_no_ids(inputs)
+        return raw
+    embedding: Embedding
     if settings.embedding is not None:
         from models.learners.prototypes.file_embedding import FileEmbedding  # onnxruntime
 
         path, output = settings.embedding, settings.embedding_output
-        return FileEmbedding(path, output, inputs, features, threads=threads)
-    if settings.module is not None:
+        embedding = FileEmbedding(path, output, inputs, features, threads=threads)
+    else:
         from models.learners.prototypes.module_embedding import ModuleEmbedding
 
-        return ModuleEmbedding.of(settings, inputs, features)
+        embedding = ModuleEmbedding.of(settings, inputs, features)
+    _require_fixed_scale(settings, features)
+    return embedding
+
+
+def _require_no_ids(inputs: Sequence[NetInput]) -> None:
     ids = next((entry for entry in inputs if entry.form == "ids"), None)
     if ids is not None:
         raise UserError(
             f"[model] kind = 'prototypes' reads '{ids.columns[0]}', lists of ids, whose mean "
             "says nothing: name what makes vectors of them in [model] module or embedding."
         )
-    return raw
 
 
 def _require_fixed_scale(settings: PrototypeSettings, features: Features) -> None:

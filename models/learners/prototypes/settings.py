@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
-from torch import nn
 
 from engine.types import Name, Names, Settings
+from models.learners.modules.user_module import require_source
 
 
 class PrototypeInputSettings(Settings):
@@ -65,11 +65,7 @@ class PrototypeSettings(Settings):
         ):
             if getattr(self, key) and getattr(self, other) is None:
                 raise ValueError(f"expected {other} beside {key}, which is of it")
-        if not isinstance(self.module, str | nn.Module | None):
-            raise ValueError(
-                "expected an import string, 'package.module:Class', for module, got "
-                f"{self.module!r}"
-            )
+        require_source(self.module)
         return self
 
 

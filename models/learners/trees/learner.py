@@ -15,6 +15,7 @@ from models.challenge.challenger import Challengeable
 from models.learners.identity import require_same_model
 from models.learners.labelled import labelled, target_of
 from models.learners.scales import NumericScale
+from models.learners.table_features import require_table
 from models.learners.trees.forest import Rows, Target, lightgbm
 from models.learners.trees.scorer import TreesScorer
 from models.learners.trees.settings import (
@@ -282,13 +283,7 @@ def _require_readable(training: TreesTraining, features: Features) -> None:
         )
     if training.loss != "quantile" and "quantile" in training.model_fields_set:
         raise UserError("[train] quantile is for loss = 'quantile': set that, or take it out.")
-    if features.nested:
-        raise UserError(
-            "[model] kind = 'trees' expects numbers and categories, got "
-            f"'{features.nested[0]}': use kind = 'tabular'."
-        )
-    if not features.numeric and not features.categories:
-        raise UserError("[model] needs features: name columns in 'numeric' or 'categories'.")
+    require_table(features, "trees")
     for name, codes in features.categories.items():
         if codes > MOST_CODES:
             raise UserError(

@@ -64,8 +64,8 @@ class Window:
         if not self._scaled:
             return np.ascontiguousarray(rows, np.float32), target
         numbers = scale.apply(rows[:, : self._numbers].astype(np.float64))
-        rows = np.concatenate((numbers, rows[:, self._numbers :]), axis=1)
-        return rows.astype(np.float32), target
+        whole = np.concatenate((numbers, rows[:, self._numbers :]), axis=1)
+        return whole.astype(np.float32), target
 
     def renumber(self, numbers: NDArray[np.int64]) -> None:
         """Give kept rows the new numbers of their classes, by the old ones; drop those of -1."""
@@ -91,7 +91,7 @@ class Window:
 def row_bytes(features: Features) -> int:
     """Return the bytes of a row in a window."""
     width = len(features.numeric) + len(features.categories) + 1
-    return width * np.dtype(_dtype(features)).itemsize
+    return width * int(np.dtype(_dtype(features)).itemsize)
 
 
 def _dtype(features: Features) -> Any:
