@@ -193,7 +193,7 @@ MAX_JSON_NUMBERS = 4_096
 def _json_value(column: str, dtype: pl.DataType) -> pl.Expr:
     if isinstance(dtype, pl.Array) and math.prod(dtype.shape) > MAX_JSON_NUMBERS:
         return pl.lit(str(dtype)).alias(column)
-    return bytes_as_hex(pl.col(column), dtype)
+    return bytes_as_hex(pl.col(column), dtype).alias(column)  # an object has its first field's
 
 
 def bytes_as_hex(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:

@@ -242,6 +242,16 @@ def test_what_is_no_mask_is_told(keep: Any, what: str) -> None:
         batch_of(["a"]).reject(keep, stage="mine", reason="odd")
 
 
+def test_the_objects_of_a_rejected_row_keep_their_columns_name() -> None:
+    """Also where a field has the name of another column."""
+    plain = batch_of(["id"])
+    user = pl.struct(pl.lit(5).alias("id"), pl.lit("n").alias("name")).alias("user")
+    batch = plain.with_frame(plain.frame.with_columns(user))
+    (rejects,) = batch.reject(pl.col("id") == 1, stage="mine", reason="odd").rejects
+    expected = {"id": 2, "user": {"id": 5, "name": "n"}}
+    assert [json.loads(value) for value in rejects.rows["value"]] == [expected]
+
+
 def test_taking_rows_out_is_no_growth() -> None:
     with pytest.raises(HeadraceError, match=r"returned 1, with 0 rejected and -499 added"):
         read_with(Shrinking)
