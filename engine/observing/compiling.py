@@ -4,11 +4,13 @@ afterwards, and keeps that apart from a stall: the loop waits for them, and is w
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from numba.core import event
 
+from engine.observing import timing
 from engine.observing.service import Heartbeat
 
 log = logging.getLogger("headrace.compiling")
@@ -36,9 +38,13 @@ class _Listener(event.Listener):
     def __init__(self, heartbeat: Heartbeat) -> None:
         self._heartbeat = heartbeat
         self._logged = False
+        self._depth, self._began = 0, 0.0
 
     def on_start(self, event: event.Event) -> None:
         self._heartbeat.pause()
+        if not self._depth:
+            self._began = time.perf_counter()
+        self._depth += 1
         if self is _active[0] and not self._logged:
             self._logged = True
             function = event.data["dispatcher"].py_func
@@ -50,6 +56,9 @@ class _Listener(event.Listener):
 
     def on_end(self, event: event.Event) -> None:
         self._heartbeat.resume()
+        self._depth -= 1
+        if not self._depth and self is _active[0]:
+            timing.compiled(time.perf_counter() - self._began)
 
 
 __all__ = ["reported"]

@@ -55,6 +55,7 @@ class TimingSnapshot:
         idle: seconds of reads that gave nothing, as no more was there.
         queued: seconds that this process's threads were ready and waited for a core; 0 where the
             system does not tell.
+        compiling: seconds in which loops were compiled, for the first time on a machine.
     """
 
     at: float = 0.0
@@ -63,6 +64,7 @@ class TimingSnapshot:
     waits: dict[tuple[str, str], float] = field(default_factory=dict)
     idle: float = 0.0
     queued: float = 0.0
+    compiling: float = 0.0
 
     def since(self, before: TimingSnapshot) -> TimingSnapshot:
         """Return the time since `before`; `at` is then the seconds between the two."""
@@ -83,6 +85,7 @@ class TimingSnapshot:
             waits=waits,
             idle=self.idle - before.idle,
             queued=max(0.0, self.queued - before.queued),
+            compiling=self.compiling - before.compiling,
         )
 
 
@@ -158,8 +161,17 @@ class StageTimer:
         """Return the times so far."""
         spent = copy.deepcopy(self._totals)
         spent.at, spent.cpu = time.perf_counter(), time.process_time()
-        spent.queued = _queued()
+        spent.queued, spent.compiling = _queued(), _compiling
         return spent
+
+
+_compiling = 0.0
+
+
+def compiled(seconds: float) -> None:
+    """Note that loops were compiled for so many seconds."""
+    global _compiling
+    _compiling += seconds
 
 
 def _queued() -> float:
@@ -171,4 +183,4 @@ def _queued() -> float:
     return total * 1e-9
 
 
-__all__ = ["Listener", "StageTime", "StageTimer", "TimingSnapshot"]
+__all__ = ["Listener", "StageTime", "StageTimer", "TimingSnapshot", "compiled"]

@@ -239,8 +239,8 @@ class ParquetFile(TableFile):
         self._path, self._footer, self._metadata = path, opened.footer, opened.metadata
         self.bounds, self._groups = opened.bounds, opened.groups
         frame, self.schema = opened.scan, dict(opened.schema)
-        self._columns = [c for c in columns or self.schema if c in self.schema]
-        self._columns = self._columns or list(self.schema)[:1]
+        asked = dict.fromkeys(columns or self.schema)  # several paths may lead into one column
+        self._columns = [c for c in asked if c in self.schema] or list(self.schema)[:1]
         self._leaves, self._flat = _leaves(self._metadata.schema, self._columns)
         self._walked = -1
         """The last row group whose pages were validated."""

@@ -13,7 +13,9 @@ from numba import extending
 
 from engine.commands import cli
 from engine.observing import compiling
+from engine.observing.metrics import Metrics
 from engine.observing.service import Heartbeat
+from engine.observing.timing import StageTimer
 
 njit: Any = numba.njit  # whose types take a loop for the number it returns
 
@@ -53,9 +55,11 @@ def test_compiling_is_said_once_and_pauses_the_heartbeat(
 
     compiled = njit(loop)
     caplog.set_level(logging.INFO, "headrace.compiling")
+    before = StageTimer(Metrics()).snapshot()
     with compiling.reported(heart):
         for _ in range(2):
             assert compiled(1) == 3
+    assert StageTimer(Metrics()).snapshot().since(before).compiling > 0
     assert ages
     assert set(ages) == {0.0}
     assert heart.age() == 0

@@ -98,6 +98,9 @@ def test_too_little_to_tell() -> None:
     short = account(learn=1.0)
     short.at = 0.5
     assert diagnose(short, settings=SETTINGS) is None
+    first = account(standardize=9.0)
+    first.compiling = 8.0  # inside the stage, once on a machine
+    assert diagnose(first, settings=SETTINGS) is None
 
 
 def test_the_difference_of_two_accounts() -> None:
