@@ -312,7 +312,7 @@ class FilesSource(Source):
             )
         if catalog.file_per_row or catalog.format == "text":
             return self.format
-        lines: Format = Ndjson(self.settings.paths)
+        lines: Format = Ndjson(self.settings.paths if catalog.spec.plain_lines else {})
         if catalog.format == "csv" and not self.settings.order_by:
             self._columns.in_files({}, guess=False)  # opens every file
             lines = self._dialects.decoder(Headers(self._dialects.headers))

@@ -392,7 +392,7 @@ def _unfitted(run: Run, batch: Batch) -> dict[str, str]:
         if isinstance(stage, FittedStage) and stage.untaught and stage.snapshot() is not None
     }
     unknown = {
-        stage.name: "values are unknown"
+        stage.name: "new values are unknown"
         for stage in run.stages
         if stage.snapshot() is not None and batch.counts.get((stage.name, "unknown"))
     }

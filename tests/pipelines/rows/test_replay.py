@@ -109,7 +109,7 @@ name = "nested"
 folder = "{folder}/run"
 [source]
 kind = "files"
-path = "{folder}/d.{format}"
+path = "{folder}/d.ndjson"
 paths = {{a = "u.a", b = "u.b"}}
 [source.schema]
 id = "int64"
@@ -124,21 +124,19 @@ path = "{folder}/out"
 """
 
 
-@pytest.mark.parametrize("format", ["ndjson", "arrow", "parquet"])
-def test_a_replay_reads_nested_values(tmp_path: Path, format: str) -> None:
+def test_a_replay_reads_nested_values(tmp_path: Path) -> None:
     """A dead letter holds the record as it was, so paths lead to its values again."""
     frame = pl.DataFrame(
-        {"id": [1, 2], "x": ["1.5", "n/a"], "u": [{"a": 10, "b": 1}, {"a": 20, "b": 2}]}
+        {"id": [1, 2], "x": ["1.5", "oops"], "u": [{"a": 10, "b": 1}, {"a": 20, "b": 2}]}
     )
-    write = {"ndjson": frame.write_ndjson, "arrow": frame.write_ipc, "parquet": frame.write_parquet}
-    write[format](tmp_path / f"d.{format}")
+    frame.write_ndjson(tmp_path / "d.ndjson")
     file = tmp_path / "nested.toml"
-    file.write_text(NESTED.format(folder=tmp_path, format=format, kind="float64"))
+    file.write_text(NESTED.format(folder=tmp_path, kind="float64"))
     assert Run(file).run().totals.rejected == 1
-    file.write_text(NESTED.format(folder=tmp_path, format=format, kind="string"))
+    file.write_text(NESTED.format(folder=tmp_path, kind="string"))
     Run(file, replay=True).run()
-    out = pl.read_parquet(tmp_path / "out" / "*.parquet").sort("id")
-    assert out.select("a", "b").rows() == [(10, 1), (20, 2)]
+    parts = [pl.read_parquet(part) for part in sorted((tmp_path / "out").iterdir())]
+    assert [part.select("a", "b").rows() for part in parts] == [[(10, 1)], [(20, 2)]]
 
 
 @pytest.mark.parametrize("where", ["files", "topic"])
