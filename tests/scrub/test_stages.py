@@ -291,6 +291,7 @@ def test_freezing_is_exact_to_the_row(run: Run) -> None:
 # ------------------------------------------------------------------------------------- categories
 
 
+@pytest.mark.usefixtures("steady")
 def test_codes_in_order_of_first_appearance(run: Run, stage: Make) -> None:
     options = {"columns": ["t"], "size": 3}
     parts = ({"t": ["b", "a", None, "b"]}, {"t": ["a", "b", "c"]}, {"t": ["d", "c", "never"]})

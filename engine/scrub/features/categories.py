@@ -10,7 +10,8 @@ import polars as pl
 from pydantic import Field
 
 from engine.columnar.hashing import hashes
-from engine.scrub.base import SINGLE_ROWS, LearnSettings
+from engine.scrub import base
+from engine.scrub.base import LearnSettings
 from engine.scrub.columns import expand_columns
 from engine.scrub.event_time import NEVER, EventTime
 from engine.scrub.features.vocabulary import Vocabulary
@@ -29,9 +30,6 @@ from engine.types import (
 )
 from engine.types.arrays import Ints
 from engine.types.changes import Neutral
-
-COLD_ROWS = 8_192
-"""The first rows of a stream, whose values are learned in the batch they stand in."""
 
 
 class Categories(Stage):
@@ -114,9 +112,9 @@ class Categories(Stage):
         rows of a stream one by one, then in blocks, each as long as all before it."""
         at, before = 0, self._rows
         learns = self.settings.method == "vocabulary" and self.settings.rows_left(before) != 0
-        while learns and at < len(frame) and before + at < COLD_ROWS:
-            first = before + at < SINGLE_ROWS
-            n = 1 if first else before + at
+        while learns and at < len(frame) and before + at < base.COLD_ROWS:
+            first = before + at < base.SINGLE_ROWS
+            n = 1 if first else min(before + at, base.COLD_ROWS - before - at)
             yield frame[at : at + n], first
             at += n
         if at < len(frame) or not at:
