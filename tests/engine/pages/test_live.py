@@ -134,8 +134,8 @@ def test_the_lag_of_a_mix_is_shown_in_each_unit(page: Tab, engine: Engine) -> No
     feed(page, engine.status(2_000_000_000.0), engine.status(2_000_000_004.0))
     tile = "#tiles section:nth-of-type(4)"
     assert text(page, f"{tile} .big") == "42 records"
-    assert text(page, f"{tile} .foot") == "not done and committed yet, and 2.0 KiB"
-    assert text(page, "#lags") == "old:a.csv 2.0 KiB new:p/0 40 records new:p/1 2 records"
+    assert text(page, f"{tile} .foot") == "not done and committed yet, and 2 KiB"
+    assert text(page, "#lags") == "old:a.csv 2 KiB new:p/0 40 records new:p/1 2 records"
 
 
 def test_rates_quantiles_and_quality_are_those_of_the_interval(page: Tab, engine: Engine) -> None:
