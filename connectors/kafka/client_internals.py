@@ -588,6 +588,19 @@ def abort_transaction(producer: KafkaProducer) -> None:
     producer._transaction_manager._pending_txn_offset_commits.clear()
 
 
+@contextlib.contextmanager
+def transaction_error(producer: KafkaProducer) -> Iterator[None]:
+    """Raise what ended the transaction inside the block, where kafka-python (3.0.12) only says
+    that something has: a call that comes after the failure gets a bare KafkaError."""
+    try:
+        yield
+    except errors.KafkaError as error:
+        manager = producer._transaction_manager
+        if type(error) is errors.KafkaError and manager is not None and manager.last_error:
+            raise manager.last_error from error
+        raise
+
+
 def retry_coordinator(producer: KafkaProducer) -> KafkaProducer:
     """Patch the transaction manager so that it retries coordinator requests after a broker outage.
 
@@ -688,6 +701,7 @@ __all__ = [
     "retry_coordinator",
     "sasl_mechanism",
     "topic_ids",
+    "transaction_error",
     "truncated_to",
     "wait_for",
     "warm_up_chunk",

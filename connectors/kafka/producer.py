@@ -20,6 +20,7 @@ from connectors.kafka.client_internals import (
     enqueue,
     flushing,
     retry_coordinator,
+    transaction_error,
     without_busy_wait,
 )
 from connectors.kafka.record_batches import (
@@ -173,7 +174,7 @@ class VerifiedProducer:
 
     def send(self, topic: str, records: OutgoingRecords, at: Ints) -> None:
         """Send the records `at`, in order; if the buffer is full, wait until half of it is
-        acknowledged.
+        acknowledged. Records of a transaction that was taken away are dropped: `commit` says so.
 
         Args:
             at: which, shape (m,), increasing.
@@ -181,18 +182,29 @@ class VerifiedProducer:
         Raises: HeadraceError if the broker does not take them; UserError for permissions.
         """
         producer = self.connect()
-        size = min(MAX_BATCH_BYTES, max(MIN_BATCH_BYTES, self.settings.max_record_bytes))
+        if self._fenced:
+            return
         with self._translated_errors():
-            self._begin(producer)
-            partitions = len(producer.partitions_for(topic))
-            batches, self._turn = plan_batches(records, at, partitions, self._turn, size)
-            for partition, some, nbytes in batches:
-                place = TopicPartition(topic, partition)
-                batch = enqueue(producer, place, records, some, nbytes, size)
-                self._sent.append((batch, len(some), nbytes))
-                self.nbytes += nbytes
-                if self.nbytes > self._buffer_bytes:
-                    self._await_acks(producer, self._buffer_bytes // 2)
+            try:
+                with transaction_error(producer):
+                    self._enqueue(producer, topic, records, at)
+            except FENCED:
+                self._fenced = True
+
+    def _enqueue(
+        self, producer: KafkaProducer, topic: str, records: OutgoingRecords, at: Ints
+    ) -> None:
+        size = min(MAX_BATCH_BYTES, max(MIN_BATCH_BYTES, self.settings.max_record_bytes))
+        self._begin(producer)
+        partitions = len(producer.partitions_for(topic))
+        batches, self._turn = plan_batches(records, at, partitions, self._turn, size)
+        for partition, some, nbytes in batches:
+            place = TopicPartition(topic, partition)
+            batch = enqueue(producer, place, records, some, nbytes, size)
+            self._sent.append((batch, len(some), nbytes))
+            self.nbytes += nbytes
+            if self.nbytes > self._buffer_bytes:
+                self._await_acks(producer, self._buffer_bytes // 2)
 
     def flush(self) -> None:
         """Raises: HeadraceError when a record was not delivered: the run stops before its
@@ -243,12 +255,13 @@ class VerifiedProducer:
             try:
                 if self._fenced:
                     raise errors.ProducerFencedError
-                self._begin(producer)
-                if offsets:
-                    self._with_timeout(
-                        lambda: producer.send_offsets_to_transaction(dict(offsets), group)
-                    )
-                self._with_timeout(producer.commit_transaction)
+                with transaction_error(producer):
+                    self._begin(producer)
+                    if offsets:
+                        self._with_timeout(
+                            lambda: producer.send_offsets_to_transaction(dict(offsets), group)
+                        )
+                    self._with_timeout(producer.commit_transaction)
             except (errors.CommitFailedError, errors.FencedInstanceIdError) as error:
                 log.warning("transaction aborted", extra={"reason": str(error)})
                 self.abort()
@@ -271,7 +284,7 @@ class VerifiedProducer:
         log.info("transaction aborted by the broker", extra={"reason": type(error).__name__})
         self._fenced_before, self._open, self._fenced = True, False, False
         self.aborted += 1
-        self._producer = None
+        self._producer, self._sent, self.nbytes = None, deque(), 0
         with contextlib.suppress(errors.KafkaError):
             producer.close(timeout=CLOSE_SECONDS)
 
@@ -283,7 +296,8 @@ class VerifiedProducer:
             self.aborted += 1
             with self._translated_errors():
                 try:
-                    self._with_timeout(lambda: abort_transaction(producer))
+                    with transaction_error(producer):
+                        self._with_timeout(lambda: abort_transaction(producer))
                 except FENCED as error:
                     self._replace_producer(producer, error)
 

@@ -365,3 +365,27 @@ def stop(broker: Broker, out: VerifiedProducer) -> None:
     connection.close_future.add_both(lambda _: seen.set())
     broker.stop()
     assert seen.wait(HANG)
+
+
+def test_records_after_a_lost_transaction_are_dropped_until_the_commit_says_so() -> None:
+    """Also where the client has seen the loss before the next record: it names no reason then."""
+    broker = shared_broker()
+    topic, out = broker.topic(), delivery()
+    out.transaction = f"headrace-{topic}"
+    for value in (b"before", b"refused", b"after"):
+        out.send(topic, plain([value]), np.arange(1))
+        if value == b"before":
+            out.flush()
+            other = KafkaProducer(
+                bootstrap_servers=broker.bootstrap_servers, transactional_id=out.transaction
+            )
+            other.init_transactions()
+            other.close()
+        if value == b"refused":
+            until(out.connect()._transaction_manager.has_error, what="the refusal")
+    assert not out.commit({}, None)
+    assert out.nbytes == 0
+    out.send(topic, plain([b"again"]), np.arange(1))
+    assert out.commit({}, None)
+    out.close()
+    assert [r.value for r in kit.records(broker.bootstrap_servers, topic)] == [b"again"]

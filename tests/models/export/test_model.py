@@ -497,10 +497,11 @@ def test_learned_bounds_clip(tmp_path: Path, keys: dict[str, Any]) -> None:
 
 
 def test_stages_that_learned_nothing(tmp_path: Path) -> None:
-    """Before the first batch: no bounds, no values, no deviation."""
+    """Before the first batch: no bounds, no values, no deviation, and no codes but the unknown."""
     learner = tabular(features_of("binary"))
     frame = labelled(data(200, seed=4), "binary")
-    line = Line(FLAGGED, learner.features, learner, dict(frame.schema))
+    coded = ("coded", Categories, {"columns": ["key", "code"], "size": 8, "learn": False})
+    line = Line((*FLAGGED[:-1], coded), learner.features, learner, dict(frame.schema))
     path = export(tmp_path / "m.onnx", learner, line.transforms(), {})
     assert difference(run(path, frame), line.scores(frame)) <= WORST
 
