@@ -237,14 +237,11 @@ class KafkaSource(SharedSource, Buffered):
         self._assignment.reset_offsets()
 
     def was_committed(self, positions: Mapping[str, int]) -> bool | None:
-        """Return, for a member, whether it ended at these positions, by the offsets' metadata;
-        otherwise, whether they are the group's offsets."""
+        """Return, for a member with a name, whether it ended at these positions, by the offsets'
+        metadata; for one without, whether the group's offsets have reached them; otherwise, whether
+        they are the group's offsets."""
         positions = {text: at for text, at in positions.items() if self._topics.reads(text)}
-        if (
-            self.settings.group_id is None
-            or not positions
-            or (self.shares_partitions and not self.tracks_owners)
-        ):
+        if self.settings.group_id is None or not positions:
             return True
         return self.commits.were_committed(positions)
 

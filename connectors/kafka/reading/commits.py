@@ -282,13 +282,16 @@ class Commits:
 
     def _agrees(self, tp: TopicPartition, position: int) -> bool | None:
         """Return whether the group's offset, or the end of this member's part in its metadata, is
-        the position; None if the metadata does not have this member."""
+        the position; None if the metadata does not have this member. Without a name it has no
+        part: others may have gone on, so the offset must have reached the position."""
         committed = self._ask_committed(tp)
         if committed is None:
             return False
         own = self._settings.group_instance_id
-        if self._membership is None or own is None:
+        if self._membership is None:
             return bool(committed.offset == position)
+        if own is None:
+            return bool(committed.offset >= position)
         end = Owners.parse(committed.metadata).end(own, committed.offset)
         return None if end is None else end == position
 

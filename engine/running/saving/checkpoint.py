@@ -160,7 +160,8 @@ class Checkpoints:
         """Return the newest complete checkpoint's state; None if there is none.
 
         Args:
-            counts: whether a state counts; one that does not is passed over.
+            counts: whether a state counts; one that does not is passed over. Not asked about the
+                one that is known to be committed.
             mend: makes of a checkpoint what this pipeline may take.
             last: the number of the newest one that may count; None for any.
 
@@ -175,7 +176,8 @@ class Checkpoints:
             state, self._written_by = saved.state, saved.version
             self._loaded = f"{path}, written by headrace {saved.version},"
             self._require_identity(saved.identity, identity)
-            if counts is not None and not counts(state):
+            known = number == self.committed
+            if counts is not None and not known and not counts(state):
                 log.info("checkpoint was not committed", extra={"checkpoint": path.name})
                 if number == 1:
                     return None
@@ -192,8 +194,8 @@ class Checkpoints:
         if passed:
             raise HeadraceError(
                 f"No checkpoint in {self.folder} ends where the group's committed offsets are: "
-                "were they reset, or is it another group? To start over from them, run with "
-                "--fresh."
+                "were they reset, or is it another group? To go on from them, without what the "
+                "checkpoints hold, set another [checkpoint] path; to start over, run with --fresh."
             )
         if skipped:
             raise HeadraceError(

@@ -289,7 +289,7 @@ class Group(MemorySource, SharedSource):
 
     shares_partitions = True
     tracks_owners = partitions_lost = is_revoking = False
-    committed = 0
+    committed: int | None = None
 
     def is_rebalancing(self) -> bool:
         return False
@@ -310,10 +310,10 @@ class Group(MemorySource, SharedSource):
         return {}
 
     def resume_after_rebalance(self, mark: Mark) -> Mark:
-        return Mark(positions={"memory": self.committed}, stages=mark.stages)
+        return Mark(positions={"memory": self.committed or 0}, stages=mark.stages)
 
     def was_committed(self, positions: Mapping[str, int]) -> bool | None:
-        return True
+        return self.committed is not None and positions["memory"] <= self.committed
 
 
 @pytest.mark.parametrize("refused", [[1], [2], [1, 2], [1, 3], [6], [1, 6]])
