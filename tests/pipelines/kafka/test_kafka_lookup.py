@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.admin import NewTopic
+from kafka.admin import NewPartitions, NewTopic
 
 from tests.broker import Broker, shared_broker
 from tests.forks import Command
 from tests.pipelines.conftest import Headrace
+from tests.pipelines.kafka.test_kafka_group import running
 from tests.pipelines.kafka.test_kafka_quiet import toml
 from tests.waiting import HANG, until
 
@@ -113,6 +114,27 @@ def test_it_follows_its_topic_and_an_engine_that_was_killed_goes_on(topics: Topi
         finally:
             engine.terminate()
             assert engine.wait(HANG) == 0
+
+
+def test_partitions_that_are_added_are_read_from_their_beginning(
+    topics: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it runs, and by the next run."""
+    monkeypatch.setattr("connectors.kafka.reading.connection.Connection.metadata_seconds", 0.5)
+    broker = shared_broker()
+    topics.change(a=1)
+    with running(topics.file):
+        assert topics.ask("a", "k") == [1, None]
+        admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+        admin.create_partitions({topics.table: NewPartitions(3)})
+        admin.close()
+        broker.produce(topics.table, [b'{"x": 7}', b'{"x": 8}'], partition=2)  # their key is k
+        until(lambda: topics.ask("a", "k") == [1, 8])
+        topics.change(a=2)
+        broker.produce(topics.table, [b'{"x": 9}'], partition=2)
+        until(lambda: topics.ask("a", "k") == [2, 9])
+    with running(topics.file):
+        assert topics.ask("a", "k") == [2, 9]
 
 
 def test_check_says_what_is_wrong_with_the_topic(topics: Topics, headrace: Headrace) -> None:

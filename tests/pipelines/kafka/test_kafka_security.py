@@ -383,6 +383,35 @@ def test_a_group_that_is_not_permitted(
     assert f"{ROWS} read" in out
 
 
+def test_a_table_is_read_through_the_lock(
+    broker: SecureBroker, topic: str, plain: Keys, reader: Keys, written: Callable[..., Path],
+    headrace: Headrace, tmp_path: Path,
+) -> None:  # fmt: skip
+    """A lookup's topic has credentials of its own: its user needs READ on it, and nobody sees its
+    password. All its records have one key, so the last is the table."""
+    table, to = broker.topic(), broker.topic()
+    broker.produce(table, [json.dumps({"n": n, "x": 2 * n}).encode() for n in range(ROWS)])
+    file = written(plain, plain, topic, to)
+    keys = reader | {"kind": "kafka", "topics": table}
+    file.write_text(
+        f"{file.read_text()}[scrub.doubled]\nkind = 'lookup'\nby = ['n']\ncolumns = ['x']\n"
+        f"[scrub.doubled.source]\n{_lines(keys)}\n"
+        "[scrub.doubled.source.schema]\nn = 'int64'\nx = 'int64'\n"
+    )
+    refused = headrace("run", file, "--log-level", "debug")
+    assert refused[0] == 2, refused[2]
+    assert "[scrub.doubled.source]" in refused[2]
+    assert f"does not allow user 'reader' to read topic '{table}': expected an ACL" in refused[2]
+    broker.allow(ACLOperation.READ, ResourceType.TOPIC, table)
+    code, out, err = headrace("run", file, "--log-level", "debug")
+    assert code == 0, err
+    found = [json.loads(record.value) for record in consumed(broker, to)]
+    assert [row["x"] for row in found] == [None] * (ROWS - 1) + [2 * (ROWS - 1)]
+    said = {"refused": "".join(refused[1:]).encode(), "run": (out + err).encode()}
+    file.unlink()
+    assert_unseen(PASSWORDS["reader"], said | below(tmp_path))
+
+
 def test_a_topic_to_write_to_must_be_there(
     topic: str, plain: Keys, written: Callable[..., Path], headrace: Headrace
 ) -> None:
