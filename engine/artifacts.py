@@ -82,6 +82,28 @@ def output_folders(parts: Parts) -> Iterator[Path]:
         yield parts.pipeline.versions_path  # its own is in the folder
 
 
+def nothing_left(parts: Parts, loop: Loop, read: int) -> Iterator[str]:
+    """Describe a resumed run that found nothing more to read: what it did not do, and what to do.
+
+    Args:
+        read: the records read before this run.
+    """
+    if not loop.resumed or loop.stopped or loop.totals.read > read:
+        return
+    if parts.endpoints.replay:
+        yield (
+            "Nothing was left to replay: each dead letter was replayed before, and one that is "
+            "rejected again is a new one."
+        )
+        return
+    changed = ", ".join(parts.endpoints.checkpoints.changed)
+    without = f"; what has changed since ({changed}) had no effect" if changed else ""
+    yield (
+        f"Nothing was left to read: the source has no record after the checkpoint{without}. To "
+        "start over from its first record, run with --fresh."
+    )
+
+
 def write_schema(parts: Parts) -> None:
     """Save the columns of this run and the inferred classes, for a resume."""
     pipeline, endpoints = parts.pipeline, parts.endpoints
@@ -357,7 +379,7 @@ def _log_remarks(parts: Parts, totals: Totals, before: Counts) -> None:
     for part in remarking if totals.read else ():
         for remark in part.remarks():
             log.warning("%s", remark)
-    for remark in (*_early_fills(totals.counts, before), *_waiting(totals)):
+    for remark in (*_early_fills(totals.counts, before), *_waiting(totals), *_only_assumed(totals)):
         log.warning("%s", remark)
 
 
@@ -368,6 +390,17 @@ def _waiting(totals: Totals) -> Iterator[str]:
             f"Nothing is learned yet: {counted(totals.waiting, 'row or label', 'rows and labels')} "
             "wait for each other in the checkpoint, and a run with more of them goes on there. If "
             "labels of these rows have come, compare the keys ([labels] by) of both."
+        )
+
+
+def _only_assumed(totals: Totals) -> Iterator[str]:
+    """Describe labels that are all assumed: a report on them shows nothing of the model."""
+    assumed = totals.counts.get(("labels", "on_missing"), 0)
+    if assumed and not totals.matched:
+        yield (
+            f"No label has come: all {counted(assumed, 'row')} took that of [labels] on_missing, "
+            "so the figures say nothing of the model. See that [labels.source] has labels, and "
+            "compare the keys ([labels] by) of both."
         )
 
 
@@ -477,6 +510,7 @@ __all__ = [
     "compress",
     "export",
     "leave",
+    "nothing_left",
     "output_folders",
     "try_export",
     "write_schema",

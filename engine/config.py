@@ -298,7 +298,7 @@ class SinkTable(Settings):
     model_config = ConfigDict(extra="allow")
 
     kind: str
-    columns: Warned[Names | None] = None
+    columns: Warned[Names | None] = Field(None, min_length=1)
     probabilities: Warned[bool] = False
 
 

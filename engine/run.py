@@ -248,7 +248,7 @@ class Run:
             rehearse(parts)
         with self._serving(), parts.heartbeat.watched(), parts.served.watched(self.metrics):
             resumed = loop.resume()
-            before = dict(loop.totals.counts)
+            before, read = dict(loop.totals.counts), loop.totals.read
             if not resumed:
                 artifacts.write_schema(parts)
                 parts.served.log_cold(parts.scrub.stateful)
@@ -270,7 +270,7 @@ class Run:
             report=self.evaluation.report() if self.trains else {},
             compression=compression,
             bottleneck=bottleneck,
-            remarks=tuple(self.source.remarks()),
+            remarks=(*self.source.remarks(), *artifacts.nothing_left(parts, loop, read)),
             files=files,
         )
 

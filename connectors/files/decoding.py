@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import polars as pl
+
 from connectors.files.catalog import Catalog
 from connectors.files.csv_dialects import CsvDialects
 from connectors.formats.bounded import SizeLimited
 from connectors.formats.custom import load_custom
 from connectors.formats.file_content import FileContent, UnreadFiles
 from connectors.formats.inference.misses import InferredTypes
+from connectors.formats.kernels.paths import JsonShape
+from connectors.formats.ndjson import Ndjson
 from connectors.formats.options import FormatOptions
 from connectors.formats.registry import CUSTOM, FILES, require_option
 from connectors.formats.values.columns import Columns
 from connectors.formats.values.hive import HivePartitions
-from engine.types import Format, UserError
+from engine.types import (
+    PARTITION,
+    POSITION,
+    RESERVED,
+    Format,
+    Records,
+    Rejects,
+    Schema,
+    UserError,
+)
 
 
 class Decoding:
@@ -83,4 +99,55 @@ class Decoding:
         return format
 
 
-__all__ = ["Decoding"]
+class TableRows(Format):
+    """Decodes rows of tables that were written as JSON.
+
+    A table may give a nested column as it is and values from inside it; one walk over JSON gives
+    one of the two, so each takes a walk of its own.
+
+    Args:
+        paths: column -> where its value is in a nested column.
+    """
+
+    def __init__(self, paths: Mapping[str, str]) -> None:
+        self._paths = paths
+
+    def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
+        """Return each row once: it is rejected where a walk rejects it."""
+        (whole, rejects), *others = (
+            Ndjson(self._within(part)).decode(records, part) for part in self._walks(schema)
+        )
+        for frame, more in others:
+            gone = pl.concat(
+                [pl.Series(POSITION, [], pl.Int64), *(r.rows[POSITION] for r in rejects)]
+            )
+            new = ((r, r.rows.filter(~pl.col(POSITION).is_in(gone.implode()))) for r in more)
+            rejects = [*rejects, *(replace(r, rows=rows) for r, rows in new if rows.height)]
+            whole = whole.join(frame.drop(PARTITION), on=POSITION, maintain_order="left")
+        return whole.select(*RESERVED, *schema), rejects
+
+    def _walks(self, schema: Schema) -> Iterator[Schema]:
+        """Split the columns into those that one walk gives together."""
+        walks: list[Schema] = [{c: t for c, t in schema.items() if c not in self._paths}]
+        for column in self._within(schema):
+            for i, walk in enumerate(walks):
+                wider = {**walk, column: schema[column]}
+                if self._go_together(wider):
+                    walks[i] = wider
+                    break
+            else:
+                walks.append({column: schema[column]})
+        return iter(walks)
+
+    def _go_together(self, columns: Schema) -> bool:
+        try:
+            JsonShape.of(columns, self._within(columns))
+        except UserError:
+            return False
+        return True
+
+    def _within(self, columns: Schema) -> dict[str, str]:
+        return {c: self._paths[c] for c in columns if c in self._paths}
+
+
+__all__ = ["Decoding", "TableRows"]

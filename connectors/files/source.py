@@ -14,7 +14,7 @@ import numpy as np
 from connectors.files.catalog import Catalog
 from connectors.files.columns import ColumnFinder
 from connectors.files.csv_dialects import CsvDialects, Headers
-from connectors.files.decoding import Decoding
+from connectors.files.decoding import Decoding, TableRows
 from connectors.files.fingerprint import REPLAYED
 from connectors.files.later_columns import LaterColumns
 from connectors.files.opening import Opener
@@ -312,7 +312,8 @@ class FilesSource(Source):
             )
         if catalog.file_per_row or catalog.format == "text":
             return self.format
-        lines: Format = Ndjson(self.settings.paths if catalog.spec.plain_lines else {})
+        paths = self.settings.paths if catalog.nests else {}
+        lines: Format = TableRows(paths) if catalog.spec.layout == "table" else Ndjson(paths)
         if catalog.format == "csv" and not self.settings.order_by:
             self._columns.in_files({}, guess=False)  # opens every file
             lines = self._dialects.decoder(Headers(self._dialects.headers))

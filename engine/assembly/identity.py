@@ -107,11 +107,14 @@ def _files(parts: Parts) -> Iterator[tuple[str, str]]:
 
 
 def _learned(parts: Parts) -> Iterator[tuple[str, str]]:
-    """Yield the model and the wrappers of the learner; the rest is in the learner's own
-    state."""
+    """Yield the model and the wrappers of the learner, and how it learns, which may change; the
+    rest is in the learner's own state."""
     pipeline, model = parts.pipeline, parts.model
     learned = {k: v for k, v in (pipeline.model or {}).items() if k != "threshold"}
     yield "model", json.dumps(learned, sort_keys=True)
+    for key, value in model.training.model_dump(mode="json").items():
+        if change_of(type(model.training), key) is not Change.FREE:
+            yield f"[train] {key}", Tolerated(json.dumps(value, sort_keys=True))
     sampled = "sampling" in (pipeline.train or {})
     features = model.features
     columns = {

@@ -1,8 +1,9 @@
 """The command line: ``headrace run | check | explore | profile | folds | interpret | export |
 compress | versions | replay | predict | adopt | reference | schema``.
 
-Exit codes: 0 done (also after a signal), 1 failed, 2 the user's mistake, 3 too many rejected rows;
-a second signal ends with 128 and its number.
+Exit codes: 0 done (also after a signal), 1 failed, 2 the user's mistake, 3 too many rejected rows,
+141 the reader of the output left, as other tools end at SIGPIPE (``headrace ... | head``); a second
+signal ends with 128 and its number.
 
 Nothing heavy is imported up here: a signal is answered before the first library is loaded.
 """
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 NEWEST, NONE = "newest", "none"
 """What --promote and --shadow without a number stand for."""
-EXIT = {"done": 0, "failed": 1, "mistake": 2, "too_many_rejects": 3}
+EXIT = {"done": 0, "failed": 1, "mistake": 2, "too_many_rejects": 3, "reader_left": 141}
 
 RUN = """\
 Read a source, clean its rows with the [scrub] stages, and train, serve or only write them.
@@ -242,7 +243,7 @@ def _done(options: argparse.Namespace) -> int:
             error, EXIT["too_many_rejects" if isinstance(error, TooManyRejects) else "failed"]
         )
     except ReaderLeft:
-        return EXIT["failed"]
+        return EXIT["reader_left"]
     except BaseException as error:  # noqa: BLE001 - the last line of defence: one sentence, details on demand
         if options.log_level == "debug":
             import traceback
@@ -294,8 +295,9 @@ class _Parser(argparse.ArgumentParser):
             sys.stdout.flush()
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if not isinstance(error, BrokenPipeError):  # whoever reads no more needs no word
-                _say(f"Standard output cannot be written: {error.strerror}.", EXIT["failed"])
+            if isinstance(error, BrokenPipeError):  # whoever reads no more needs no word
+                raise SystemExit(EXIT["reader_left"]) from None
+            _say(f"Standard output cannot be written: {error.strerror}.", EXIT["failed"])
             raise SystemExit(EXIT["failed"]) from None
 
 
@@ -570,7 +572,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
         prog="headrace",
         description="Clean streams of records, train models online, and serve quantized models.",
         epilog="Each command's --help has an example. Exit codes: 0 done, 1 failed, "
-        "2 your mistake, 3 too many rejected rows.",
+        "2 your mistake, 3 too many rejected rows, 141 the reader of the output left (| head).",
     )
     parser.add_argument("--version", action="version", version=f"headrace {version('headrace')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -119,7 +119,9 @@ def _check_sample(run: Run, sample: Batch | None, source: Source) -> Iterator[st
         return
     table, batch = _steps(run, sample)
     out.print(table)
-    if sample.labels is not None:
+    if sample.labels is not None and not len(sample.labels):
+        out.print("[labels.source] has no labels in the sample, so [labels] by is untried.")
+    elif sample.labels is not None:
         matched = f"{len(batch):,} of {counted(len(sample.labels), 'sampled label')}"
         out.print(f"{matched} belong to a sampled row ([labels] by).", highlight=False)
     if names := _unfitted(run, batch):

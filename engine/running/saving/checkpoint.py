@@ -94,6 +94,7 @@ class Checkpoints:
 
     Attributes:
         committed: the number of the newest one that is known to be committed; None before.
+        changed: what the pipeline has set otherwise than the one that `load` returned.
     """
 
     class Settings(types.Settings):
@@ -121,6 +122,7 @@ class Checkpoints:
         self.seconds = 0.0
         self.nbytes = 0
         self.committed: int | None = None
+        self.changed: tuple[str, ...] = ()
         self._loaded = self._written_by = ""
         """The file that `load` returned, and who wrote it."""
 
@@ -317,7 +319,9 @@ class Checkpoints:
                 )
 
     def _tell(self, written: Mapping[str, str], here: Mapping[str, str]) -> None:
-        for part, was, now in _differing(written, here):
+        changes = list(_differing(written, here))
+        self.changed = tuple(part for part, _, _ in changes)
+        for part, was, now in changes:
             now_is, was_is = _difference(now, was)
             log.warning(
                 "%s has changed since the checkpoint in %s was written: %s now, %s before; it "

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from engine.types import Features, Settings, UserError
+from engine.types.changes import Free
 from models.challenge.challenger import ChallengeSettings
 from models.learners.online.losses import LossSettings
 from models.learners.online.optimizer import OptimizerSettings
@@ -59,9 +60,9 @@ class OnlineTraining(LossSettings, OptimizerSettings, ReplaySettings, ChallengeS
 
     step_rows: int = Field(1_024, ge=1)
     accumulate: int = Field(1, ge=1, le=4_096)
-    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    device: Free[Literal["cpu", "cuda", "auto"]] = "cpu"
     precision: Literal["float32", "bfloat16"] = "float32"
-    threads: int | None = Field(None, ge=1, le=256)
+    threads: Free[int | None] = Field(None, ge=1, le=256)
 
 
 def target_scale(

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from engine.types import Name, Names, Settings
+from engine.types.changes import Free
 from models.learners.modules.user_module import require_source
 
 
@@ -76,7 +77,7 @@ class PrototypeTraining(Settings):
         threads: of the embedding.
     """
 
-    threads: int = Field(1, ge=1, le=256)
+    threads: Free[int] = Field(1, ge=1, le=256)
 
 
 __all__ = ["PrototypeInputSettings", "PrototypeSettings", "PrototypeTraining"]

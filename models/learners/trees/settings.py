@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from engine.types import Settings
+from engine.types.changes import Free
 from models.challenge.challenger import ChallengeSettings
 
 MIN_TREE_ROWS = 16
@@ -51,7 +52,7 @@ class TreesTraining(ChallengeSettings):
     min_data_in_leaf: int | None = Field(None, ge=1)
     feature_share: float = Field(1.0, gt=0, le=1)
     window_rows: int | None = Field(None, ge=MIN_TREE_ROWS, le=10_000_000)
-    threads: int = Field(1, ge=1, le=256)
+    threads: Free[int] = Field(1, ge=1, le=256)
 
 
 def lightgbm_params(

@@ -82,3 +82,14 @@ def test_what_nobody_adds_is_refused(folder: Path, headrace: Headrace) -> None:
             said = " ".join((out + err).split())
             assert f"'{asked}'" in said
             assert near is None or f"'{near}'" in said
+
+
+def test_no_column_at_all_is_refused(folder: Path, headrace: Headrace) -> None:
+    file = folder / "p.toml"
+    file.write_text(TRAIN.format(folder=folder, columns="[]"))
+    for command in ("check", "run"):
+        code, _, err = headrace(command, file)
+        assert code == 2
+        assert "[sink]" in err
+        assert "'columns'" in err
+    assert not (folder / "trained").exists()

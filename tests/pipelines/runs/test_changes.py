@@ -21,7 +21,7 @@ from engine.run import Run
 from engine.running.saving.checkpoint import Checkpoints
 from engine.types import UserError
 from engine.types.changes import Change, change_of, compared_settings
-from tests.pipelines.conftest import Rows, Small
+from tests.pipelines.conftest import Headrace, Rows, Small
 
 ROWS = 60
 STATELESS = """
@@ -293,3 +293,22 @@ def test_a_slice_of_the_name_of_all_rows_is_refused(learned: Path) -> None:
     learned.write_text(learned.read_text() + "all = \"key = 'n'\"\n")
     with pytest.raises(UserError, match="expected another name"):
         Run(learned).assemble()
+
+
+def test_a_changed_setting_after_the_end_is_named_as_without_effect(
+    small: Small, rows: Rows, tmp_path: Path, headrace: Headrace
+) -> None:
+    rows(200).write_csv(tmp_path / "rows.csv")
+    file = small(tmp_path / "rows.csv")
+    code, out, _ = headrace("run", file)
+    assert (code, "Nothing was left" in out) == (0, False)
+    code, out, err = headrace("run", file, "--set", "train.lr=0.5", "--set", "train.threads=2")
+    assert code == 0
+    assert "[train] lr has changed since the checkpoint" in err
+    assert "threads" not in err
+    (said,) = [line for line in out.splitlines() if line.startswith("Nothing was left to read")]
+    assert "[train] lr" in said
+    assert "--fresh" in said
+    code, out, _ = headrace("run", file)
+    (said,) = [line for line in out.splitlines() if line.startswith("Nothing was left to read")]
+    assert "[train] lr" not in said

@@ -486,6 +486,20 @@ def test_keys_that_never_meet_are_told(late: Late, headrace: Headrace) -> None:
     assert "compare the keys ([labels] by)" in err
 
 
+def test_figures_without_any_label_are_said_to_be_of_none(late: Late, headrace: Headrace) -> None:
+    rows = rows_of()
+    head = labels_of(rows, np.full(N, DAY)).head(0)
+    typed = '[labels.source.schema]\nid = "int64"\nat = "datetime"\nfraud = "string"\n[loader]'
+    file = late(rows, head, ('"2d"', '"1m"\non_missing = "no"'), ("[loader]", typed))
+    code, out, err = headrace("check", file)
+    assert code == 0, err
+    assert "[labels.source] has no labels in the sample" in out
+    code, out, err = headrace("run", file)
+    assert code == 0, err
+    (learned,) = re.findall(r"(\d+) learned", out)
+    assert f"No label has come: all {learned} rows took that of [labels] on_missing" in err
+
+
 def test_rows_that_all_expire_end_the_run(late: Late, headrace: Headrace) -> None:
     rows = rows_of()
     labels = labels_of(rows, np.full(N, DAY)).with_columns(pl.col("id") + 1_000)
