@@ -40,6 +40,8 @@ class Changes:
         valid, known: when each row is valid and known, in ticks, shape (n,); None without times.
         columns: n rows.
         order: the place of each row among all records, increasing, shape (n,).
+        written: when each record was written, ms since the epoch, the same for all if unknown;
+            shape (n,). Says which of two partitions' records is the newest, however they are read.
         deleted: records that are deleted, shape (m,), and their place among all.
         deleted_order: as `order`.
     """
@@ -50,6 +52,7 @@ class Changes:
     known: Ints | None
     columns: pl.DataFrame
     order: Ints
+    written: Ints
     deleted: Hashes
     deleted_order: Ints
 
@@ -180,6 +183,7 @@ def _surviving(changes: Changes, *, timed: bool) -> Changes:
         known=None if changes.known is None else changes.known[kept],
         columns=changes.columns[kept],
         order=changes.order[kept],
+        written=changes.written[kept],
         deleted=changes.deleted,
         deleted_order=changes.deleted_order,
     )
@@ -206,7 +210,7 @@ class _Run:
     @classmethod
     def of(cls, rows: Changes, *, timed: bool) -> _Run:
         """Return rows that all count. Without times the newest record is valid last."""
-        valid = rows.valid if timed and rows.valid is not None else rows.order
+        valid = rows.valid if timed and rows.valid is not None else rows.written
         known = rows.known if timed and rows.known is not None else valid
         return cls._sorted_by_key(rows.records, rows.keys, valid, known, rows.order, rows.columns)
 

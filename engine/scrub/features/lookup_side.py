@@ -19,7 +19,7 @@ from engine.columnar.hashing import Hashes, hashes, mix, spans
 from engine.scrub.features.lookup_fit import Fit
 from engine.scrub.features.lookup_runs import Changes, Runs
 from engine.scrub.side_source import SideSource
-from engine.types import POSITION, Records, Rejects, Schema, Values
+from engine.types import NO_TIMESTAMP, POSITION, Records, Rejects, Schema, Values
 from engine.types.arrays import Bools, Ints
 from engine.types.plural import counted
 
@@ -159,6 +159,7 @@ class SideTable:
             known=None if rows.known is None else rows.known[kept],
             columns=rows.columns.filter(kept),
             order=order[at][kept],
+            written=_written(records)[at][kept],
             deleted=named[gone],
             deleted_order=order[gone],
         )
@@ -197,6 +198,13 @@ def _record_hashes(records: Records) -> tuple[Hashes, Bools]:
     partition = hashes(pl.DataFrame({"partition": [records.partition]}))
     null = np.zeros(len(records), np.bool_) if keys.null is None else keys.null
     return mix(hashed + partition), ~null
+
+
+def _written(records: Records) -> Ints:
+    """Return when each record was written, ms since the epoch, shape (n,)."""
+    if records.timestamps is None:
+        return np.full(len(records), NO_TIMESTAMP)
+    return records.timestamps
 
 
 def _empty(records: Records) -> Bools:

@@ -38,10 +38,13 @@ SCHEMA: Schema = {"id": pl.String(), "x": pl.Int64()}
 
 
 class Log:
-    """The log of a topic of one partition; `compact` does what a broker does to it."""
+    """The log of a partition, written a record a millisecond; `compact` does what a broker does."""
 
-    def __init__(self, items: Sequence[Item] = ()) -> None:
+    def __init__(
+        self, items: Sequence[Item] = (), *, partition: str = "t/0", begun: int = 0
+    ) -> None:
         self.items = list(items)
+        self.partition, self.begun = partition, begun
         self.end = max((at for at, *_ in items), default=-1) + 1
         self.id = "first"
 
@@ -58,11 +61,11 @@ class Log:
 
 
 class Topic(Source):
-    """A log as a source of topics reads it, a few records at a time."""
+    """Logs as a source of topics reads them, one after the other, a few records at a time."""
 
-    def __init__(self, log: Log, *, whole: bool, each: int) -> None:
+    def __init__(self, logs: Sequence[Log], *, whole: bool, each: int) -> None:
         super().__init__(None)
-        self._log, self._whole, self._each = log, whole, each
+        self._logs, self._whole, self._each = logs, whole, each
         self._decoding = TopicDecoding(KafkaSourceSettings(topics=("t",)))
         self.format = self._decoding.format
         self._known: Mapping[str, Snapshot] = {}
@@ -74,32 +77,39 @@ class Topic(Source):
         return self._decoding.schema(declared)
 
     def seek(self, mark: Mark) -> None:
-        if self._known.get("t/0", self._log.id) != self._log.id:
+        if any(self._known.get(log.partition, log.id) != log.id for log in self._logs):
             raise HeadraceError("[source] Topic 't' was deleted and created again.")
-        self._next, self._end = mark.positions.get("t/0", 0), self._log.end
+        self._next = {log.partition: mark.positions.get(log.partition, 0) for log in self._logs}
+        self._end = {log.partition: log.end for log in self._logs}
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
-        end = self._end if self._whole else self._log.end
-        items = [i for i in self._log.items if self._next <= i[0] < end][: self._each]
-        if not items and self._whole:
+        for log in self._logs:
+            end = self._end[log.partition] if self._whole else log.end
+            items = [i for i in log.items if self._next[log.partition] <= i[0] < end]
+            if items:
+                return self._records(log, items[: self._each])
+        if self._whole:
             raise EndOfStream
-        if not items:
-            return None
-        self._next = items[-1][0] + 1
+        return None
+
+    def _records(self, log: Log, items: Sequence[Item]) -> Records:
+        self._next[log.partition] = items[-1][0] + 1
+        positions = np.array([at for at, *_ in items])
         return Records(
-            partition="t/0",
-            positions=np.array([at for at, *_ in items]),
-            next=self._next,
+            partition=log.partition,
+            positions=positions,
+            next=self._next[log.partition],
             values=values_of([value for *_, value in items], b"\n"),
             keys=values_of([None if key is None else key.encode() for _, key, _ in items]),
+            timestamps=log.begun + positions,
             arrived=time.monotonic(),
         )
 
     def lag(self, mark: Mark) -> Mapping[str, int]:
-        return {"t/0": self._log.end - mark.positions.get("t/0", 0)}
+        return {log.partition: log.end - mark.positions.get(log.partition, 0) for log in self._logs}
 
     def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
-        return {"t/0": self._log.id}
+        return {log.partition: log.id for log in self._logs}
 
     def match_identities(self, identities: Mapping[str, Snapshot]) -> None:
         self._known = identities
@@ -116,12 +126,15 @@ def values_of(values: Sequence[bytes | None], tail: bytes = b"") -> Values:
     )
 
 
-def stage_of(log: Log, frame: pl.DataFrame, *, each: int = 3, **options: Any) -> Lookup:
-    """A bound lookup of a log's table; `schema` is that of its records."""
+def stage_of(
+    log: Log | Sequence[Log], frame: pl.DataFrame, *, each: int = 3, **options: Any
+) -> Lookup:
+    """A bound lookup of the table of a log, or of several; `schema` is that of its records."""
+    logs = [log] if isinstance(log, Log) else log
     schema = options.pop("schema", SCHEMA)
     stage = Lookup("s", Lookup.Settings(source={"kind": "kafka"}, **{"by": ["id"], **options}))
     stage.side = SideSource(
-        "scrub.s.source", lambda whole: Topic(log, whole=whole, each=each), schema
+        "scrub.s.source", lambda whole: Topic(logs, whole=whole, each=each), schema
     )
     stage.side.poll_interval = 0.0
     stage.bind(schema_of(frame))
@@ -192,6 +205,23 @@ def test_two_record_keys_of_one_key_are_told_and_the_newest_counts(
     assert "has 1 record whose key another record has, too, first in 't/0'" in caplog.text
     log.write("r2", TOMBSTONE)
     assert looked_up(stage, "a") == [1]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_a_key_in_two_partitions_the_newest_counts_however_they_are_read(
+    order: tuple[int, int],
+) -> None:
+    """As when partitions were added, so that the key has moved: a restart reads them in any
+    order."""
+    old, new = Log(), Log(partition="t/1", begun=100)
+    for key in ("a", "b"):
+        old.write(key, {"id": key, "x": 1})
+    new.write("a", {"id": "a", "x": 2})
+    stage = stage_of([(old, new)[i] for i in order], ids("a"))
+    assert looked_up(stage, "a", "b") == [2, 1]
+    new.write("b", {"id": "b", "x": 3})
+    old.write("c", {"id": "c", "x": 4})
+    assert looked_up(stage, "a", "b", "c") == [2, 3, 4]
 
 
 @pytest.mark.parametrize("bad", [b'{"id": "a", "x": "many"}', b"{", b'{"id": null, "x": 3}'])
