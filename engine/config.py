@@ -581,6 +581,7 @@ class Pipeline(BaseModel):
     checkpoint: dict[str, Any] = Field(default_factory=dict)
     export: ExportSettings | None = None
     service: dict[str, Any] | None = None
+    traces: dict[str, Any] | None = None
 
     @classmethod
     def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:

@@ -236,7 +236,7 @@ class Run:
         require_batches_fit(parts)
         _ = (parts.judging.evaluation, parts.judging.holdout) if self.trains else ()
         _ = parts.work, parts.collate, parts.transfer, endpoints.transaction
-        _ = endpoints.dead_letters, endpoints.checkpoints, parts.service_settings
+        _ = endpoints.dead_letters, endpoints.checkpoints, parts.service_settings, parts.traces
         rules.require_exportable(parts)
         rules.require_sink_schema(parts)
 
@@ -254,7 +254,8 @@ class Run:
                 parts.served.log_cold(parts.scrub.stateful)
                 if self.trains:
                     parts.model.label.log_hint()
-            failed = self._loop(loop)
+            with parts.traces.opened():
+                failed = self._loop(loop)
             parts.heartbeat.rest()
             bottleneck = loop.reporter.bottleneck()
             files, compression = artifacts.leave(parts, loop, before, failed)

@@ -14,6 +14,7 @@ from engine.loading.loader import Loader
 from engine.loading.nested_tensors import array_bytes
 from engine.observing.metrics import Metrics
 from engine.observing.timing import TimingSnapshot
+from engine.observing.traces import Traces
 from engine.running.bottleneck import Bottleneck, diagnose
 from engine.running.late_training import LateTraining
 from engine.running.loop import Loop
@@ -34,11 +35,12 @@ MEMORY_SHARES = {"source": 0.25, "sink": 0.25, "dead letters": 0.0625, "table": 
 """The share of the memory budget that a component may buffer itself."""
 
 
-def make_loader(parts: Parts, schema: Schema) -> Loader:
+def make_loader(parts: Parts, schema: Schema, traces: Traces | None = None) -> Loader:
     """Build a loader of the pipeline's batches.
 
     Args:
         schema: the columns to decode.
+        traces: None traces nothing.
 
     Raises: UserError if a batch would not fit into the budget.
     """
@@ -55,6 +57,7 @@ def make_loader(parts: Parts, schema: Schema) -> Loader:
         keep_raw_from=parts.keep_raw_from,
         keep_records=True,
         labels=None if labelled is None else labelled.label_schema,
+        traces=traces,
     )
     _limit_memory(loader, "source", source, parts.metrics)
     for name, side in parts.scrub.sides.items():
@@ -70,7 +73,7 @@ def make_loop(parts: Parts, watch: Callable[[Loop, Batch], None] | None = None) 
         watch: called after every batch.
     """
     endpoints, pipeline, metrics = parts.endpoints, parts.pipeline, parts.metrics
-    loader = make_loader(parts, parts.scrub.read_schema)
+    loader = make_loader(parts, parts.scrub.read_schema, parts.traces)
     _limit_memory(loader, "sink", endpoints.sink, metrics)
     _limit_memory(loader, "dead letters", endpoints.dead_letters, metrics)
     if pipeline.trains:
@@ -99,6 +102,7 @@ def make_loop(parts: Parts, watch: Callable[[Loop, Batch], None] | None = None) 
         heartbeat=parts.heartbeat,
         publisher=_publisher(parts),
         watch=watch,
+        traces=parts.traces,
     )
 
 

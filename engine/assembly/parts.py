@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from engine.loading.sources.labelled_source import LabelledSource
 from engine.observing.metrics import Metrics
 from engine.observing.service import Heartbeat, Service
 from engine.observing.status import Health
+from engine.observing.traces import Attribute, Export, Settings, Traces, require_exportable
 from engine.running.label_join import LabelJoin
 from engine.running.late_training import LabelColumns, LateTraining
 from engine.running.notes import Notes
@@ -226,6 +227,33 @@ class Parts:
             ready=self._readiness,
             facts=self._facts,
         )
+
+    @cached_property
+    def traces(self) -> Traces:
+        """The traces of a sample of the batches. Raises: UserError if they cannot be sent."""
+        table = self.pipeline.traces
+        if table is None:
+            return Traces()
+        settings = self.pipeline.settings(Settings, table, "traces")
+        require_exportable(settings)
+        return Traces(settings, partial(self._export, settings), self._traced)
+
+    def _export(self, settings: Settings) -> Export:
+        from engine.observing.span_export import SpanExport  # only where there are traces
+
+        return SpanExport(settings, name=self.pipeline.name, metrics=self.metrics)
+
+    def _traced(self) -> dict[str, Attribute]:
+        """Return the attributes of every trace now."""
+        attributes: dict[str, Attribute] = {}
+        source = self.pipeline.source
+        if source["kind"] == "kafka" and not self.endpoints.replay:
+            attributes["messaging.system"] = "kafka"
+            if group := source.get("group_id"):
+                attributes["messaging.consumer.group.name"] = group
+        if self.served.predictor is not None:
+            attributes["headrace.model.version"] = self.served.predictor.info()["version"]
+        return attributes
 
     @property
     def bound_stages(self) -> BoundStages:

@@ -155,7 +155,7 @@ def _dealt(pipeline: Pipeline, count: int) -> tuple[dict[str, Any], str]:
 def _fold(pipeline: Pipeline, table: Mapping[str, Any], stage: str, number: int) -> Pipeline:
     """One fold's pipeline: its own folder, no service, no export, no results."""
     scrub = {**table["scrub"], stage: {**table["scrub"][stage], "fold": number}}
-    apart = {key: table[key] for key in table if key not in ("sink", "service", "export")}
+    apart = {key: table[key] for key in table if key not in ("sink", "service", "traces", "export")}
     folder = str(Path(pipeline.folder) / "folds" / str(number))
     checkpoint = {k: v for k, v in pipeline.checkpoint.items() if k != "path"}
     letters = {k: v for k, v in table.get("dead_letters", {}).items() if k != "path"}

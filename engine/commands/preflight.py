@@ -62,11 +62,12 @@ def preflight(run: Run, rows: int = 1_000) -> bool:
     """
     out = console()
     checks: Sequence[Callable[[Run], Iterator[str]]]
-    checks = (_check_service, _check_sinks, _check_members, _check_exportable, _check_resumable)
+    everywhere = (_check_service, _check_traces, _check_sinks)
+    checks = (*everywhere, _check_members, _check_exportable, _check_resumable)
     if not run.source.can_be_reread():
         problems = list(_unread(run))
         knows_columns = run.parts.scrub.knows_columns
-        checks = checks if knows_columns and not problems else (_check_service, _check_sinks)
+        checks = checks if knows_columns and not problems else everywhere
     else:
         with _closing(run.source), _closing(_detached_source(run)) as source:
             run.assemble()
@@ -366,6 +367,15 @@ def _check_service(run: Run) -> Iterator[str]:
         return
     try:
         run.parts.service.probe()
+    except HeadraceError as error:
+        yield str(error)
+
+
+def _check_traces(run: Run) -> Iterator[str]:
+    """Describe traces that cannot be sent."""
+    try:
+        with run.parts.traces.opened():
+            pass
     except HeadraceError as error:
         yield str(error)
 

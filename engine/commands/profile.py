@@ -283,7 +283,7 @@ def _with(pipeline: Pipeline, setting: str) -> Pipeline:
 def _sandboxed(pipeline: Pipeline, folder: Path) -> tuple[Pipeline, list[str]]:
     """Return the pipeline with all its outputs in `folder`, and what that leaves out."""
     table = pipeline.model_copy(update=detached_tables(pipeline, whole=False)).table()
-    for section in ("service", "export", "dead_letters"):
+    for section in ("service", "traces", "export", "dead_letters"):
         table.pop(section, None)
     left_out = []
     sink = table.get("sink")

@@ -30,6 +30,7 @@ from engine.config import (
     load_class,
 )
 from engine.loading.sources.mix import Mix, MixTable, WeightedSourceTable
+from engine.observing import traces
 from engine.observing.service import Service
 from engine.quality.evaluation import Evaluation
 from engine.running.saving.checkpoint import Checkpoints
@@ -160,6 +161,7 @@ def _tables() -> Iterator[SettingsTable]:
     yield SettingsTable(section="export", settings=(ExportSettings,))
     yield SettingsTable(section="export.compress", settings=(Compression,))
     yield SettingsTable(section="service", settings=(Service.Settings,))
+    yield SettingsTable(section="traces", settings=(traces.Settings,))
 
 
 def _kinds(

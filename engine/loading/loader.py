@@ -52,6 +52,7 @@ from engine.loading.shuffle import SHUFFLE_STATE, ShuffleNode
 from engine.loading.sources.labelled_source import is_of_labels
 from engine.observing.metrics import Metrics
 from engine.observing.timing import StageTimer
+from engine.observing.traces import Traces
 from engine.scrub.base import restore, snapshots
 from engine.scrub.fusion import FusedStages, fuse
 from engine.scrub.side_source import sides_of
@@ -67,6 +68,7 @@ from engine.types import (
     Snapshot,
     Source,
     Stage,
+    TimedWork,
 )
 from engine.user_code import calls
 
@@ -267,6 +269,7 @@ class ScrubNode(Node[Batch]):
         keep_raw_from: index of the first stage that a model file contains: the rows before it are
             kept on the batch as `raw`. None keeps nothing.
         budget: batches that are done and not asked for yet count there, as ``batch_group``.
+        traces: hear what is done with batches.
     """
 
     def __init__(
@@ -276,11 +279,14 @@ class ScrubNode(Node[Batch]):
         collate: Callable[[Batch], Batch] | None,
         timer: StageTimer,
         budget: Budget,
+        traces: Traces,
         keep_raw_from: int | None = None,
         transfer: Callable[[Batch], Batch] | None = None,
     ) -> None:
         super().__init__()
         self._node = node
+        self._traces = traces
+        self._group_work: list[TimedWork] = []
         self._stages = stages
         self._initial = {stage.name: stage.snapshot() for stage in stages}
         self._collate = collate
@@ -326,15 +332,18 @@ class ScrubNode(Node[Batch]):
             if self._error is not None:
                 raise self._error
             node: Node[Any] = self._node
-            item: BatchGroup | Batch = next(node)
-            batch_group = item if isinstance(item, BatchGroup) else BatchGroup.of(item)
-            self._done.extend(self._scrub(batch_group))
+            with self._traces.heard() as self._group_work:
+                item: BatchGroup | Batch = next(node)
+                batch_group = item if isinstance(item, BatchGroup) else BatchGroup.of(item)
+                self._done.extend(self._scrub(batch_group))
         batch = self._done.popleft()
         self._update_budget()
-        if self._transfer is not None:
-            batch = self._timed("transfer", self._transfer, batch)
+        with self._traces.heard() as own:
+            if self._transfer is not None:
+                batch = self._timed("transfer", self._transfer, batch)
         self._mark = batch.mark
-        return replace(batch, ready=time.monotonic())
+        work = self._traces.sampled(batch, self._group_work, own)
+        return replace(batch, ready=time.monotonic(), work=work)
 
     def get_state(self) -> dict[str, Any]:
         return {"positions": self._mark.positions, "stages": self._mark.stages}
@@ -486,6 +495,7 @@ class Loader(Items[Batch]):
         keep_raw_from, keep_records: see `ScrubNode` and `DecodeNode`.
         labels: columns of labels that come apart from their rows, from a `LabelledSource`.
         mark: where to start.
+        traces: None traces nothing.
 
     Raises (in the loop): whatever source, format or a stage raised, unchanged.
     """
@@ -504,11 +514,14 @@ class Loader(Items[Batch]):
         keep_records: bool = False,
         labels: Schema | None = None,
         mark: Mark | None = None,
+        traces: Traces | None = None,
     ) -> None:
         settings = (settings or LoaderSettings()).of(unbounded=source.unbounded())
         metrics = metrics or Metrics()
         self.budget = _budget(settings)
         self.timer = timer = StageTimer(metrics)
+        traces = traces or Traces()
+        timer.listener = traces if traces.enabled else None
         channel = partial(_channel, self.budget, metrics, timer, settings.prefetch_bytes)
         objective = settings.latency_objective
         deadline = None if objective is None else Deadline(objective)
@@ -531,7 +544,7 @@ class Loader(Items[Batch]):
             late = None if labels is None else decoder_of(labels)
             node = DecodeNode(rebatch, decoder, metrics, timer, keep_records, late)
         self._scrub = scrub = ScrubNode(
-            node, stages, collate, timer, self.budget, keep_raw_from, transfer
+            node, stages, collate, timer, self.budget, traces, keep_raw_from, transfer
         )
         prepared = partial(
             channel,

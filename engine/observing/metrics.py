@@ -96,7 +96,7 @@ SWAP_OUTCOMES = (
 """What becomes of a version that the pointer comes to: it serves, or why not."""
 _STAGES = (
     "fetch", "decode", "collate", "transfer", "learn", "predict", "clean", "write", "flush",
-    "checkpoint",
+    "checkpoint", "commit",
 )  # fmt: skip
 _SPANS = ("fetch_to_ready", "ready_to_done")
 
@@ -333,6 +333,9 @@ METRICS: Mapping[str, MetricSpec] = {
         {"device": (), "kind": ("allocated", "reserved")},
     ),
     # service
+    "headrace_dropped_spans_total": MetricSpec(
+        "counter", "Spans of [traces] that could not be sent to the collector."
+    ),
     "headrace_build_info": MetricSpec("info", "What is running.", {"version": (), "python": ()}),
     "headrace_up": MetricSpec(
         "gauge", "Whether the loop runs: 1, or 0 before it starts and after it."
@@ -464,6 +467,7 @@ class Metrics:
     memory_bytes: Gauge
     memory_budget_bytes: Gauge
     device_memory_bytes: Gauge
+    dropped_spans: Counter
     build: Gauge
     up: Gauge
     scrape_seconds: Histogram

@@ -23,6 +23,7 @@ LOOP_STAGES = {
     "write": "sink",
     "flush": "sink",
     "checkpoint": "checkpoint",
+    "commit": "checkpoint",
 }
 """Stage on the loop's own thread -> part."""
 PART_OF_STAGE = {"fetch": "source", "decode": "decode", "transfer": "transfer"}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from engine.loading.loader import Loader
 from engine.observing.metrics import Metrics
 from engine.observing.service import Heartbeat
+from engine.observing.traces import Traces
 from engine.running.outputs import Outputs
 from engine.running.reject_limit import RejectLimit, TooManyRejects
 from engine.running.reporter import Reporter
@@ -48,6 +49,7 @@ class Loop:
         reject_limit: None never stops the run.
         publisher: is told of checkpoints that are safe; None publishes nothing.
         watch: called after every batch with the loop and the batch (a progress bar).
+        traces: get what is done with a batch, and when it is committed; None traces nothing.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Loop:
         heartbeat: Heartbeat | None = None,
         publisher: Publisher | None = None,
         watch: Callable[[Loop, Batch], None] | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self.source = source
         self.loader = loader
@@ -82,6 +85,7 @@ class Loop:
         loader.on_wait(self._heartbeat.beat)
         self._publisher = publisher
         self._watch = watch
+        self._traces = traces or Traces()
         self._shared = source if isinstance(source, SharedSource) else None
         self._stopping = False
         self._waiting = False
@@ -180,8 +184,10 @@ class Loop:
         return {**of_source, "stages": self.loader.snapshots(), **self._parts()}
 
     def _save(self) -> bool:
-        saved = self.saver.save(self.mark, self.totals.batches, self._parts)
+        with self._traces.heard() as work:
+            saved = self.saver.save(self.mark, self.totals.batches, self._parts)
         if saved:
+            self._traces.committed(work)
             self._publish()
         return saved
 
@@ -256,6 +262,7 @@ class Loop:
     def _go_back(self) -> None:
         """Restore the last checkpoint that counts. Raises: HeadraceError without one."""
         log.info("going back to the last checkpoint", extra={"rows": self.totals.read})
+        self._traces.undone("rolled back")
         state = self.saver.newest()
         if state is None:
             raise HeadraceError(
@@ -282,9 +289,10 @@ class Loop:
     def _process(self, batch: Batch) -> None:
         # Before a result can be seen: a lag of 0 says that there is none to come.
         self.reporter.lag(self.saver.mark, at_once=False)
-        with self._timed(self.work.stage, batch.raw_rows):
-            done = self.work.process(batch)
-        self._done(batch, done)
+        with self._traces.following(batch) as rows:
+            with self._timed(self.work.stage, batch.raw_rows):
+                done = self.work.process(batch)
+            rows |= self._done(batch, done).outcomes
         moved = batch.raw_rows > 0 or batch.mark.positions != self.mark.positions or done.changed
         self.mark, self.saver.unsaved = batch.mark, self.saver.unsaved or moved
         if self._reject_limit is not None:
@@ -294,8 +302,8 @@ class Loop:
         if self._watch is not None:
             self._watch(self, batch)
 
-    def _done(self, batch: Batch, done: WorkResult) -> None:
-        """Write the result of a batch, and count it."""
+    def _done(self, batch: Batch, done: WorkResult) -> WorkResult:
+        """Write the result of a batch, and count it; return it without what the sink refused."""
         with self._timed("write"):
             done = self.outputs.write(batch, done)
         self.totals.add(done)
@@ -303,6 +311,7 @@ class Loop:
             self._reject_limit.count(done.rows_in, done.batch.rejects, self.totals)
         self.reporter.done(done, dead_letters=self.outputs.keeps_dead_letters)
         self.totals.require_balance()  # before the mark moves past it
+        return done
 
     def _finish(self) -> None:
         """Let the work end what waited for more records."""

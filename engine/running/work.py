@@ -53,6 +53,15 @@ class WorkResult:
         return self.batch.raw_rows + self.batch.added
 
     @property
+    def outcomes(self) -> dict[str, int]:
+        """Outcome -> rows, for those that there are."""
+        outcomes = {
+            "learned": self.learned, "predicted": self.predicted, "cleaned": self.cleaned,
+            "rejected": sum(map(len, self.batch.rejects)), "added": self.batch.added,
+        }  # fmt: skip
+        return {name: rows for name, rows in outcomes.items() if rows}
+
+    @property
     def changed(self) -> bool:
         """Whether a row or a label came to an end here."""
         return bool(len(self.batch) or self.batch.rejects or self.expired or self.matched)

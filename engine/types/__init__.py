@@ -17,7 +17,7 @@ other module may import it.
 from __future__ import annotations
 
 from engine.errors import HeadraceError, UnreadableFile, UserError, first_line, nearest
-from engine.types.batch import Batch, bytes_as_hex
+from engine.types.batch import Batch, TimedWork, bytes_as_hex
 from engine.types.contracts import (
     SAMPLE_BYTES,
     UNEXPLAINED,
@@ -139,6 +139,7 @@ __all__ = [
     "Stage",
     "Step",
     "Tensors",
+    "TimedWork",
     "Transaction",
     "Transform",
     "Unit",

@@ -25,6 +25,9 @@ from engine.types.schema import POSITION, RESERVED, type_name
 from engine.types.settings import _each
 from engine.types.tensors import Tensors
 
+TimedWork = tuple[str, float, float]
+"""Stage, `time.perf_counter` seconds when it began, seconds it took."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -51,6 +54,7 @@ class Batch:
         scales: what stages scaled its columns with, in their order.
         labels: decoded labels that came for earlier rows, or for its own: records, too, that no
             stage sees. None where labels come with their rows.
+        work: what its preparation took, if the batch is traced; else None.
 
     Holds at every point: ``raw_rows + added == frame.height + sum(len(r) for r in rejects)``, and
     the height of `labels` on the right, if there are any.
@@ -72,6 +76,7 @@ class Batch:
     pieces: tuple[Records, ...] = ()
     scales: Scales = ()
     labels: pl.DataFrame | None = None
+    work: tuple[TimedWork, ...] | None = None
 
     def __len__(self) -> int:
         return self.frame.height

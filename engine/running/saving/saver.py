@@ -147,7 +147,7 @@ class Saver:
             self._checkpoints, mark, batches, parts
         ):
             return False
-        with calls.Calling("source", self._source):
+        with self._reporter.timer.timed("commit"), calls.Calling("source", self._source):
             committed = self._commit(mark)
         # A checkpoint of no work counts whatever the answer: there is nothing to abort.
         if self._checkpoints is not None and (committed or batches == self._begun):

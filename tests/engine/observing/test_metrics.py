@@ -45,6 +45,7 @@ UNITLESS = {
     "headrace_filled_before_learning_total",
     "headrace_duplicates_total",
     "headrace_stage_events_total",
+    "headrace_dropped_spans_total",
     "headrace_source_rebalances_total",
     "headrace_source_commit_failures_total",
     "headrace_queue_resizes_total",

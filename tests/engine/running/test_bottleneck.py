@@ -46,6 +46,7 @@ def diagnosis(spent: TimingSnapshot, **more: Any) -> Bottleneck:
         ("write", "sink", "loader.batch_rows=32768"),
         ("flush", "sink", "checkpoint.interval=60"),
         ("checkpoint", "checkpoint", "checkpoint.interval=60"),
+        ("commit", "checkpoint", "checkpoint.interval=60"),
     ],
 )
 def test_the_slowest_stage_of_the_slowest_thread(stage: str, part: str, setting: str) -> None:

@@ -1,0 +1,187 @@
+"""Sends traces as OpenTelemetry spans; imported only where there are traces (the only import of
+opentelemetry).
+
+A collector that hangs or is away costs the run nothing: spans wait in a bounded queue that another
+thread empties. What does not fit, is refused or is left at the end is counted, and logged once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+from urllib.parse import urlsplit
+
+from opentelemetry import trace as otel
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http import trace_exporter
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode, TraceFlags
+
+from engine.observing.metrics import Metrics
+from engine.observing.traces import Settings, Trace
+
+log = logging.getLogger("headrace.traces")
+MAX_QUEUED = 4_096
+"""The most spans that wait to be sent."""
+STOP_SECONDS = 5.0
+"""The most seconds that the end of a run waits for them."""
+
+CLOCK_SECONDS = 0.01
+"""The most seconds that the times of spans may differ from the system's clock, which may be set."""
+
+
+class SpanExport:
+    """Makes spans of traces, and sends them; see `engine.observing.traces.Export`.
+
+    Args:
+        name: the pipeline's.
+        exporter: OpenTelemetry's; one for OTLP over HTTP unless given.
+    """
+
+    def __init__(
+        self, settings: Settings, *, name: str, metrics: Metrics, exporter: Any = None
+    ) -> None:
+        self._metrics = metrics
+        self._queued = 0
+        self._lock = threading.Lock()
+        self._warned = self._closed = False
+        self._reason = ""
+        self._wall = 0.0
+        self._exporter = exporter or trace_exporter.OTLPSpanExporter(endpoint=_endpoint(settings))
+        self._logger = logging.getLogger(trace_exporter.__name__)
+        self._logger.addFilter(self._hear)
+        self._provider = TracerProvider(
+            sampler=None if settings.sample_rate is None else ALWAYS_ON,  # None: the environment's
+            resource=Resource.create(_service(settings, name)),
+            shutdown_on_exit=False,
+        )
+        itself: Any = self  # an exporter by its methods, wherever OpenTelemetry is installed
+        self._provider.add_span_processor(BatchSpanProcessor(itself, max_queue_size=MAX_QUEUED))
+        self._tracer = self._provider.get_tracer("headrace", version("headrace"))
+
+    def send(self, trace: Trace) -> None:
+        """Queue the spans of a trace."""
+        spans = trace.spans()
+        if self._queued + len(spans) >= MAX_QUEUED:
+            self.drop(trace)
+            return
+        wall = time.time() - time.perf_counter()
+        if abs(wall - self._wall) > CLOCK_SECONDS:
+            self._wall = wall
+
+        def at(seconds: float) -> int:
+            return int((seconds + self._wall) * 1e9)
+
+        operation = {"messaging.operation.name": "process", "messaging.operation.type": "process"}
+        known = operation if "messaging.system" in trace.attributes else {}
+        root = self._tracer.start_span(
+            "batch",
+            Context(),  # what a program that embeds the run traces itself is not its parent
+            kind=SpanKind.CONSUMER,
+            attributes={**trace.attributes, **known},
+            links=[link for text in trace.links if (link := _link(text)).context.is_valid],
+            start_time=at(trace.start),
+        )
+        if not root.is_recording():  # by the environment's sampler
+            return
+        with self._lock:
+            self._queued += len(spans) + 1
+        inside = otel.set_span_in_context(root, Context())
+        for stage, (start, end) in spans.items():
+            self._tracer.start_span(stage, inside, start_time=at(start)).end(at(end))
+        if trace.error:
+            root.set_status(StatusCode.ERROR, trace.error)
+            root.set_attribute("error.type", trace.error)
+        root.end(at(trace.end))
+
+    def drop(self, trace: Trace) -> None:
+        """Count the spans of a trace that is not sent."""
+        self._dropped(len(trace.spans()) + 1, "there are more than can be sent")
+
+    def close(self) -> None:
+        """Send what is queued; give up after `STOP_SECONDS`."""
+        stopping = threading.Thread(
+            target=self._provider.shutdown, name="headrace-traces", daemon=True
+        )
+        stopping.start()
+        stopping.join(STOP_SECONDS)
+        if not stopping.is_alive():
+            self._logger.removeFilter(self._hear)
+        with self._lock:
+            left, self._queued, self._closed = self._queued, 0, True
+        if left:
+            self._dropped(left, "the run ended before they were sent")
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send spans, on the thread of the queue."""
+        sent = False
+        try:
+            sent = self._exporter.export(spans) is SpanExportResult.SUCCESS
+        finally:
+            self._handled(len(spans), sent)
+        return SpanExportResult.SUCCESS if sent else SpanExportResult.FAILURE
+
+    def shutdown(self) -> None:
+        """Close the exporter."""
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Do nothing: it holds no spans."""
+        return True
+
+    def _handled(self, spans: int, sent: bool) -> None:
+        with self._lock:
+            if self._closed:  # they are counted
+                return
+            self._queued -= spans
+        if not sent:
+            self._dropped(spans, self._reason or "the collector does not take them")
+
+    def _dropped(self, spans: int, reason: str) -> None:
+        self._metrics.dropped_spans.inc(spans)
+        if not self._warned:
+            self._warned = True
+            log.warning("spans are dropped; the run goes on", extra={"reason": reason})
+
+    def _hear(self, record: logging.LogRecord) -> bool:
+        """Keep what the exporter says of a failure for the one warning, in place of a line for
+        each."""
+        self._reason = record.getMessage()
+        return False
+
+
+def _endpoint(settings: Settings) -> str | None:
+    """Return the URL for spans; None leaves it to the environment."""
+    url = settings.endpoint
+    if url is None or urlsplit(url).path.strip("/"):
+        return url
+    return url.rstrip("/") + "/v1/traces"
+
+
+def _service(settings: Settings, name: str) -> dict[str, str]:
+    """Return the resource's attributes that the environment does not set."""
+    named = settings.service_name
+    given = os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(",")
+    in_attributes = any(part.partition("=")[0].strip() == SERVICE_NAME for part in given)
+    if named is None and (os.environ.get("OTEL_SERVICE_NAME") or in_attributes):
+        return {}
+    return {SERVICE_NAME: named or name}
+
+
+def _link(traceparent: str) -> Link:
+    _, trace_id, span_id, flags = traceparent.split("-")
+    context = SpanContext(
+        int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16))
+    )
+    return Link(context)
+
+
+__all__ = ["SpanExport"]
