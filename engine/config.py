@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,6 +41,9 @@ from engine.user_code.imports import imported
 
 S = TypeVar("S", bound=Settings)
 ENVIRONMENT = "HEADRACE_"
+PATH_KEYS = ("path", "folder", "versions", "model", "vocabulary", "weights", "schema_file")
+"""The keys that name files and folders, in tables of any depth."""
+NO_FILE_PATH = re.compile(r"~$|~\w*/|[A-Za-z][A-Za-z0-9+.-]+://")
 CODE_KEYS = ("kind", "format", "module", "loss")
 """Keys whose value may be an import string."""
 MAX_VALUE_CHARS = 200
@@ -627,6 +631,7 @@ class Pipeline(BaseModel):
         except ValidationError as error:
             raise UserError(_error_message(error, cls, "", where)) from None
         pipeline._check_tables(where)
+        _require_file_paths(given, (), where)
         folder = pipeline.folder or f"runs/{pipeline.name}"
         result = pipeline.model_copy(update={"folder": folder})
         result._file = where
@@ -743,6 +748,35 @@ def load_class(name: Any, known: Mapping[str, str], section: str, where: str = "
     if not isinstance(loaded, type):
         raise UserError(f"[{section}] kind '{name}' names {loaded!r}, expected a class.")
     return loaded
+
+
+def _require_file_paths(
+    table: Mapping[str, Any], above: tuple[str, ...], where: ConfigOrigin
+) -> None:
+    """Check that no path is one that only a shell or another program could follow. A class of the
+    user's own may take any.
+
+    Raises: UserError
+    """
+    if ":" in str(table.get("kind", "")):
+        return
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            _require_file_paths(value, (*above, key), where)
+        elif key in PATH_KEYS:
+            paths = value if isinstance(value, list | tuple) else [value]
+            for odd in filter(None, map(NO_FILE_PATH.match, map(str, paths))):
+                head = key_location(where, ".".join(above), key)
+                raise UserError(
+                    f"{head} has {key} = '{odd[0]}...', and headrace reads and writes files of "
+                    f"this machine: {_instead(odd[0])}."
+                )
+
+
+def _instead(begins: str) -> str:
+    if begins.startswith("~"):
+        return "write the home folder out, as only a shell knows '~'"
+    return "copy or mount what the URL names, and give its path"
 
 
 def _names_user_code(table: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from connectors.files.readers.text import compression, readable
 from connectors.formats.registry import EXTENSIONS, FILES, spec_of
+from engine.errors import first_line
 from engine.types import UserError, nearest
 from engine.types.plural import counted
 
@@ -298,6 +299,16 @@ def _resource(path: str, package: str, inside: str) -> Path:
         raise UserError(
             f"[source] path '{path}' needs the package '{package}', which is not installed."
         ) from None
+    except TypeError:
+        raise UserError(
+            f"[source] path '{path}' names '{package}', a module without files of its own: "
+            "expected 'package:folder/file.csv', or the path of a file."
+        ) from None
+    except (Exception, SystemExit) as error:  # an import may run anything, and end in any way
+        raise UserError(
+            f"[source] path '{path}' needs the package '{package}', which cannot be imported: "
+            f"{type(error).__name__}: {first_line(error)}."
+        ) from error
     if not isinstance(file, Path) or not file.is_file():
         raise UserError(f"[source] path '{path}' is no file: package '{package}' has none there.")
     return file

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Collection
 
 from connectors.formats.registry import format_of
 from engine.types import Format, Schema, UserError, nearest
 from engine.user_code.contract_checks import IMPORT_STRING, misspelt_members, require_contract
+from engine.user_code.imports import imported
 
 
 def is_custom(format: str) -> bool:
@@ -32,21 +32,7 @@ def load_custom(name: str) -> Format:
 
     Raises: UserError if there is none, or it does not decode.
     """
-    module, _, attribute = name.partition(":")
-    try:
-        loaded = importlib.import_module(module)
-    except Exception as error:
-        raise UserError(
-            f"[source] format '{name}' cannot be imported: {error}; expected the module "
-            "beside the pipeline file, installed, or in a folder on PYTHONPATH."
-        ) from error
-    try:
-        instance = getattr(loaded, attribute)
-    except AttributeError:
-        raise UserError(
-            f"[source] format '{name}': module '{module}' has no '{attribute}'."
-            f"{nearest(attribute, [n for n in vars(loaded) if not n.startswith('_')])}"
-        ) from None
+    instance = imported(name, "[source] format")
     cls = instance if isinstance(instance, type) else type(instance)
     require_contract(cls, Format, "source", (), key="format")
     if slip := next(misspelt_members(cls, Format), None):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import importlib.util
 import os
 import resource
 from pathlib import Path
@@ -69,6 +70,7 @@ def remarks() -> list[str]:
             f"Compiled loops need a folder, and headrace's own, {_home()} and the temporary one "
             f"are all read-only: {ASKS}."
         )
+    _require_own_packages()
     warnings = []
     if folder in _own_caches:
         warnings.append(
@@ -87,6 +89,21 @@ def address_space() -> int | None:
     """Return the address space of this process in bytes (``ulimit -v``); None without a limit."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _require_own_packages() -> None:
+    """Raises: UserError where a module on PYTHONPATH hides one of headrace's packages."""
+    home = Path(__file__).parents[2].resolve()
+    for name in ("connectors", "models"):
+        spec = importlib.util.find_spec(name)
+        places = (
+            [] if spec is None else [*(spec.submodule_search_locations or ()), str(spec.origin)]
+        )
+        if places and Path(places[0]).resolve().parent != home:
+            raise UserError(
+                f"'{places[0]}' hides headrace's package '{name}': rename it, or take its folder "
+                "out of PYTHONPATH."
+            )
 
 
 def _keeps_compiled() -> bool:

@@ -241,8 +241,9 @@ def test_an_own_format_needs_declared_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("no_such_package.x:Y", "cannot be imported: No module named 'no_such_package'"),
-        ("connectors.formats.text:Txt", "has no 'Txt'. Did you mean 'RawText'"),
+        ("no_such_package.x:Y", "cannot be imported: ModuleNotFoundError: No module named"),
+        ("connectors.formats.text:Txt", "has no attribute 'Txt'"),
+        ("connectors.formats.text:RawTxt", "Did you mean 'RawText'?"),
         ("pathlib:Path", "does not inherit engine.types.Format"),
     ],
 )

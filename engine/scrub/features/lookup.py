@@ -77,8 +77,9 @@ class Lookup(SideStage):
                 from then on.
             max_age [seconds]: how long after `as_of` a row of the table matches.
             missing: what becomes of rows without a match.
-            reload [seconds]: how often to look whether the file is another; never unless given, and
-                then a run resumes only with the same file.
+            reload [seconds]: how often to look whether the file is another; never unless given. A
+                run that keeps a state (it trains, or a stage learns) then resumes only with the
+                same file; one without says that the file is another, and goes on.
             keys [rows]: rows of a source that are kept; of more, those are forgotten that changed
                 longest ago, counted as ``forgotten``.
         """
@@ -200,8 +201,8 @@ class Lookup(SideStage):
         return stale
 
     def digest(self) -> str | None:
-        """Return the digest of the file, which must match the checkpoint's; None with `reload`, and
-        for a source."""
+        """Return the digest of the file, which must match the checkpoint's where a state is kept;
+        None with `reload`, and for a source."""
         if self.settings.path is None:
             return None
         return FileTable(self.settings.path, self.where, self.settings.reload).digest()

@@ -362,3 +362,49 @@ def test_a_model_that_is_not_compressed_is_at_the_path(
         assert [path.name for path in (tmp_path / "run").glob("*.onnx")] == ["model.onnx"]
         assert "model.onnx" in out.replace("\n", "")
         (tmp_path / "run" / "model.onnx").unlink()
+
+
+@pytest.mark.parametrize(
+    ("set_to", "said"),
+    [
+        ("source.path=os:path", "names 'os', a module without files of its own"),
+        ("source.path=math:pi", "names 'math', a module without files of its own"),
+        ("source.path=json:nothing", "is no file: package 'json' has none there"),
+        ("source.path=mine:a.csv", "'mine', which cannot be imported: ValueError: odd"),
+        ("source.path=~/a.csv", "path = '~/...', and headrace reads and writes files"),
+        ("source.path=['a.csv','s3://b/a.csv']", "path = 's3://...'"),
+        ("sink.path=https://name:word@b/out", "path = 'https://...'"),
+        ("folder=~/runs", "folder = '~/...'"),
+        ("export.versions=~me/versions", "versions = '~me/...'"),
+        ("model.kind=models:Mine", "'models' is a package of headrace's own, which comes first"),
+        ("source.format=engine.mine:Mine", "'engine' is a package of headrace's own"),
+        ("model.kind=own:Mine", "'connectors' is a package of headrace's own"),
+    ],
+)
+def test_a_place_where_nothing_can_be_is_refused_in_one_sentence(
+    data: Path, small: Small, headrace: Headrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    set_to: str, said: str,
+) -> None:  # fmt: skip
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine.py").write_text("raise ValueError('odd')")
+    (tmp_path / "own.py").write_text("from connectors import Mine")
+    file = small(data)
+    before = set(tmp_path.iterdir())
+    for command in ("check", "run"):
+        code, _, err = headrace(command, file, "--set", set_to)
+        assert code == 2, err
+        assert said in err
+        assert len(err.splitlines()) == 1
+    assert "word" not in err
+    assert set(tmp_path.iterdir()) - before <= {tmp_path / "__pycache__"}
+
+
+def test_a_module_that_hides_a_package_of_headrace_is_named(
+    data: Path, small: Small, headrace: Headrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "models")
+    code, _, err = headrace("check", small(data))
+    assert code == 2, err
+    assert f"'{tmp_path}/models.py' hides headrace's package 'models'" in err

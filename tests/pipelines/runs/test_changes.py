@@ -312,3 +312,20 @@ def test_a_changed_setting_after_the_end_is_named_as_without_effect(
     code, out, _ = headrace("run", file)
     (said,) = [line for line in out.splitlines() if line.startswith("Nothing was left to read")]
     assert "[train] lr" not in said
+
+
+def test_another_file_of_a_lookup_is_refused_by_what_learned_and_told_by_others(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = "scrub.name={kind='lookup', path='names.csv', by=['k']}"
+    learns = "scrub.outliers.columns=['a']"
+    for sets in ((table,), (table, learns)):
+        Path("names.csv").write_text("k,name\nu,one\nv,two\n")
+        Run("p.toml", sets).run(fresh=True)
+        Path("names.csv").write_text("k,name\nu,three\nv,two\n")
+        if learns in sets:
+            assert "written with another file for stage name" in refused(sets)
+            continue
+        with caplog.at_level(logging.WARNING):
+            Run("p.toml", sets).run()
+        assert "file for stage name has changed since the checkpoint" in caplog.text
