@@ -236,14 +236,14 @@ class Parts:
             return Traces()
         settings = self.pipeline.settings(Settings, table, "traces")
         require_exportable(settings)
-        return Traces(settings, partial(self._export, settings), self._traced)
+        return Traces(settings, partial(self._export, settings), self.traced)
 
     def _export(self, settings: Settings) -> Export:
         from engine.observing.span_export import SpanExport  # only where there are traces
 
         return SpanExport(settings, name=self.pipeline.name, metrics=self.metrics)
 
-    def _traced(self) -> dict[str, Attribute]:
+    def traced(self) -> dict[str, Attribute]:
         """Return the attributes of every trace now."""
         attributes: dict[str, Attribute] = {}
         source = self.pipeline.source

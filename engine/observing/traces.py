@@ -18,7 +18,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Protocol
@@ -95,6 +95,10 @@ class Trace:
     error: str = ""
     end: float = 0.0
 
+    def add_rows(self, outcomes: Mapping[str, int]) -> None:
+        """Add what became of the rows: outcome -> rows."""
+        self.attributes |= {f"headrace.rows.{name}": rows for name, rows in outcomes.items()}
+
     def spans(self) -> dict[str, tuple[float, float]]:
         """Return stage -> its start and end. What a stage did in several pieces, as where batches
         are prepared together, is one."""
@@ -115,6 +119,11 @@ class Export(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+NOTHING_HEARD: AbstractContextManager[list[TimedWork]] = nullcontext([])
+NOT_TRACED = nullcontext(None)
+"""Without traces a batch costs no more than entering these."""
 
 
 class Traces:
@@ -178,18 +187,9 @@ class Traces:
             self._export.close()
             self._export = None
 
-    @contextmanager
-    def heard(self) -> Iterator[list[TimedWork]]:
+    def heard(self) -> AbstractContextManager[list[TimedWork]]:
         """Collect what this thread does in the block; blocks do not nest."""
-        work: list[TimedWork] = []
-        if not self.enabled:
-            yield work
-            return
-        self._heard[get_ident()] = work
-        try:
-            yield work
-        finally:
-            del self._heard[get_ident()]
+        return self._hear() if self.enabled else NOTHING_HEARD
 
     def sampled(
         self, batch: Batch, work: Sequence[TimedWork], own: Sequence[TimedWork]
@@ -207,32 +207,10 @@ class Traces:
         self._begun = True
         return (*work, *own)
 
-    @contextmanager
-    def following(self, batch: Batch) -> Iterator[dict[str, int]]:
-        """Add the work in the block to the trace of a batch, which then waits for a commit.
-
-        Yields: a dict for the counts of its rows: outcome -> rows.
-        """
-        rows: dict[str, int] = {}
-        if batch.work is None:
-            yield rows
-            return
-        trace = Trace(start=batch.arrived, work=list(batch.work))
-        if batch.cut > batch.arrived:
-            trace.work.insert(0, ("fetch", batch.arrived, batch.cut - batch.arrived))
-        trace.attributes = {**self._describe(), "messaging.batch.message_count": batch.raw_rows}
-        trace.attributes |= _positions(batch, trace.attributes)
-        trace.links = _producers(batch, self._settings.max_links)
-        try:
-            with self.heard() as work:
-                yield rows
-        except BaseException as error:
-            trace.error = type(error).__name__
-            raise
-        finally:
-            trace.work += work
-            trace.attributes |= {f"headrace.rows.{name}": n for name, n in rows.items()}
-            self._wait(trace)
+    def following(self, batch: Batch) -> AbstractContextManager[Trace | None]:
+        """Add the work in the block to the trace of a batch, which then waits for a commit; None
+        if the batch is not traced."""
+        return NOT_TRACED if batch.work is None else self._follow(batch, batch.work)
 
     def committed(self, work: Sequence[TimedWork]) -> None:
         """End the traces that wait: what they did is committed by this work."""
@@ -245,6 +223,33 @@ class Traces:
         for trace in self._waiting:
             trace.error = trace.error or error
         self._end()
+
+    @contextmanager
+    def _hear(self) -> Iterator[list[TimedWork]]:
+        work: list[TimedWork] = []
+        self._heard[get_ident()] = work
+        try:
+            yield work
+        finally:
+            del self._heard[get_ident()]
+
+    @contextmanager
+    def _follow(self, batch: Batch, work: Sequence[TimedWork]) -> Iterator[Trace]:
+        trace = Trace(start=batch.arrived, work=list(work))
+        if batch.cut > batch.arrived:
+            trace.work.insert(0, ("fetch", batch.arrived, batch.cut - batch.arrived))
+        trace.attributes = {**self._describe(), "messaging.batch.message_count": batch.raw_rows}
+        trace.attributes |= _positions(batch, trace.attributes)
+        trace.links = _producers(batch, self._settings.max_links)
+        try:
+            with self._hear() as more:
+                yield trace
+        except BaseException as error:
+            trace.error = type(error).__name__
+            raise
+        finally:
+            trace.work += more
+            self._wait(trace)
 
     def _wait(self, trace: Trace) -> None:
         if self._export is not None and len(self._waiting) >= MAX_WAITING:

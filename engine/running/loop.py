@@ -289,10 +289,12 @@ class Loop:
     def _process(self, batch: Batch) -> None:
         # Before a result can be seen: a lag of 0 says that there is none to come.
         self.reporter.lag(self.saver.mark, at_once=False)
-        with self._traces.following(batch) as rows:
+        with self._traces.following(batch) as trace:
             with self._timed(self.work.stage, batch.raw_rows):
                 done = self.work.process(batch)
-            rows |= self._done(batch, done).outcomes
+            written = self._done(batch, done)
+            if trace is not None:
+                trace.add_rows(written.outcomes)
         moved = batch.raw_rows > 0 or batch.mark.positions != self.mark.positions or done.changed
         self.mark, self.saver.unsaved = batch.mark, self.saver.unsaved or moved
         if self._reject_limit is not None:

@@ -16,17 +16,25 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from kafka import KafkaProducer
 
 from connectors.kafka.record_batches import encode_headers
 from engine.observing.metrics import Metrics
 from engine.observing.traces import MAX_WAITING, Settings, Trace, Traces
 from engine.run import Run
 from engine.types import Batch, Mark, Records, Values
+from tests.broker import Broker
 from tests.pipelines.conftest import Headrace, Rows, Small
+from tests.pipelines.kafka.test_kafka import broker, on_kafka
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+__all__ = ["broker", "on_kafka"]  # fixtures
 STAGES = ["fetch", "decode", "missing", "standardize", "categories", "collate", "learn", "write"]
 SAVING = ["flush", "checkpoint", "commit"]
+MESSAGING = [
+    "system", "destination.name", "destination.partition.id", "consumer.group.name", "kafka.offset",
+    "operation.name",
+]  # fmt: skip
 ALL = '\n[traces]\nendpoint = "{}"\nsample_rate = 1.0\n'
 
 
@@ -98,7 +106,7 @@ def spans_of(file: Path, settings: Settings) -> tuple[list[list[Any]], Metrics]:
     def export() -> SpanExport:
         return SpanExport(settings, name="small", metrics=run.metrics, exporter=memory)
 
-    run.parts.traces = Traces(settings, export)
+    run.parts.traces = Traces(settings, export, run.parts.traced)
     run.run()
     spans = sorted(memory.get_finished_spans(), key=lambda s: (s.context.trace_id, s.start_time))
     groups = itertools.groupby(spans, lambda span: span.context.trace_id)
@@ -246,8 +254,9 @@ def test_a_trace_links_to_the_producers_of_its_records() -> None:
     sent = Sent()
     traces = Traces(Settings(max_links=4), lambda: sent, lambda: {"messaging.system": "kafka"})
     with traces.opened():
-        with traces.following(batch) as rows:
-            rows |= {"cleaned": 8}
+        with traces.following(batch) as trace:
+            assert trace is not None
+            trace.add_rows({"cleaned": 8})
         traces.committed([])
     assert [trace.links for trace in sent.traces] == [tuple(map(parent, (1, 2, 3, 4)))]
     assert sent.traces[0].attributes == {
@@ -259,6 +268,23 @@ def test_a_trace_links_to_the_producers_of_its_records() -> None:
         "headrace.positions.next": [12, 3],
         "headrace.rows.cleaned": 8,
     }
+
+
+def test_a_batch_of_a_topic_links_to_its_producers(
+    rows: Rows, broker: Broker, on_kafka: Callable[..., Path]
+) -> None:
+    topic = broker.topic()
+    producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)
+    for n, line in enumerate(rows(100).write_ndjson().splitlines()):
+        headers = [("a", b"b"), ("traceparent", parent(n).encode())] if n in (3, 50) else []
+        producer.send(topic, line.encode(), headers=headers, partition=0)
+    producer.close()
+    traces, _ = spans_of(on_kafka(topic), Settings(sample_rate=1.0))
+    roots = [trace[0] for trace in traces]
+    assert [link.context.span_id for root in roots for link in root.links] == [3, 50]
+    assert [root.attributes["headrace.positions.next"] for root in roots] == [(100,)]
+    where = {name: roots[0].attributes.get(f"messaging.{name}") for name in MESSAGING}
+    assert where == dict(zip(MESSAGING, ["kafka", topic, "0", topic, 0, "process"], strict=True))
 
 
 def test_what_does_not_count_is_a_failed_trace() -> None:
