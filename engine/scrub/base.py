@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import polars as pl
@@ -56,6 +56,41 @@ class ForgetSettings(LearnSettings):
     forget_on: Neutral[Name | None] = None
 
 
+def cold_rows(settings: LearnSettings, seen: int, rows: int) -> int:
+    """Return how many of a batch's rows are first rows of a stream, which a stage learns as it goes
+    through them.
+
+    Args:
+        seen: the rows it has learned.
+        rows: those of the batch.
+    """
+    left = settings.rows_left(seen)
+    cold = max(0, min(COLD_ROWS - seen, rows))
+    return cold if left is None else min(cold, left)
+
+
+def parts_of(
+    frame: pl.DataFrame, cold: int, seen: Callable[[], int]
+) -> Iterator[tuple[pl.DataFrame, Literal["before", "after", "later"]]]:
+    """Yield the parts of a batch, each to be transformed with the current state, and when each is
+    learned: first rows one by one before they are transformed, then in blocks as long as all rows
+    seen, after it, so that they are as good as any other and no row is changed by later ones; the
+    rest with the whole batch.
+
+    Args:
+        cold: the first rows among them, see `cold_rows`.
+        seen: returns the rows that are learned by now.
+    """
+    at = 0
+    while at < cold:
+        single = seen() < SINGLE_ROWS
+        part = frame[at : at + 1 if single else min(at + seen(), cold)]
+        yield part, "before" if single else "after"
+        at += part.height
+    if at < len(frame) or not at:
+        yield frame[at:] if at else frame, "later"
+
+
 class FittedStage(Stage):
     """A stage whose state is one statistic over its columns and the number of rows it has seen.
 
@@ -100,29 +135,16 @@ class FittedStage(Stage):
     def _cold(self, batch: Batch) -> int:
         """Return how many rows of the batch are first rows, which it learns as it goes through
         them."""
-        if self._statistic is None or self._rows >= COLD_ROWS:
-            return 0
-        left = self.settings.rows_left(self._rows)
-        rows = min(COLD_ROWS - self._rows, len(batch))
-        return rows if left is None else min(rows, left)
+        return 0 if self._statistic is None else cold_rows(self.settings, self._rows, len(batch))
 
     def _parts(self, batch: Batch) -> Iterator[pl.DataFrame]:
-        """Yield the parts of the batch, each to be transformed with the current state: the first
-        rows of a stream one by one, each already learned, then in blocks, each learned after it, so
-        that they are as good as any other and no row is changed by later ones; at last the rest,
-        which is not learned here."""
-        frame, cold, at = batch.frame, self._cold(batch), 0
-        while at < cold:
-            if self._rows < SINGLE_ROWS:
-                part = frame[at : at + 1]
+        """Yield the parts of the batch, see `parts_of`; the rest is not learned here."""
+        for part, when in parts_of(batch.frame, self._cold(batch), lambda: self._rows):
+            if when == "before":
                 self._take(part)
-                yield part
-            else:
-                part = frame[at : min(at + self._rows, cold)]
-                yield part
+            yield part
+            if when == "after":
                 self._take(part)
-            at += part.height
-        yield frame[cold:] if cold else frame
 
     def _passed(self, batch: Batch) -> Batch:
         """Return the batch transformed with the state of earlier rows; then learn from it."""
@@ -269,7 +291,9 @@ __all__ = [
     "FittedStage",
     "ForgetSettings",
     "LearnSettings",
+    "cold_rows",
     "joined",
+    "parts_of",
     "restore",
     "snapshots",
 ]

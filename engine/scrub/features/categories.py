@@ -10,8 +10,7 @@ import polars as pl
 from pydantic import Field
 
 from engine.columnar.hashing import hashes
-from engine.scrub import base
-from engine.scrub.base import LearnSettings
+from engine.scrub.base import LearnSettings, cold_rows, parts_of
 from engine.scrub.columns import expand_columns
 from engine.scrub.event_time import NEVER, EventTime
 from engine.scrub.features.vocabulary import Vocabulary
@@ -38,11 +37,10 @@ class Categories(Stage):
     ``vocabulary``: values get the codes 1, 2, ... in order of first appearance, until `size` are
     taken. A value is learned after the batch it first stands in: there it is still unknown. The
     first rows of a stream are learned as the stage goes through them, so that a small source has
-    codes, too. With
-    `min_count` it is unknown until so many rows had it; at most `size` values wait, those seen
-    last. With `idle` a value that is not seen any more loses its code (counted as ``forgotten``),
-    which another value gets once no new code is left: a model goes on from what it has learned of
-    that code.
+    codes, too. With `min_count` a value is unknown until so many rows had it; at most `size` values
+    wait, those seen last. With `idle` a value that is not seen any more loses its code (counted as
+    ``forgotten``), which another value gets once no new code is left: a model goes on from what it
+    has learned of that code.
     ``hash``: a value's code is 1 + its hash modulo `size`, the same in every process; nothing is
     learned, values may share a code.
 
@@ -108,17 +106,11 @@ class Categories(Stage):
         return done.counted(self.name, **counts)
 
     def _parts(self, frame: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, bool]]:
-        """Yield the parts of a batch, and whether each is learned before it is coded: the first
-        rows of a stream one by one, then in blocks, each as long as all before it."""
-        at, before = 0, self._rows
-        learns = self.settings.method == "vocabulary" and self.settings.rows_left(before) != 0
-        while learns and at < len(frame) and before + at < base.COLD_ROWS:
-            first = before + at < base.SINGLE_ROWS
-            n = 1 if first else min(before + at, base.COLD_ROWS - before - at)
-            yield frame[at : at + n], first
-            at += n
-        if at < len(frame) or not at:
-            yield frame[at:] if at else frame, False
+        """Yield the parts of a batch, and whether each is learned before it is coded."""
+        learns = self.settings.method == "vocabulary"
+        cold = cold_rows(self.settings, self._rows, len(frame)) if learns else 0
+        for part, when in parts_of(frame, cold, lambda: self._rows):
+            yield part, when == "before"
 
     def _coded_part(self, frame: pl.DataFrame, first: bool) -> list[pl.Series]:
         """Return the codes of the part; learn its values."""
