@@ -460,7 +460,7 @@ class ExportSettings(Settings):
             ("10m"), in a process of low priority beside it.
         every_rows [rows]: the same after so many learned rows.
         versions: the folder of versions, ``<folder>/versions`` unless given: one folder for each,
-            and the pointer ``current`` to the one that serves.
+            and the pointer ``current`` to the one that serves. They stay with ``--fresh``, too.
         keep: how many of the newest versions stay, beside the one that serves, the one before it
             and the one in the shadow.
         max_quality_loss: how much worse than the version that serves a new one may be, surely, on

@@ -216,6 +216,27 @@ def require_exportable(parts: Parts) -> None:
     _ = parts.judging.compression
 
 
+def require_free_names(parts: Parts) -> None:
+    """Check that the data has no column that the model adds, before the model is built."""
+    sink, pipeline, columns = parts.endpoints.sink, parts.pipeline, parts.pipeline.sink_columns
+    own = {} if sink is None else parts.scrub.learned_schema
+    for name in own and _added_names(parts):
+        if name in own and (columns is None or name in columns):
+            raise UserError(
+                f"[sink] in {pipeline.file} gets a column '{name}' from the model, and the data "
+                "has one too: rename yours in a 'derive' stage, or leave it out of "
+                "[source.schema] or [sink] columns."
+            )
+
+
+def _added_names(parts: Parts) -> Iterator[str]:
+    """Yield the columns that the model adds, first what is known before rows are read for its
+    classes."""
+    if parts.pipeline.trains and len(parts.model.common_settings.targets) == 1:
+        yield "prediction"
+    yield from parts.model_columns
+
+
 def require_sink_schema(parts: Parts) -> None:
     """Bind the sink to the columns it will get."""
     sink, pipeline, columns = parts.endpoints.sink, parts.pipeline, parts.pipeline.sink_columns
@@ -223,13 +244,6 @@ def require_sink_schema(parts: Parts) -> None:
         return
     own = {**dict.fromkeys(RESERVED, pl.String()), **parts.scrub.learned_schema}
     added = parts.model_columns
-    for name in added:
-        if name in own and (columns is None or name in columns):
-            raise UserError(
-                f"[sink] in {pipeline.file} gets a column '{name}' from the model, and the data "
-                "has one too: rename yours in a 'derive' stage, or leave it out of "
-                "[source.schema] or [sink] columns."
-            )
     key = str((pipeline.sink or {}).get("key"))
     read_as = parts.scrub.source_schema.get(key)
     if read_as is not None and own.get(key, read_as) != read_as:
@@ -310,6 +324,7 @@ def log_uncalled_members(parts: Parts) -> None:
 __all__ = [
     "log_uncalled_members",
     "require_exportable",
+    "require_free_names",
     "require_late_labels",
     "require_learned",
     "require_no_feedback",

@@ -229,6 +229,7 @@ class Run:
         _ = endpoints.source
         rules.require_writable(parts)
         rules.require_no_feedback(parts)
+        rules.require_free_names(parts)
         rules.require_static_member(parts)
         rules.require_late_labels(parts)
         rules.require_shufflable(parts)

@@ -41,7 +41,9 @@ Read a source, clean its rows with the [scrub] stages, and train, serve or only 
 A table given to --set ('sink={path="out"}') is merged with that of the file, key by key; one of
 another kind takes its place.
 
-A second run of the same file resumes where the last one stopped; --fresh starts over.
+A second run of the same file resumes where the last one stopped; --fresh starts over: checkpoints,
+results and dead letters go. Versions of models that are published stay, as engines may serve them;
+new ones get the numbers after them.
 Ctrl-C (SIGINT) or SIGTERM finishes the current batch, saves and exits with 0; a second one ends the
 process at once, with 130 or 143.
 """
@@ -577,7 +579,9 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     parser.add_argument("--version", action="version", version=f"headrace {version('headrace')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = _command(commands, "run", "run a pipeline file", RUN, _run)
-    run.add_argument("--fresh", action="store_true", help="delete the checkpoints and start over")
+    run.add_argument(
+        "--fresh", action="store_true", help="delete the checkpoints and results, and start over"
+    )
     check = _command(commands, "check", "try a pipeline file without running it", CHECK, _check)
     check.add_argument("--rows", type=int, default=1_000, help="records in the sample (1000)")
     _add_explore(commands)

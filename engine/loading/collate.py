@@ -255,16 +255,18 @@ class Collate:
     def _finite_label(self, batch: Batch) -> Batch:
         for name in self.features.labels:
             number = pl.col(name).cast(pl.Float32, strict=False)
+            column = name.replace("{", "{{").replace("}", "}}")
             absent = ~_is_there(batch.frame, name)
             batch = batch.reject(
                 absent | number.is_finite().fill_null(False),
                 stage=self.name,
                 reason="not_finite",
-                detail=f"Expected a finite label in '{name}'.",
+                detail=pl.format(
+                    f"Expected a finite float32 as label in '{column}', got {{}}.", pl.col(name)
+                ),
             )
             lowest = self.features.lowest_label
             if lowest > -math.inf:
-                column = name.replace("{", "{{").replace("}", "}}")
                 sentence = f"Expected a label of {lowest:g} or more in '{column}', got {{}}."
                 batch = batch.reject(
                     ~_is_there(batch.frame, name) | (number >= lowest),

@@ -39,6 +39,8 @@ RUN_SECONDS = 3.0
 CONTENDED_SHARE = 0.5
 """The share of its off-CPU time that a thread waited for a core, above which other processes
 take the cores."""
+MIN_FACTOR_SHOWN = 1.1
+"""A factor below it is nothing to gain, and is not told."""
 MAX_FACTOR_SHOWN = 20.0
 """Above this speed-up the figure says nothing more."""
 CPU_BOUND_SHARE = 0.4
@@ -94,10 +96,10 @@ class Bottleneck:
         if self.part == "idle":
             return "No bottleneck: the source is slower than the pipeline."
         where = "" if self.stage == self.part else f" ('{self.stage}')"
-        text = (
-            f"Bottleneck: {self.part}{where}, {self.share:.0%} of the time, {self.bound}; "
-            f"without it the run would be {_times(self.limit)} as fast."
-        )
+        text = f"Bottleneck: {self.part}{where}, {self.share:.0%} of the time, {self.bound}"
+        if self.limit >= MIN_FACTOR_SHOWN:
+            text += f"; without it the run would be {_times(self.limit)} as fast"
+        text += "."
         if self.advice:
             first = self.advice[0]
             words = first.why[0].upper() + first.why[1:]

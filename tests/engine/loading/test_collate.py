@@ -86,7 +86,7 @@ def test_a_row_may_lack_some_of_several_labels() -> None:
     done = Collate(features).apply(
         batch(
             a=[1, 2, 3, 4, 5, 6],
-            y=[1.0, None, float("nan"), INF, 5.0, 6.0],
+            y=[1.0, None, float("nan"), 1e39, 5.0, 6.0],
             z=[None, 2.0, None, 4.0, -1.0, 6.0],
         )
     )
@@ -98,7 +98,7 @@ def test_a_row_may_lack_some_of_several_labels() -> None:
     details = [reject.rows["detail"][0] for reject in done.rejects]
     assert details == [
         "Expected a label in 'y' or 'z', got null or NaN.",
-        "Expected a finite label in 'y'.",
+        "Expected a finite float32 as label in 'y', got 1e+39.",
         "Expected a label of 0 or more in 'z', got -1.0.",
     ]
 

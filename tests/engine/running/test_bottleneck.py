@@ -62,6 +62,14 @@ def test_the_slowest_stage_of_the_slowest_thread(stage: str, part: str, setting:
 def test_nothing_can_be_faster_than_the_next_slowest_thread() -> None:
     found = diagnosis(account(fetch=4.0, decode=8.0, learn=2.0))
     assert found.limit == pytest.approx(2.0)
+    assert "without it the run would be 2.0 times as fast." in str(found)
+
+
+def test_what_gains_nothing_is_not_told() -> None:
+    found = diagnosis(account(fetch=7.8, decode=8.0))
+    assert found.limit < 1.1
+    assert "as fast" not in str(found)
+    assert "CPU-bound. " in str(found)
 
 
 def test_a_thread_that_ran_ahead_counts_by_its_records() -> None:

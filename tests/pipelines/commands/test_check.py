@@ -12,6 +12,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from engine.run import Run
+from engine.types import UserError
 from tests.forks import Command
 from tests.pipelines.conftest import PIPELINE, Headrace, Rows, Small
 
@@ -317,3 +319,15 @@ def test_of_standard_input_what_is_declared_is_checked(
     assert process.returncode == code, told
     assert said in told
     assert ("'a'" in told) == (code == 2)
+
+
+def test_a_column_that_the_model_adds_is_refused_before_a_model_is_made(
+    small: Small, rows: Rows, tmp_path: Path
+) -> None:
+    rows(20).with_columns(prediction=pl.lit(1.0)).write_csv(tmp_path / "rows.csv")
+    run = Run(
+        small(tmp_path / "rows.csv", ("[source.schema]\n", '[source.schema]\n"*" = "float64"\n'))
+    )
+    with pytest.raises(UserError, match="gets a column 'prediction' from the model"):
+        run.assemble()
+    assert not {"features", "learner"} & vars(run.parts.model).keys()

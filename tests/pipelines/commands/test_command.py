@@ -404,7 +404,19 @@ def test_a_module_that_hides_a_package_of_headrace_is_named(
 ) -> None:
     (tmp_path / "models.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "models")
+    monkeypatch.delitem(sys.modules, "models", raising=False)
     code, _, err = headrace("check", small(data))
     assert code == 2, err
     assert f"'{tmp_path}/models.py' hides headrace's package 'models'" in err
+
+
+def test_fresh_leaves_published_versions_and_says_so(
+    data: Path, small: Small, headrace: Headrace, tmp_path: Path
+) -> None:
+    file = small(data, more="[export]\ncompress = false\n")
+    for seed in (0, 1):
+        code, _, err = headrace("run", "--fresh", file, "--set", f"model.seed={seed}")
+        assert code == 0, err
+    versions = tmp_path / "run" / "versions"
+    assert {path.name for path in versions.iterdir()} >= {"1", "2"}
+    assert "Versions of models that are published stay" in headrace("run", "--help")[1]
