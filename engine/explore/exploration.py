@@ -54,20 +54,8 @@ def explore(
     stages: Stages = {stage.name: {} for stage in run.stages}
     rejected: dict[str, int] = {}
     details: dict[str, str] = {}
-    loader = Loader(
-        run.source,
-        schema=run.parts.scrub.source_schema,
-        stages=run.stages,
-        collate=None,
-        settings=LoaderSettings(
-            # Stages see batches as they will in a run: what they know of a batch are those before.
-            batch_rows=pipeline.loader.batch_rows if run.stages else BATCH,
-            memory_budget=pipeline.loader.memory_budget,
-        ),
-        keep_raw_from=0,
-    )
     read, waiting = 0, list[pl.DataFrame]()
-    with loader:
+    with _loader(run, pipeline) as loader:
         for batch in loader:
             assert batch.raw is not None
             left = None if rows is None else rows - read
@@ -94,6 +82,21 @@ def _pipeline(path: Path, overrides: Iterable[str]) -> Pipeline:
     table = {"name": "explore", "source": {"kind": "files", "path": str(path)}}
     pipeline = Pipeline.of(table, overrides, where="the command line")
     return pipeline.model_copy(update={"name": path.name})
+
+
+def _loader(run: Run, pipeline: Pipeline) -> Loader:
+    return Loader(
+        run.source,
+        schema=run.parts.scrub.source_schema,
+        stages=run.stages,
+        collate=None,
+        settings=LoaderSettings(
+            # Stages see batches as they will in a run: what they know of a batch are those before.
+            batch_rows=pipeline.loader.batch_rows if run.stages else BATCH,
+            memory_budget=pipeline.loader.memory_budget,
+        ),
+        keep_raw_from=0,
+    )
 
 
 def _source_and_stages(pipeline: Pipeline) -> Pipeline:

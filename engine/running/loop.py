@@ -123,9 +123,9 @@ class Loop:
         with (
             signals.handling(self._on_signal),
             self.outputs.closing(),
-            self._publishing(),
-            self._loading(),
-            self._releasing(),
+            _publishing(self._publisher, self.totals.learned),
+            _closing(self.loader),
+            _releasing(self._shared),
         ):
             self.saver.begin(self.totals.batches)
             self.reporter.begin()
@@ -329,46 +329,53 @@ class Loop:
             self._save()  # a start after mending goes on behind what was rejected
             raise
 
-    @contextlib.contextmanager
-    def _publishing(self) -> Iterator[None]:
-        """Stop a version that is being made however the run ends: what follows is newer."""
-        if self._publisher is None:
-            yield
-            return
-        self._publisher.begin(self.totals.learned)
-        try:
-            yield
-        finally:
-            self._publisher.close()
-
-    @contextlib.contextmanager
-    def _loading(self) -> Iterator[None]:
-        """End the loader's threads however the run ends. A thread that still waits for an
-        unreachable broker is no failure if a signal ended the run: everything was saved."""
-        try:
-            yield
-        finally:
-            try:
-                self.loader.close()
-            except HeadraceError as error:
-                if signals.stop_signal() is None:
-                    raise
-                log.warning("%s", error)
-
-    @contextlib.contextmanager
-    def _releasing(self) -> Iterator[None]:
-        """Release waiting threads however the run ends, so that the loader's threads can end."""
-        try:
-            yield
-        finally:
-            if self._shared is not None:
-                self._shared.release_partitions()
-
     def _on_signal(self) -> None:
         """Handle SIGINT and SIGTERM by stopping cleanly."""
         self._stopping = True
         if self._waiting:
             raise signals.StopRequested
+
+
+@contextlib.contextmanager
+def _publishing(publisher: Publisher | None, learned: int) -> Iterator[None]:
+    """Stop a version that is being made however the run ends: what follows is newer.
+
+    Args:
+        learned [rows]: before the run.
+    """
+    if publisher is None:
+        yield
+        return
+    publisher.begin(learned)
+    try:
+        yield
+    finally:
+        publisher.close()
+
+
+@contextlib.contextmanager
+def _closing(loader: Loader) -> Iterator[None]:
+    """End the loader's threads however the run ends. A thread that still waits for an unreachable
+    broker is no failure if a signal ended the run: everything was saved."""
+    try:
+        yield
+    finally:
+        try:
+            loader.close()
+        except HeadraceError as error:
+            if signals.stop_signal() is None:
+                raise
+            log.warning("%s", error)
+
+
+@contextlib.contextmanager
+def _releasing(shared: SharedSource | None) -> Iterator[None]:
+    """Release waiting threads however the run ends, so that the loader's threads can end."""
+    try:
+        yield
+    finally:
+        if shared is not None:
+            shared.release_partitions()
 
 
 __all__ = ["Loop"]

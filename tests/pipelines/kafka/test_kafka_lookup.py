@@ -15,7 +15,7 @@ from kafka.admin import NewPartitions, NewTopic
 from tests.broker import Broker, shared_broker
 from tests.forks import Command
 from tests.pipelines.conftest import Headrace
-from tests.pipelines.kafka.test_kafka_group import running
+from tests.pipelines.kafka.groups.test_kafka_group import running
 from tests.pipelines.kafka.test_kafka_quiet import toml
 from tests.waiting import HANG, until
 

@@ -19,8 +19,8 @@ from engine.running.loop import Loop
 from engine.types import Batch
 from tests.broker import Broker, shared_broker
 from tests.crash.kit import records
+from tests.pipelines.kafka.groups.test_kafka_group import TRAIN, broker, fill, pipeline, running
 from tests.pipelines.kafka.test_kafka import LIVE, until_learned
-from tests.pipelines.kafka.test_kafka_group import TRAIN, broker, fill, pipeline, running
 from tests.pipelines.kafka.test_kafka_quiet import answers
 from tests.pipelines.runs.test_service import Engine, samples, started
 from tests.waiting import HANG, until
