@@ -302,7 +302,7 @@ class SinkTable(Settings):
     model_config = ConfigDict(extra="allow")
 
     kind: str
-    columns: Warned[Names | None] = Field(None, min_length=1)
+    columns: Warned[Names | None] = None
     probabilities: Warned[bool] = False
 
 

@@ -252,7 +252,13 @@ def require_sink_schema(parts: Parts) -> None:
             "that no stage changes.", key, type_name(own[key]), type_name(read_as),
         )  # fmt: skip
     every = {**own, **added}
-    sink.bind({name: every[name] for name in written(every, columns, added)})
+    names = written(every, columns, added)
+    if not names:
+        raise UserError(
+            f"[sink] columns = [] in {pipeline.file} leaves nothing to write, for no model adds a "
+            "column: name one, or take 'columns' out to write all."
+        )
+    sink.bind({name: every[name] for name in names})
 
 
 def require_own_output(parts: Parts) -> None:

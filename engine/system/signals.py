@@ -6,7 +6,8 @@ number. Nothing that was saved is lost either way: every file is there whole or 
 
 An exception cannot be raised everywhere: inside an import it leaves a module half made, and what
 is called back from C drops it. There the first signal ends the process at once, too, with 0. Polars
-panics where what it calls back raises: there the answer waits until polars has returned.
+panics where what it calls back raises, and half-made objects of llvmlite cannot be deleted: there
+the answer waits until these have returned.
 
 Imports nothing heavy: a command is safe from its first moment on.
 """
@@ -25,6 +26,8 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SHOW_CURSOR = b"\x1b[?25h"
 """The terminal code that shows the cursor again, which a progress bar hides."""
+WAITED_FOR = ("polars", "llvmlite.binding")
+"""The packages in which nothing may be raised; they return soon."""
 AGAIN_SECONDS = 0.005
 """The seconds after which a signal that came at a bad moment is answered."""
 
@@ -128,8 +131,8 @@ def _handle(number: int, frame: FrameType | None) -> None:
         if _is_within("<frozen importlib", frame):
             write_line(stop_message())
             _end(0)
-        polars = sys.modules.get("polars")
-        if polars is None or not _is_within(polars.__path__[0], frame):
+        packages = [sys.modules[name] for name in WAITED_FOR if name in sys.modules]
+        if not any(_is_within(package.__path__[0], frame) for package in packages):
             raise
         _again = True
         main = threading.main_thread().ident

@@ -4,9 +4,11 @@ tests/pipelines/runs/test_process.py."""
 from __future__ import annotations
 
 import signal
+from typing import Any
 
 import polars as pl
 import pytest
+from llvmlite.binding.ffi import OutputString
 
 from engine.system import signals
 from tests.waiting import until
@@ -27,3 +29,21 @@ def test_what_polars_calls_back_is_done_first(number: signal.Signals) -> None:
         pl.Series(range(3)).map_elements(called_back, return_dtype=pl.Int64)
         until(lambda: False, what="the signal")
     assert done == [0, 1, 2]
+
+
+@pytest.mark.parametrize("number", signals.SIGNALS)
+def test_what_llvmlite_makes_is_whole(number: signal.Signals) -> None:
+    """Python deletes half of an object with a traceback."""
+    done: list[str] = []
+
+    class Signalled(OutputString):
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "_owned":
+                signal.raise_signal(number)
+            super().__setattr__(name, value)
+            done.append(name)
+
+    with pytest.raises(signals.StopRequested), signals.handling(signals.stop):  # noqa: PT012
+        Signalled(owned=False)
+        until(lambda: False, what="the signal")
+    assert "_owned" in done

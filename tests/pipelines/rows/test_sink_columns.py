@@ -84,12 +84,18 @@ def test_what_nobody_adds_is_refused(folder: Path, headrace: Headrace) -> None:
             assert near is None or f"'{near}'" in said
 
 
-def test_no_column_at_all_is_refused(folder: Path, headrace: Headrace) -> None:
+def test_an_empty_list_is_what_the_model_adds(folder: Path, headrace: Headrace) -> None:
+    """Where nothing adds a column, there is nothing to write."""
     file = folder / "p.toml"
     file.write_text(TRAIN.format(folder=folder, columns="[]"))
+    code, _, err = headrace("run", file)
+    assert code == 0, err
+    rows = pl.read_parquet(folder / "trained" / "*.parquet")
+    assert rows.columns == ["prediction", "probability"]
+    clean = SERVE.format(folder=folder, columns="[]")
+    file.write_text(clean.replace("[infer]", "").replace(f'model = "{folder}/run/model.onnx"', ""))
     for command in ("check", "run"):
         code, _, err = headrace(command, file)
         assert code == 2
-        assert "[sink]" in err
-        assert "'columns'" in err
-    assert not (folder / "trained").exists()
+        assert "[sink] columns = []" in err
+    assert not (folder / "served").exists()
