@@ -38,6 +38,7 @@ kind = "kafka"
 bootstrap_servers = "{bootstrap_servers}"
 topics = "{topic}"
 group_id = "{topic}"
+timeout = "1h"
 [source.schema]
 a = "float64"
 y = "float64"
@@ -47,6 +48,7 @@ port = 0
 kind = "kafka"
 bootstrap_servers = "{bootstrap_servers}"
 topic = "{sink}"
+timeout = "1h"
 delivery_timeout = "1h"
 {more}
 """
