@@ -25,6 +25,8 @@ STYLES = ("auto", "text", "json")
 LEVELS = ("debug", "info", "warning", "error")
 MAX_TEXT = 10_000
 """The most characters kept of a message, a field or a traceback line."""
+SHORTEST = 4
+"""The least characters of a secret that is found inside words, too."""
 
 _STANDARD = frozenset(
     logging.LogRecord("", 0, "", 0, "", (), None).__dict__.keys()
@@ -64,7 +66,11 @@ def setup(style: str = "auto", level: str = "info") -> None:
 
 
 class _Hidden:
-    """The secrets, and one pattern that finds any of them in every spelling that is logged."""
+    """The secrets, and one pattern that finds any of them in every spelling that is logged.
+
+    One of a few characters is found only where it stands alone: inside words it would take letters
+    out of every name, and be told by what is missing.
+    """
 
     def __init__(self) -> None:
         self._spellings: set[str] = set()
@@ -83,10 +89,15 @@ class _Hidden:
                 urllib.parse.quote_plus(text),
             }
         ordered = sorted(self._spellings, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, ordered)))
+        self._pattern = re.compile("|".join(map(_pattern, ordered)))
 
     def redact(self, text: str) -> str:
         return text if self._pattern is None else self._pattern.sub("***", text)
+
+
+def _pattern(text: str) -> str:
+    found = re.escape(text)
+    return found if len(text) >= SHORTEST else rf"(?<![^\W_]){found}(?![^\W_])"
 
 
 _hidden = _Hidden()

@@ -15,6 +15,7 @@ import pytest
 
 from engine.commands.reference import SettingsTable, tables
 from engine.config import Pipeline, validate
+from engine.observing import logs
 from engine.run import Run
 from engine.settings_docs import field_of
 from engine.types import HeadraceError, Settings
@@ -39,6 +40,12 @@ SCHEMA = {"a": "float64", "n": "int64", "key": "string", "y": "float64"}
 TRIED = 1
 """How many of the values that its settings take a key is tried with in a whole pipeline: chosen at
 random, by a fixed seed."""
+
+
+@pytest.fixture(autouse=True)
+def no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values that were taken for passwords would be hidden in what later tests read."""
+    monkeypatch.setattr(logs, "_hidden", logs._Hidden())
 
 
 @pytest.fixture

@@ -205,6 +205,15 @@ def test_hiding_nothing_hides_nothing_and_redact_serves_other_texts() -> None:
     assert logs.redact("abcdef abc") == "*** ***"
 
 
+@pytest.mark.parametrize("secret", ["x", ":", "ab1", "0"])
+def test_a_secret_of_a_few_characters_leaves_words_whole(secret: str) -> None:
+    logs.hide(secret)
+    for text in (f"as {secret} is", f"pw={secret}", f"'{secret}'"):
+        assert logs.redact(text) == text.replace(secret, "***")
+    whole = "expected_rejects: 100 cab12 db://host"
+    assert logs.redact(whole) == whole
+
+
 def test_a_sentence_for_the_user_is_one_line_without_secrets(
     divert: Callable[[], io.StringIO],
 ) -> None:
