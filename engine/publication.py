@@ -11,11 +11,11 @@ from engine.assembly.parts import Parts
 from engine.config import Pipeline
 from engine.observing.metrics import Metrics
 from engine.types import HeadraceError
-from engine.versions.publishing import Job
+from engine.versions.publishing import PublishJob
 from engine.versions.version import Version
 
 
-def publish(job: Job) -> Version:
+def publish(job: PublishJob) -> Version:
     """Publish the checkpoint of a job. The function of a child process.
 
     Raises: HeadraceError, OSError if there is no version of it; the pointer stays then.
@@ -31,7 +31,7 @@ def publish(job: Job) -> Version:
         return artifacts.add_version(parts, rows=job.rows, data_time=job.data_time)
 
 
-def _pipeline(job: Job, folder: Path) -> Pipeline:
+def _pipeline(job: PublishJob, folder: Path) -> Pipeline:
     """Return the pipeline of a job, with a checkpoint folder and model files of its own."""
     pipeline = Pipeline.resolved(job.table, where=job.file)
     assert pipeline.export is not None

@@ -45,6 +45,16 @@ def test_a_folders_readme_names_no_file_that_is_gone(folder: str) -> None:
     assert gone == []
 
 
+def test_a_class_name_means_one_thing() -> None:
+    """But `Settings`, which every component has."""
+    files: dict[str, list[str]] = {}
+    for folder in ("engine", "connectors", "models"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for name in re.findall(r"^class (\w+)", path.read_text(), re.MULTILINE):
+                files.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    assert {n: at for n, at in files.items() if len(at) > 1 and n != "Settings"} == {}
+
+
 def test_the_top_level_is_the_card() -> None:
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True

@@ -178,9 +178,9 @@ class ColumnFinder:
                 Ndjson(paths).schema(named)
             return None
         if catalog.format == "xml":
-            from connectors.formats.xml import Fields  # and with it lxml
+            from connectors.formats.xml import XmlFields  # and with it lxml
 
-            Fields(list(named), paths if only else {})
+            XmlFields(list(named), paths if only else {})
             return None
         if isinstance(inner, WebDatasetFormat):
             if only:

@@ -331,10 +331,10 @@ def inspect_xml(
 ) -> Schema:
     """Return the columns that these elements have, and those of `paths`; without `guess`, all are
     text."""
-    from connectors.formats.xml import Fields, columns_of
+    from connectors.formats.xml import XmlFields, columns_of
 
     columns = list(dict.fromkeys([*columns_of(elements), *paths]))
-    texts = Fields(columns, paths).frame(elements, len(elements))
+    texts = XmlFields(columns, paths).frame(elements, len(elements))
     if not guess or not elements:
         return dict(texts.schema)
     types = TypeInference()

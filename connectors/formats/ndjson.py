@@ -204,7 +204,7 @@ class Ndjson(Format):
 
 
 @dataclass(frozen=True, slots=True)
-class _Parser:
+class _ShapeParser:
     """The parser's call for one shape, and what to do when it fails."""
 
     shape: JsonShape
@@ -449,12 +449,12 @@ def _parser(
     schema: tuple[tuple[str, pl.DataType], ...],
     paths: tuple[tuple[str, str], ...],
     coerce: Coerce,
-) -> _Parser:
+) -> _ShapeParser:
     shape = JsonShape.of(dict(schema), dict(paths))
     types = shape.types(text=False)
     tree = json_scan.Tree(shape, strict=coerce == "strict")
     kinds = shape.schema.items()
-    return _Parser(
+    return _ShapeParser(
         shape,
         tree,
         types,

@@ -85,7 +85,7 @@ class _Node:
                 del self.below[name]
 
 
-class Fields:
+class XmlFields:
     """The columns of a schema as places in an element.
 
     Names are local names, in any namespace; an attribute that has one is written with a prefix, any
@@ -238,7 +238,7 @@ REFUSED = "Expected XML without entities of its own, got some: they are never ex
 
 
 class Xml(Format):
-    """Decodes XML, one document per record; its columns are text that is cast, see `Fields`.
+    """Decodes XML, one document per record; its columns are text that is cast, see `XmlFields`.
     Invalid XML, and documents beyond libxml2's limits, are ``broken``; a document with entities
     is rejected as ``entity``.
 
@@ -255,7 +255,7 @@ class Xml(Format):
     def schema(self, declared: Schema) -> Schema:
         """Return the columns, which must be declared. Raises: UserError if they and the paths do
         not fit together."""
-        Fields(list(require_declared(declared, "XML documents")), self._paths)
+        XmlFields(list(require_declared(declared, "XML documents")), self._paths)
         return declared
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
@@ -263,7 +263,7 @@ class Xml(Format):
         values = records.values
         assert isinstance(values, Values)
         parser = etree.XMLParser(**SAFE)
-        fields = Fields(list(schema), {c: p for c, p in self._paths.items() if c in schema})
+        fields = XmlFields(list(schema), {c: p for c, p in self._paths.items() if c in schema})
         bad: dict[int, tuple[str, str]] = {}
 
         def roots() -> Iterator[etree._Element]:
@@ -318,8 +318,8 @@ __all__ = [
     "ROW",
     "SAFE",
     "EntityError",
-    "Fields",
     "Xml",
+    "XmlFields",
     "columns_of",
     "declares_entities",
     "documents",

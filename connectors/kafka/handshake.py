@@ -152,7 +152,9 @@ def _handshake(server: Address, identity: ClientIdentity, timeout: float) -> lis
         return []  # not what is known of Kafka; kafka-python may know more
 
 
-def _check_access(line: _Line, host: str, name: str, identity: ClientIdentity) -> list[Address]:
+def _check_access(
+    line: _TimedConnection, host: str, name: str, identity: ClientIdentity
+) -> list[Address]:
     code, offered = _mechanisms(line, identity.sasl_mechanism or "PLAIN")
     if code == NO_SASL and identity.sasl_mechanism is not None:
         raise AccessDenied(
@@ -178,14 +180,14 @@ def _check_access(line: _Line, host: str, name: str, identity: ClientIdentity) -
     return _brokers(line, name, identity)
 
 
-def _mechanisms(line: _Line, mechanism: str) -> tuple[int, list[str]]:
+def _mechanisms(line: _TimedConnection, mechanism: str) -> tuple[int, list[str]]:
     """Return the error code, and the offered mechanisms."""
     answer = _Answer(line.ask(SASL_HANDSHAKE, 1, _text(mechanism)))
     code = answer.number("h")
     return code, [answer.text() for _ in range(answer.number("i"))]
 
 
-def _authenticate(line: _Line, host: str, name: str, identity: ClientIdentity) -> None:
+def _authenticate(line: _TimedConnection, host: str, name: str, identity: ClientIdentity) -> None:
     mechanism = sasl_mechanism(identity.sasl_mechanism, host, identity.user, identity.password)
     why = None
     while why is None and not mechanism.is_done():
@@ -207,7 +209,7 @@ def _authenticate(line: _Line, host: str, name: str, identity: ClientIdentity) -
         )
 
 
-def _brokers(line: _Line, name: str, identity: ClientIdentity) -> list[Address]:
+def _brokers(line: _TimedConnection, name: str, identity: ClientIdentity) -> list[Address]:
     """Raises: AccessDenied where a topic's permissions are not enough, or one to write to is not
     there (a source finds that out itself, and knows similar names)."""
     topics = b"".join(map(_text, identity.topics))
@@ -306,7 +308,7 @@ def _check_other_protocol(
     )
 
 
-class _Line:
+class _TimedConnection:
     """A connection with a deadline."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
@@ -365,14 +367,16 @@ class _Answer:
 
 
 @contextmanager
-def _connected(server: Address, tls: ssl.SSLContext | None, timeout: float) -> Iterator[_Line]:
+def _connected(
+    server: Address, tls: ssl.SSLContext | None, timeout: float
+) -> Iterator[_TimedConnection]:
     deadline = time.monotonic() + timeout
     with socket.create_connection(server, timeout) as plain:
         if tls is None:
-            yield _Line(plain, deadline)
+            yield _TimedConnection(plain, deadline)
             return
         with tls.wrap_socket(plain, server_hostname=server[0].rstrip(".")) as secured:
-            yield _Line(secured, deadline)
+            yield _TimedConnection(secured, deadline)
 
 
 def _unverified_context() -> ssl.SSLContext:

@@ -46,11 +46,11 @@ def table(adoption: Adoption, parts: Parts | None) -> str:
     Raises: UserError if a graph's inputs cannot be matched with them.
     """
     from models.serving.adopt.infer_table import infer_table
-    from models.serving.inputs import Inputs
+    from models.serving.inputs import GraphInputs
 
     if parts is None:
         return infer_table(adoption, {})
-    inputs = Inputs(adoption.served.inputs, {}, parts.scrub.schema, f"'{adoption.path}'")
+    inputs = GraphInputs(adoption.served.inputs, {}, parts.scrub.schema, f"'{adoption.path}'")
     return infer_table(adoption, inputs.tables)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.assembly.components import Configured, configure
 from engine.assembly.saved_schema import SavedSchema
-from engine.assembly.served import Served
+from engine.assembly.served import LoadedModel
 from engine.config import Pipeline, SourceTable, detached_source, key_location
 from engine.loading.sources.labelled_source import SECTION, LabelledSource
 from engine.loading.sources.mix import Mix, SourceGroup, sources_of
@@ -37,7 +37,7 @@ class Endpoints:
         configured: section -> its parsed table, for the sources and sinks built so far.
     """
 
-    def __init__(self, pipeline: Pipeline, served: Served, *, replay: bool = False) -> None:
+    def __init__(self, pipeline: Pipeline, served: LoadedModel, *, replay: bool = False) -> None:
         self.replay = replay
         self.fresh = False
         self.configured: dict[str, Configured] = {}

@@ -121,9 +121,9 @@ def _publisher(parts: Parts) -> Publisher | None:
         return None
     if export.every is None and export.every_rows is None:
         return None
-    from engine.versions.publishing import Job, Publisher
+    from engine.versions.publishing import Publisher, PublishJob
 
-    job = Job(
+    job = PublishJob(
         table=pipeline.table(),
         file=str(pipeline.file),
         module=parts.module,

@@ -17,7 +17,7 @@ from engine.assembly.model import Model
 from engine.assembly.outline import outline
 from engine.assembly.saved_schema import parsed_types
 from engine.assembly.scrub import Scrub
-from engine.assembly.served import Served
+from engine.assembly.served import LoadedModel
 from engine.config import Pipeline
 from engine.loading.collate import Collate
 from engine.loading.sources.label_times import LabelTimes
@@ -77,7 +77,7 @@ class Parts:
     ) -> None:
         self.pipeline = pipeline
         self.metrics = metrics
-        self.served = Served(pipeline)
+        self.served = LoadedModel(pipeline)
         self.endpoints = Endpoints(pipeline, self.served, replay=replay)
         self.scrub = Scrub(pipeline, self.endpoints, self.served, self._input_columns)
         self.model = Model(pipeline, self.endpoints, self.scrub, module=module)

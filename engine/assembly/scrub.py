@@ -13,7 +13,7 @@ import polars as pl
 
 from engine.assembly.components import make_stages
 from engine.assembly.endpoints import Endpoints
-from engine.assembly.served import Served
+from engine.assembly.served import LoadedModel
 from engine.config import Pipeline
 from engine.projection import projected
 from engine.scrub.side_source import SideSource, sides_of
@@ -52,7 +52,7 @@ class Scrub:
         self,
         pipeline: Pipeline,
         endpoints: Endpoints,
-        served: Served,
+        served: LoadedModel,
         input_columns: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         self._pipeline = pipeline

@@ -26,7 +26,7 @@ FOLDER_KEYS = frozenset(("poll_interval", "max_slowdown", "shadow", "canary", "c
 FILE = "digest of its file"
 
 
-class Served:
+class LoadedModel:
     """The model of [infer], loaded on first use."""
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -197,4 +197,4 @@ def result_settings(stage: Stage) -> dict[str, Any]:
     return {**kept, FILE: stage.digest()}
 
 
-__all__ = ["Served", "result_settings", "trusted_network"]
+__all__ = ["LoadedModel", "result_settings", "trusted_network"]

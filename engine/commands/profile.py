@@ -40,7 +40,7 @@ MEMORY_SAMPLE_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class SettingTrial:
     """The measured effect of a setting.
 
     Attributes:
@@ -78,7 +78,7 @@ class Profile:
     seconds: dict[str, float] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
     peaks: dict[str, int] = field(default_factory=dict)
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[SettingTrial, ...] = ()
     left_out: tuple[str, ...] = ()
 
     @property
@@ -260,7 +260,7 @@ class SampleRun:
             self.memory[holder] = max(self.memory.get(holder, 0), nbytes)
 
 
-def _try(pipeline: Pipeline, setting: str, records: int) -> Trial:
+def _try(pipeline: Pipeline, setting: str, records: int) -> SettingTrial:
     """Run with and without the setting, alternating, over equally many records."""
     other = _with(pipeline, setting)
     rates: dict[str, list[float]] = {"": [], setting: []}
@@ -273,7 +273,7 @@ def _try(pipeline: Pipeline, setting: str, records: int) -> Trial:
     gain = statistics.median(
         new / max(old, 1e-9) for old, new in zip(rates[""], rates[setting], strict=True)
     )
-    return Trial(setting=setting, rate=rate, gain=gain)
+    return SettingTrial(setting=setting, rate=rate, gain=gain)
 
 
 def _with(pipeline: Pipeline, setting: str) -> Pipeline:
@@ -303,4 +303,4 @@ def _mib(nbytes: int) -> str:
     return f"{nbytes / (1 << 20):,.1f} MiB"
 
 
-__all__ = ["Profile", "SampleRun", "Trial", "profile"]
+__all__ = ["Profile", "SampleRun", "SettingTrial", "profile"]

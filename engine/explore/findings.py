@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engine.columnar.statistics import Counts, Quantiles
 from engine.explore.distinct import ERROR
 from engine.explore.notation import DECIMAL_COMMA, reading, truth
-from engine.explore.survey import MAX_CORRELATED, VALUES, Column, Slice, Survey
+from engine.explore.survey import MAX_CORRELATED, VALUES, Column, Survey, TimeSlice
 from engine.types import type_name
 from engine.types.arrays import Floats
 from engine.types.plural import counted
@@ -229,7 +229,7 @@ class QuantileTables:
     digest: Quantiles
     quantiles: Floats
     deciles: Floats
-    slices: Sequence[Slice]
+    slices: Sequence[TimeSlice]
     timeline: Floats
     counts: NDArray[np.int64]
 

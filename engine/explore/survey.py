@@ -32,7 +32,7 @@ MAX_CORRELATED = 64
 
 
 @dataclass(slots=True)
-class Slice:
+class TimeSlice:
     """A slice of the stream.
 
     Attributes:
@@ -45,9 +45,9 @@ class Slice:
     missing: NDArray[np.int64]
     digest: Quantiles
 
-    def join(self, later: Slice) -> Slice:
+    def join(self, later: TimeSlice) -> TimeSlice:
         """Return both slices as one."""
-        return Slice(
+        return TimeSlice(
             self.rows + later.rows,
             self.missing + later.missing,
             self.digest.merge(later.digest),
@@ -116,7 +116,7 @@ class Survey:
         self.clock: TimeAxis | None = None
         self.time: str | None = None
         self._times: pl.Expr | None = None
-        self._slices: list[Slice] = []
+        self._slices: list[TimeSlice] = []
         self._slice_rows = FIRST_SLICE
 
     def update(self, frame: pl.DataFrame, *, time: str | None = None) -> None:
@@ -143,7 +143,7 @@ class Survey:
             self.clock.close()
 
     @property
-    def slices(self) -> list[Slice]:
+    def slices(self) -> list[TimeSlice]:
         """Return the slices in order, equally long except the last."""
         return self._slices
 
@@ -183,7 +183,7 @@ class Survey:
             last = self._slices[-1] if self._slices else None
             room = self._slice_rows - (last.rows if last else self._slice_rows)
             stop = min(frame.height, start + (room or self._slice_rows))
-            part = Slice(
+            part = TimeSlice(
                 stop - start,
                 missing[:, start:stop].sum(axis=1),
                 Quantiles.of(frame[start:stop]),
@@ -256,7 +256,7 @@ def as_time(frame: pl.DataFrame, sql: str) -> pl.Expr:
     return expr.cast(pl.Datetime("us")).dt.epoch("us")
 
 
-def _halved(slices: list[Slice]) -> Iterator[Slice]:
+def _halved(slices: list[TimeSlice]) -> Iterator[TimeSlice]:
     for first in range(0, len(slices), 2):
         pair = slices[first : first + 2]
         yield pair[0].join(pair[1]) if len(pair) == 2 else pair[0]
@@ -327,7 +327,7 @@ __all__ = [
     "VALUES",
     "Column",
     "PairwiseMoments",
-    "Slice",
     "Survey",
+    "TimeSlice",
     "as_time",
 ]

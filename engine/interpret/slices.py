@@ -31,7 +31,7 @@ MAX_CHARS = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cells:
+class SliceCells:
     """A column cut into slices.
 
     Attributes:
@@ -89,7 +89,7 @@ def worst_slices(
     return sorted(found, key=lambda one: -one.low), uncut
 
 
-def cells(column: pl.Series) -> Cells | None:
+def cells(column: pl.Series) -> SliceCells | None:
     """Cut a column into slices; None for a type that has none."""
     dtype = column.dtype
     if dtype.is_float():
@@ -105,7 +105,7 @@ def cells(column: pl.Series) -> Cells | None:
     return None
 
 
-def _values(column: pl.Series) -> Cells:
+def _values(column: pl.Series) -> SliceCells:
     """Return a slice for each frequent value, and one for missing ones."""
     texts = column.cast(pl.String)
     frequent = texts.drop_nulls().value_counts(sort=True).head(MAX_VALUES).to_series(0)
@@ -116,7 +116,7 @@ def _values(column: pl.Series) -> Cells:
     return _with_missing(column, codes, names)
 
 
-def _ranges(column: pl.Series, what: str) -> Cells:
+def _ranges(column: pl.Series, what: str) -> SliceCells:
     """Return a slice for each range with about a fifth of the rows, and one for missing ones."""
     numbers = (column.to_physical() if column.dtype.is_temporal() else column).cast(pl.Float64)
     known = numbers.drop_nulls().to_numpy()
@@ -142,12 +142,12 @@ def _shown(column: pl.Series, edges: Floats) -> Iterator[str]:
         yield short_number(edge, edges.tolist())
 
 
-def _with_missing(column: pl.Series, codes: Ints, names: list[str]) -> Cells:
+def _with_missing(column: pl.Series, codes: Ints, names: list[str]) -> SliceCells:
     missing = column.is_null().to_numpy()
     if missing.any():
         codes = np.where(missing, len(names), codes)
         names = [*names, f"{column.name} is missing"]
-    return Cells(column=column.name, codes=codes, names=tuple(names))
+    return SliceCells(column=column.name, codes=codes, names=tuple(names))
 
 
 def _slice(name: str, column: str, losses: Floats, reach: float, every: Floats) -> Slice:
@@ -160,4 +160,4 @@ def _slice(name: str, column: str, losses: Floats, reach: float, every: Floats) 
     )  # fmt: skip
 
 
-__all__ = ["Cells", "cells", "named_slices", "worst_slices"]
+__all__ = ["SliceCells", "cells", "named_slices", "worst_slices"]

@@ -21,7 +21,7 @@ from pydantic import Field
 from engine import types
 from engine.quality.baselines import Baselines
 from engine.quality.groups import WHOLE, Groups
-from engine.quality.history import History
+from engine.quality.history import ErrorHistory
 from engine.quality.scored_rows import ScoredRows, concatenated
 from engine.types import Features, Name, Schema, Snapshot, UserError, require
 from engine.types.arrays import Floats, Ints
@@ -94,7 +94,7 @@ class Evaluation:
         )
         names = self._baselines[0].names
         self._groups = Groups(settings.slices, features, names, at_precision=settings.at_precision)
-        self._history = History(["model", *names], settings.time, settings.every)
+        self._history = ErrorHistory(["model", *names], settings.time, settings.every)
         self._pending: list[ScoredRows] = []
         self._window: list[ScoredRows] = []
         self._rows = 0

@@ -10,7 +10,7 @@ from engine.quality.scored_rows import ScoredRows
 from engine.types.arrays import Floats
 
 
-class History:
+class ErrorHistory:
     """Errors per step of time, or per so many rows.
 
     Args:
@@ -75,4 +75,4 @@ class History:
         return self.sums.sort("time").select("time", rows, *means)
 
 
-__all__ = ["History"]
+__all__ = ["ErrorHistory"]

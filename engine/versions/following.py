@@ -20,7 +20,7 @@ from engine.versions.version import TornVersion
 log = logging.getLogger("headrace.versions")
 
 
-class Follower:
+class VersionFollower:
     """Looks at the pointers, and prepares what they name. A version is refused once, until its
     files or the pointer change.
 
@@ -120,4 +120,4 @@ class Follower:
         return (number, *self._versions.signature(number))
 
 
-__all__ = ["Follower"]
+__all__ = ["VersionFollower"]

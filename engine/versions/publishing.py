@@ -44,7 +44,7 @@ MEMORY, MEMORY_FACTOR = 8 << 30, 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class PublishJob:
     """What a child publishes.
 
     Attributes:
@@ -93,7 +93,7 @@ class Publisher:
 
     def __init__(
         self,
-        job: Job,
+        job: PublishJob,
         metrics: Metrics,
         *,
         every: float | None = None,
@@ -122,7 +122,7 @@ class Publisher:
 
         Args:
             rows: learned so far.
-            data_time: see `Job`.
+            data_time: see `PublishJob`.
         """
         self._rows_now = rows
         if not self._is_due(rows) or self.is_busy:
@@ -183,7 +183,7 @@ class Publisher:
             return True
         return self._every_rows is not None and rows - self._rows >= self._every_rows
 
-    def _publish(self, job: Job) -> None:
+    def _publish(self, job: PublishJob) -> None:
         kept = Path(job.checkpoints)
         try:
             size = (kept / KEPT_NAME).stat().st_size
@@ -200,7 +200,7 @@ class Publisher:
             shutil.rmtree(kept, ignore_errors=True)
         self._published(version, job)
 
-    def _published(self, version: Version, job: Job) -> None:
+    def _published(self, version: Version, job: PublishJob) -> None:
         self._finished = True
         outcome = "kept_back" if version.kept_back else "published"
         self._metrics.model_versions.labels(outcome=outcome).inc()
@@ -209,7 +209,7 @@ class Publisher:
             pointer = Versions(Path(job.versions)).pointer.read()
             self._log_held(pointer, job)
 
-    def _log_held(self, pointer: Pointer | None, job: Job) -> None:
+    def _log_held(self, pointer: Pointer | None, job: PublishJob) -> None:
         held = pointer is not None and pointer.held
         if held and pointer is not None and not self._held_logged:
             log.warning(
@@ -238,4 +238,4 @@ def _kept(checkpoint: Path) -> Path:
     return folder
 
 
-__all__ = ["PUBLISH", "Job", "Publisher", "log_version"]
+__all__ = ["PUBLISH", "PublishJob", "Publisher", "log_version"]

@@ -27,7 +27,7 @@ from engine.observing.metrics import Metrics
 from engine.types import Batch, Features, Predictor, Schema, Snapshot, UserError
 from engine.versions.canary import Canary
 from engine.versions.candidates import Candidates, Open
-from engine.versions.following import Follower
+from engine.versions.following import VersionFollower
 from engine.versions.recent_rows import RecentRows
 from engine.versions.shadow import Shadow
 from engine.versions.store import Versions
@@ -72,7 +72,7 @@ class SwappingPredictor(Predictor):
         self.succession = Succession(versions.folder, self._candidates.first())
         self._shadow = Shadow(shadow) if shadow else None
         self._canary = canary
-        self._follower = Follower(
+        self._follower = VersionFollower(
             versions,
             self._candidates,
             self._rows,

@@ -27,7 +27,7 @@ WARM_UP = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class CandidateJob:
     """The job of a candidate process.
 
     Attributes:
@@ -66,7 +66,7 @@ class Result:
     provider: str
 
 
-def run(job: Job, *, seconds: float, memory: int) -> Result:
+def run(job: CandidateJob, *, seconds: float, memory: int) -> Result:
     """Try a candidate in a child process.
 
     Raises: engine.system.limited_process.ProcessFailed.
@@ -80,7 +80,7 @@ def run(job: Job, *, seconds: float, memory: int) -> Result:
 # ------------------------------------------------------------------------------------- in the child
 
 
-def run_job(job: Job) -> Result:
+def run_job(job: CandidateJob) -> Result:
     """Make the candidate where it is not there, score and time it."""
     path = Path(job.path)
     if job.make:
@@ -122,4 +122,4 @@ def _pairs(
     return seconds[WARM_UP:]
 
 
-__all__ = ["Job", "Result", "run", "run_job"]
+__all__ = ["CandidateJob", "Result", "run", "run_job"]

@@ -40,7 +40,7 @@ from models.compress.comparison import (
 )
 from models.compress.quantize import CANDIDATES
 from models.export.model_files import metadata, put
-from models.export.onnx_inputs import Feed, Inputs
+from models.export.onnx_inputs import Feed, OnnxInputs
 from models.export.properties import Properties
 from models.serving.session import available_providers, runtime_version
 
@@ -270,7 +270,7 @@ class _Gate:
     def __init__(self, model: Path, rows: pl.DataFrame | None, settings: Compression) -> None:
         properties = Properties.read(metadata(model), model)
         self._model, self._settings = model, settings
-        self._inputs = Inputs.of(properties)
+        self._inputs = OnnxInputs.of(properties)
         self._classes = properties.classes
         self._threshold = properties.threshold
         self._regression = properties.task == "regression"
@@ -296,7 +296,7 @@ class _Gate:
 
     def run_candidate(self, make: str, path: Path) -> candidate_process.Result:
         """Make and run a model in its own process. Raises: ProcessFailed."""
-        job = candidate_process.Job(
+        job = candidate_process.CandidateJob(
             make=make,
             base=str(self._model),
             path=str(path),

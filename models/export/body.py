@@ -31,7 +31,7 @@ from engine.system.limited_process import Limits, ProcessFailed
 from engine.types import Features, GraphBuilder, GraphColumn, UserError, bucket, first_line
 from engine.types.plural import counted
 from models.carry import STATE
-from models.export.conversion import OUTPUTS, Case, Job
+from models.export.conversion import OUTPUTS, ConversionJob, Example
 from models.export.recurrent_shapes import one_node_per_layer
 from models.net_input import NetInput
 
@@ -101,7 +101,7 @@ class Body:
         return bucket(longest, min(limits, default=1 << 62), self.buckets)
 
 
-class Scale(Protocol):
+class GraphScale(Protocol):
     """A scale that writes itself into a graph, such as `models.learners.online.scaler.Scaler`."""
 
     def build(self, graph: GraphBuilder, x: str) -> str: ...
@@ -116,7 +116,7 @@ def write_module(
     numeric: str,
     categories: str,
     *,
-    array_scales: Mapping[str, Scale] | None = None,
+    array_scales: Mapping[str, GraphScale] | None = None,
     outputs: int | None = None,
     state_width: int = 0,
     name: str = "[model]",
@@ -164,7 +164,7 @@ def input_values(
     numeric: str,
     categories: str,
     *,
-    array_scales: Mapping[str, Scale] | None = None,
+    array_scales: Mapping[str, GraphScale] | None = None,
 ) -> dict[str, str]:
     """Return the name of the value in the graph that each input of a network gets, and of each
     ``NAME_mask``; see `write_module`."""
@@ -237,7 +237,7 @@ def _columns(graph: GraphBuilder, matrix: str, names: Sequence[str], wanted: Seq
 
 
 def _nested(
-    graph: GraphBuilder, entry: NetInput, column: GraphColumn, scale: Scale | None
+    graph: GraphBuilder, entry: NetInput, column: GraphColumn, scale: GraphScale | None
 ) -> dict[str, str]:
     """Return the arguments that an image, list or array column makes."""
     if entry.form == "image":
@@ -254,7 +254,7 @@ def _pixels(graph: GraphBuilder, column: GraphColumn) -> str:
     return graph.op("Div", pixels, graph.constant(np.float32(255)))
 
 
-def _scaled(graph: GraphBuilder, column: GraphColumn, scale: Scale) -> str:
+def _scaled(graph: GraphBuilder, column: GraphColumn, scale: GraphScale) -> str:
     """Return arrays with each of their columns scaled; absent rows stay 0."""
     present = graph.op("Unsqueeze", column.mask, graph.constant(np.array([2], np.int64)))
     zero = graph.constant(np.float32(0))
@@ -276,7 +276,7 @@ class _Positional(nn.Module):
         return self.module(**dict(zip(self.names, tensors, strict=True)))
 
 
-def _job(body: Body) -> Job:
+def _job(body: Body) -> ConversionJob:
     rng = torch.Generator().manual_seed(0)
     cases = []
     for rows, longest in SIZES:
@@ -291,10 +291,10 @@ def _job(body: Body) -> Job:
             reason = f"its forward fails on {counted(rows, 'row')} ({first_line(error)})"
             raise NotExportable(body.name, reason) from None
         feed = {name: tensor.numpy() for name, tensor in tensors.items()}
-        cases.append(Case(feed=feed, expected=tuple(expected)))
+        cases.append(Example(feed=feed, expected=tuple(expected)))
     traced = _rows(body, TRACED_ROWS, TRACED_LENGTH, rng)
     outputs = OUTPUTS[: len(body.widths)]
-    return Job(
+    return ConversionJob(
         program=_traced(body, traced), names=tuple(traced), outputs=outputs, cases=tuple(cases)
     )
 

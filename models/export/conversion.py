@@ -18,7 +18,7 @@ OUTPUTS = ("raw", "state_out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Case:
+class Example:
     """Rows, and what torch makes of them.
 
     Attributes:
@@ -31,7 +31,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Job:
+class ConversionJob:
     """A trace to convert.
 
     Attributes:
@@ -44,15 +44,15 @@ class Job:
     program: bytes
     names: tuple[str, ...]
     outputs: tuple[str, ...]
-    cases: tuple[Case, ...]
+    cases: tuple[Example, ...]
 
 
-def convert(jobs: Sequence[Job]) -> list[bytes | str]:
+def convert(jobs: Sequence[ConversionJob]) -> list[bytes | str]:
     """Return each as an ONNX model, or why it is none: a part of a sentence."""
     return [_converted(job) for job in jobs]
 
 
-def _converted(job: Job) -> bytes | str:
+def _converted(job: ConversionJob) -> bytes | str:
     import torch
 
     torch.set_num_threads(1)
@@ -80,7 +80,7 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def _difference(model: bytes, outputs: Sequence[str], cases: Sequence[Case]) -> str:
+def _difference(model: bytes, outputs: Sequence[str], cases: Sequence[Example]) -> str:
     """Return how the model differs from torch; "" if it does not."""
     from models.export.proof import first_difference, session
 
@@ -109,4 +109,4 @@ def _difference(model: bytes, outputs: Sequence[str], cases: Sequence[Case]) -> 
     return ""
 
 
-__all__ = ["Case", "Job", "convert"]
+__all__ = ["ConversionJob", "Example", "convert"]

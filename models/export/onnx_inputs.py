@@ -46,7 +46,7 @@ EXPECTED = {
 """Kind -> the columns that it takes; the others take numbers, or anything."""
 
 
-class Inputs:
+class OnnxInputs:
     """Makes the feed of an ONNX session from frames.
 
     Numbers cost next to nothing; text must become Python strings, about 0.1 us a value, because
@@ -230,4 +230,4 @@ def _rows(column: pl.Series) -> NDArray[np.float32]:
     return values
 
 
-__all__ = ["NO_ID", "PADDING", "Feed", "Inputs", "innermost"]
+__all__ = ["NO_ID", "PADDING", "Feed", "OnnxInputs", "innermost"]

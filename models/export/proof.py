@@ -17,7 +17,7 @@ from engine.types import Learner, Scales, Schema, Transform, UserError
 from engine.types.plural import counted
 from models.export.front_tensors import FrontTensors, write_front
 from models.export.model_files import SCORE, STATE_BEFORE
-from models.export.onnx_inputs import Inputs
+from models.export.onnx_inputs import OnnxInputs
 
 TOLERANCE = 1e-5
 """The largest difference of a converted network's scores, as a share of the largest."""
@@ -76,7 +76,7 @@ def prove(
     features = learner.features
     graph, stages, outputs = write_front(features, transforms, schema)
     front = FrontTensors(session(graph.model(outputs, {}).SerializeToString()), features)
-    inputs = Inputs(stages.inputs, lengths=stages.lengths, buckets=features.buckets)
+    inputs = OnnxInputs(stages.inputs, lengths=stages.lengths, buckets=features.buckets)
     state = features.state
     scorer = session(model.SerializeToString())
     got: list[NDArray[Any]] = []

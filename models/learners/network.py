@@ -87,7 +87,7 @@ class NetworkShape:
         return shapes
 
 
-class Network(TrainableNetwork):
+class TabularNetwork(TrainableNetwork):
     """The weights of a network, and its forward pass.
 
     Args:
@@ -356,4 +356,4 @@ def _gemm(graph: GraphBuilder, weights: dict[str, np.ndarray], name: str, x: str
     return graph.op("Gemm", x, weight, graph.constant(weights[f"{name}.bias"].copy(), "bias"))
 
 
-__all__ = ["ACTIVATIONS", "Network", "NetworkShape"]
+__all__ = ["ACTIVATIONS", "NetworkShape", "TabularNetwork"]

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from engine.types import GraphBuilder
-from models.learners.network import Network, NetworkShape
+from models.learners.network import NetworkShape, TabularNetwork
 from models.learners.online.learner import OnlineLearner
 from models.learners.tabular_settings import (
     TabularSettings,
@@ -17,7 +17,7 @@ from models.learners.tabular_settings import (
 )
 
 
-class TabularLearner(OnlineLearner[Network]):
+class TabularLearner(OnlineLearner[TabularNetwork]):
     """A feed-forward network with embeddings for categories, bags of embeddings for lists of ids
     (ragged: the mean, sparse: the sum) and convolutions for images; regression, binary or
     multiclass.
@@ -31,9 +31,9 @@ class TabularLearner(OnlineLearner[Network]):
     settings: TabularSettings
     training: TabularTraining
 
-    def make_network(self) -> Network:
+    def make_network(self) -> TabularNetwork:
         settings = self.settings
-        return Network(
+        return TabularNetwork(
             self._shape, seed=settings.seed, device=self.device, dropout=settings.dropout
         )
 

@@ -97,7 +97,7 @@ class Answer(ABC):
 # ------------------------------------------------------------------------------ numbers and vectors
 
 
-class Values(Answer):
+class ValueAnswer(Answer):
     """One number per row, or a vector, as the graph gives it."""
 
     def bind(self, outputs: Mapping[str, GraphValue]) -> Schema:
@@ -203,7 +203,7 @@ class _OfClasses(Answer):
         return scores[:, 1] if scores.shape[1] == 2 else scores
 
 
-class Classes(_OfClasses):
+class ClassAnswer(_OfClasses):
     """The class with the largest score, and the score; or the best few of both. An output of whole
     numbers, one per row, is taken for the numbers of the classes.
 
@@ -293,7 +293,7 @@ class Classes(_OfClasses):
         return best[:, : self.settings.top]
 
 
-class Probabilities(_OfClasses):
+class ProbabilityAnswer(_OfClasses):
     """A column for each class. A row whose scores are no probabilities is rejected."""
 
     class Settings(ClassSettings):
@@ -328,7 +328,7 @@ class Probabilities(_OfClasses):
 # -------------------------------------------------------------------------------- masks and tokens
 
 
-class Masks(Answer):
+class MaskAnswer(Answer):
     """A class for each pixel, an array of UInt8 of shape (height, width): that of the largest of
     its scores, n x classes x height x width; of one score 1 above the threshold, else 0."""
 
@@ -363,7 +363,7 @@ class Masks(Answer):
         return [make(self.column, masks)]
 
 
-class Tokens(Answer):
+class TokenAnswer(Answer):
     """The token of each place of a sequence, a list: that of the largest of its scores, n x length
     x tokens, or the graph's own numbers, n x length."""
 
@@ -490,13 +490,13 @@ def _sizes(row: Sequence[object]) -> list[int]:
 
 
 ANSWERS: Mapping[str, str] = {
-    "value": "models.serving.answers:Values",
-    "vector": "models.serving.answers:Values",
-    "classes": "models.serving.answers:Classes",
-    "probabilities": "models.serving.answers:Probabilities",
+    "value": "models.serving.answers:ValueAnswer",
+    "vector": "models.serving.answers:ValueAnswer",
+    "classes": "models.serving.answers:ClassAnswer",
+    "probabilities": "models.serving.answers:ProbabilityAnswer",
     "boxes": "models.serving.boxes:Boxes",
-    "masks": "models.serving.answers:Masks",
-    "tokens": "models.serving.answers:Tokens",
+    "masks": "models.serving.answers:MaskAnswer",
+    "tokens": "models.serving.answers:TokenAnswer",
 }
 """Answer -> import string."""
 
@@ -517,12 +517,12 @@ __all__ = [
     "Answer",
     "Arrays",
     "Bad",
+    "ClassAnswer",
     "ClassSettings",
-    "Classes",
-    "Masks",
-    "Probabilities",
-    "Tokens",
-    "Values",
+    "MaskAnswer",
+    "ProbabilityAnswer",
+    "TokenAnswer",
+    "ValueAnswer",
     "activated",
     "answer_class_of",
     "as_arrays",

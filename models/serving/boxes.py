@@ -24,7 +24,7 @@ CORNERS = ("x1", "y1", "x2", "y2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Candidates:
+class BoxCandidates:
     """Boxes before suppression, of all rows of a batch.
 
     Attributes:
@@ -38,9 +38,9 @@ class Candidates:
     score: Singles
     label: Ints
 
-    def take(self, chosen: NDArray[Any]) -> Candidates:
+    def take(self, chosen: NDArray[Any]) -> BoxCandidates:
         """Return those that a mask or numbers choose."""
-        return Candidates(
+        return BoxCandidates(
             row=self.row[chosen],
             box=self.box[chosen],
             score=self.score[chosen],
@@ -48,7 +48,7 @@ class Candidates:
         )
 
 
-NONE = Candidates(
+NONE = BoxCandidates(
     row=np.empty(0, np.int64),
     box=np.empty((0, 4), np.float32),
     score=np.empty(0, np.float32),
@@ -200,7 +200,7 @@ class Boxes(Answer):
 
     # ------------------------------------------------------------------------------------- decoding
 
-    def _from_corners(self, arrays: Arrays) -> Candidates:
+    def _from_corners(self, arrays: Arrays) -> BoxCandidates:
         given = self.settings
         assert given.scores is not None
         boxes, scores = arrays[self.output], arrays[given.scores]
@@ -209,17 +209,17 @@ class Boxes(Answer):
         scores = activated(scores, given.activation)
         return self._chosen_by_class(boxes, scores if scores.ndim == 3 else scores[..., None])
 
-    def _from_yolo(self, arrays: Arrays) -> Candidates:
+    def _from_yolo(self, arrays: Arrays) -> BoxCandidates:
         values = arrays[self.output]
         values = values if self._last else values.transpose(0, 2, 1)
         scores = values[..., 5:] * values[..., 4:5] if self._with_objectness else values[..., 4:]
         return self._chosen_by_class(values[..., :4], activated(scores, self.settings.activation))
 
-    def _from_detections(self, arrays: Arrays) -> Candidates:
+    def _from_detections(self, arrays: Arrays) -> BoxCandidates:
         values = arrays[self.output]
         return self._chosen(values[..., :4], values[..., 4], values[..., 5].astype(np.int64))
 
-    def _from_heatmap(self, arrays: Arrays) -> Candidates:
+    def _from_heatmap(self, arrays: Arrays) -> BoxCandidates:
         given = self.settings
         assert given.sizes is not None
         heat = activated_cells(arrays[self.output], given.activation)
@@ -231,29 +231,29 @@ class Boxes(Answer):
             centers = centers + arrays[given.offsets][row, :, y, x]
         centers = centers * given.stride
         box = np.hstack([centers - sizes / 2, centers + sizes / 2])
-        return Candidates(
+        return BoxCandidates(
             row=row,
             box=self._turned(box),
             score=heat[row, label, y, x].astype(np.float32),
             label=label,
         )
 
-    def _chosen_by_class(self, boxes: NDArray[Any], scores: NDArray[Any]) -> Candidates:
+    def _chosen_by_class(self, boxes: NDArray[Any], scores: NDArray[Any]) -> BoxCandidates:
         """Return a candidate for each box and class whose score is high enough."""
         row, at, label = np.nonzero(scores >= self.settings.min_score)
         return self._candidates(row, boxes[row, at], scores[row, at, label], label)
 
-    def _chosen(self, boxes: NDArray[Any], scores: NDArray[Any], labels: Ints) -> Candidates:
+    def _chosen(self, boxes: NDArray[Any], scores: NDArray[Any], labels: Ints) -> BoxCandidates:
         row, at = np.nonzero(scores >= self.settings.min_score)
         return self._candidates(row, boxes[row, at], scores[row, at], labels[row, at])
 
     def _candidates(
         self, row: Ints, box: NDArray[Any], score: NDArray[Any], label: Ints
-    ) -> Candidates:
+    ) -> BoxCandidates:
         if self.settings.format in ("center", "yolo"):
             centers, halves = box[:, :2], box[:, 2:] / 2
             box = np.hstack([centers - halves, centers + halves])
-        return Candidates(
+        return BoxCandidates(
             row=row, box=self._turned(box), score=score.astype(np.float32), label=label
         )
 
@@ -263,7 +263,7 @@ class Boxes(Answer):
 
     # ------------------------------------------------------------------------------------- columns
 
-    def _listed(self, boxes: Candidates, rows: int) -> pl.Series:
+    def _listed(self, boxes: BoxCandidates, rows: int) -> pl.Series:
         label = pl.Series(boxes.label)
         if self._classes:  # a number beyond them has no name
             label = label.replace_strict(
@@ -285,7 +285,7 @@ def activated_cells(heat: NDArray[Any], activation: Any) -> NDArray[Any]:
     return np.moveaxis(activated(np.moveaxis(heat, 1, -1), activation), -1, 1)
 
 
-def suppressed(boxes: Candidates, most: float, top: int) -> Candidates:
+def suppressed(boxes: BoxCandidates, most: float, top: int) -> BoxCandidates:
     """Return the boxes without those that overlap a better one of their row and class by more than
     `most`, at most `top` of each row; ordered by row, the best first."""
     by_class = boxes.take(np.lexsort((-boxes.score, boxes.label, boxes.row)))
@@ -319,4 +319,4 @@ def _suppress(row, label, box, most, kept):  # type: ignore[no-untyped-def]
                 kept[j] = False
 
 
-__all__ = ["Boxes", "Candidates", "suppressed"]
+__all__ = ["BoxCandidates", "Boxes", "suppressed"]

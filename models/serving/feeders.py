@@ -76,7 +76,7 @@ class Feeder(ABC):
         return made.astype(self.value.type)
 
 
-class Numbers(Feeder):
+class NumberFeeder(Feeder):
     """Columns of numbers side by side, or one alone."""
 
     def __init__(self, value: GraphValue, columns: Sequence[str]) -> None:
@@ -93,7 +93,7 @@ class Numbers(Feeder):
         return matrix([frame.get_column(c) for c in self.columns], self.value.type)
 
 
-class Texts(Numbers):
+class TextFeeder(NumberFeeder):
     """Columns of text side by side, or one alone."""
 
     def usable(self, batch: Batch) -> Batch:
@@ -104,7 +104,7 @@ class Texts(Numbers):
         return np.stack(columns, axis=1) if self.row else columns[0]
 
 
-class Lists(Feeder):
+class ListFeeder(Feeder):
     """A column of lists of numbers, or of lists of arrays.
 
     Args:
@@ -146,10 +146,10 @@ class Lists(Feeder):
         return padded(column, self.value.type, length=self.length, pad=self._pad).values
 
 
-class Mask(Feeder):
+class MaskFeeder(Feeder):
     """Where the lists of another input have a value."""
 
-    def __init__(self, value: GraphValue, lists: Lists) -> None:
+    def __init__(self, value: GraphValue, lists: ListFeeder) -> None:
         super().__init__(value, lists.columns)
         self._lists = lists
         self.row = (lists.length,)
@@ -165,7 +165,7 @@ class Mask(Feeder):
         return np.ones(shape, self.value.type)
 
 
-class Arrays(Feeder):
+class ArrayFeeder(Feeder):
     """A column of arrays of one shape."""
 
     def __init__(self, value: GraphValue, column: str, shape: tuple[int, ...]) -> None:
@@ -184,7 +184,7 @@ class Arrays(Feeder):
         return block.reshape(frame.height, *map(int, filter(None, self.row)))
 
 
-class Images(Arrays):
+class ImageFeeder(ArrayFeeder):
     """A column of decoded images."""
 
     def __init__(
@@ -291,12 +291,12 @@ def _rows(bad: Bools, column: pl.Series) -> Bools:
 
 __all__ = [
     "EXAMPLE_LENGTH",
-    "Arrays",
+    "ArrayFeeder",
     "Constant",
     "Feeder",
-    "Images",
-    "Lists",
-    "Mask",
-    "Numbers",
-    "Texts",
+    "ImageFeeder",
+    "ListFeeder",
+    "MaskFeeder",
+    "NumberFeeder",
+    "TextFeeder",
 ]

@@ -10,14 +10,14 @@ import polars as pl
 from engine.types import Schema, UserError, element_type, require, type_name
 from models.column_arrays import POLARS_TYPES, Pixels
 from models.serving.feeders import (
-    Arrays,
+    ArrayFeeder,
     Constant,
     Feeder,
-    Images,
-    Lists,
-    Mask,
-    Numbers,
-    Texts,
+    ImageFeeder,
+    ListFeeder,
+    MaskFeeder,
+    NumberFeeder,
+    TextFeeder,
 )
 from models.serving.settings import InputSettings
 from models.serving.signature import TEXT, GraphValue, fits
@@ -51,7 +51,7 @@ class Fitting:
 
     def mask(self, value: GraphValue, column: str, feeders: Iterable[Feeder]) -> Feeder:
         """Return the mask of the lists of a column."""
-        lists = [f for f in feeders if isinstance(f, Lists) and column in f.columns]
+        lists = [f for f in feeders if isinstance(f, ListFeeder) and column in f.columns]
         if not lists:
             raise UserError(
                 f"[infer.inputs.{value.name}] mask expects a column of lists that another input "
@@ -59,7 +59,7 @@ class Fitting:
             )
         if value.type not in POLARS_TYPES or len(value.row) != 1:
             raise self._refuse(value, "numbers of shape n x length", "a mask")
-        return Mask(value, lists[0])
+        return MaskFeeder(value, lists[0])
 
     def feeder(self, value: GraphValue, settings: InputSettings, *, masked: bool) -> Feeder:
         """Return what feeds an input.
@@ -102,7 +102,7 @@ class Fitting:
         for column, dtype in zip(columns, dtypes, strict=True):
             if not _suits(dtype, value.type):
                 raise self._refuse(value, _wanted(value.type), _typed([column], [dtype]))
-        return Texts(value, columns) if value.type == TEXT else Numbers(value, columns)
+        return TextFeeder(value, columns) if value.type == TEXT else NumberFeeder(value, columns)
 
     def _lists(
         self,
@@ -123,7 +123,7 @@ class Fitting:
         size = value.row[0]
         if isinstance(size, int) and settings.length not in (None, size):
             raise self._refuse(value, f"length = {size}", settings.length)
-        return Lists(value, column, shape, settings, exact=exact)
+        return ListFeeder(value, column, shape, settings, exact=exact)
 
     def _arrays(
         self, value: GraphValue, column: str, dtype: pl.Array, settings: InputSettings
@@ -138,7 +138,7 @@ class Fitting:
             raise self._refuse(value, "an image of bytes for range, mean and std", got)
         if len(value.row) != len(shape) or not all(map(fits, value.row, shape)):
             raise self._refuse(value, "arrays of that shape", got)
-        return Arrays(value, column, shape)
+        return ArrayFeeder(value, column, shape)
 
     def _images(
         self, value: GraphValue, column: str, shape: tuple[int, ...], settings: InputSettings
@@ -181,7 +181,7 @@ class Fitting:
                 f"{self._where}: images of '{column}' go to '{value.name}' with channels first; "
                 f"[infer.inputs.{value.name}] layout says otherwise"
             )
-        return Images(value, column, shape, pixels, remarks)
+        return ImageFeeder(value, column, shape, pixels, remarks)
 
     def _refuse(self, value: GraphValue, expected: str, got: object) -> UserError:
         return UserError(f"{self._where} reads {value}: expected {expected}, got {got}.")

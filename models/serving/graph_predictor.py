@@ -28,14 +28,14 @@ from engine.types.arrays import Bools
 from engine.types.plural import counted
 from models.column_arrays import Array
 from models.export.model_files import FORMAT
-from models.serving.answers import Answer, Values, answer_class_of
+from models.serving.answers import Answer, ValueAnswer, answer_class_of
 from models.serving.base import SessionPredictor
 from models.serving.graph_runner import GraphRunner, finite
-from models.serving.inputs import Inputs
+from models.serving.inputs import GraphInputs
 from models.serving.inspection import (
+    FileTrial,
     GraphFile,
     Outcome,
-    Trial,
     inspect,
     limits_of,
     run_trial,
@@ -238,15 +238,15 @@ class GraphPredictor(SessionPredictor):
 
     # ------------------------------------------------------------------------------------ what fits
 
-    def _inputs_for(self, schema: Schema) -> Inputs:
-        return Inputs(self._graph.inputs, self._given, schema, self.where)
+    def _inputs_for(self, schema: Schema) -> GraphInputs:
+        return GraphInputs(self._graph.inputs, self._given, schema, self.where)
 
     def _all_outputs(self) -> tuple[Answer, ...]:
         usable = [value for value in self._graph.outputs if value.is_array]
         if len(usable) < len(self._graph.outputs) and usable:
             others = [value for value in self._graph.outputs if not value.is_array]
             log.warning("%s: outputs left out, no numbers: %s", self.where, listed(others))
-        return tuple(Values(value.name, OutputSettings()) for value in usable)
+        return tuple(ValueAnswer(value.name, OutputSettings()) for value in usable)
 
     def _require_outputs(self) -> None:
         """Check that outputs are there and are numbers."""
@@ -301,7 +301,7 @@ class GraphPredictor(SessionPredictor):
                 f"{self.where} cannot be served: its inputs take {needed:,} bytes for "
                 f"{counted(rows, 'row')}, and [infer] max_memory is {limits.memory:,}."
             )
-        trial = Trial(
+        trial = FileTrial(
             path=str(self._path),
             outputs=self._read,
             feeds=tuple(self._inputs.example(rows, zeros=zeros) for zeros in (False, True)),

@@ -10,7 +10,7 @@ import polars as pl
 
 from engine.types import PART, RESERVED, Batch, Schema, UserError, nearest, type_name
 from models.column_arrays import Array
-from models.serving.feeders import EXAMPLE_LENGTH, Constant, Feeder, Lists, Mask
+from models.serving.feeders import EXAMPLE_LENGTH, Constant, Feeder, ListFeeder, MaskFeeder
 from models.serving.fitting import Fitting
 from models.serving.settings import InputSettings, toml_key
 from models.serving.signature import TEXT, GraphValue, listed
@@ -21,7 +21,7 @@ ATTENTION = "attention_mask"
 """What transformers call it."""
 
 
-class Inputs:
+class GraphInputs:
     """The feeders of all inputs of a graph.
 
     Attributes:
@@ -211,9 +211,9 @@ class Inputs:
 
     def _require_lengths(self) -> None:
         """Check that lists are padded in the same way whatever their batch."""
-        masked = {feeder.columns for feeder in self.feeders if isinstance(feeder, Mask)}
+        masked = {feeder.columns for feeder in self.feeders if isinstance(feeder, MaskFeeder)}
         for feeder in self.feeders:
-            free = isinstance(feeder, Lists) and feeder.length is None
+            free = isinstance(feeder, ListFeeder) and feeder.length is None
             if free and feeder.columns not in masked:
                 raise UserError(
                     f"{self._where} reads lists of any length in '{feeder.name}' and no mask, so a "
@@ -222,4 +222,4 @@ class Inputs:
                 )
 
 
-__all__ = ["Inputs"]
+__all__ = ["GraphInputs"]

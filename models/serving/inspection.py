@@ -90,7 +90,7 @@ class GraphFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class FileTrial:
     """What to try.
 
     Attributes:
@@ -146,7 +146,7 @@ def inspect(path: Path, limits: Limits, providers: tuple[str, ...] = CPU) -> Gra
     return graph
 
 
-def run_trial(trial: Trial, limits: Limits) -> Outcome:
+def run_trial(trial: FileTrial, limits: Limits) -> Outcome:
     """Run the graph on a few rows, in a child process."""
     try:
         outcome: Outcome = limited_process.call(f"{__name__}:attempt", trial, limits)
@@ -341,7 +341,7 @@ def _with_shape(value: GraphValue, inferred: tuple[Size, ...]) -> GraphValue:
 # ---------------------------------------------------------------------------- in the child: attempt
 
 
-def attempt(trial: Trial) -> Outcome:
+def attempt(trial: FileTrial) -> Outcome:
     """Run some rows: together, in another order, and alone. A row's answer must not change."""
     session = load(Path(trial.path), trial.providers, 1)
     reason = ""
@@ -355,7 +355,7 @@ def attempt(trial: Trial) -> Outcome:
     return Outcome(refusal=reason)
 
 
-def _compared(session: Any, trial: Trial, feed: Feed, whole: Mapping[str, Any]) -> Outcome:
+def _compared(session: Any, trial: FileTrial, feed: Feed, whole: Mapping[str, Any]) -> Outcome:
     arrays = {name: value for name, value in whole.items() if isinstance(value, np.ndarray)}
     shapes = {name: value.shape for name, value in arrays.items()}
     types = {name: value.dtype.name for name, value in arrays.items()}
@@ -372,7 +372,7 @@ def _compared(session: Any, trial: Trial, feed: Feed, whole: Mapping[str, Any]) 
 
 
 def _others(
-    session: Any, trial: Trial, feed: Feed, rows: int
+    session: Any, trial: FileTrial, feed: Feed, rows: int
 ) -> Iterator[tuple[Mapping[str, Any], Sequence[int]]]:
     """Yield other runs, and the numbers of their rows."""
     orders: list[list[int]] = [[*range(1, rows), 0], [0] * rows] if rows > 1 else []
@@ -413,9 +413,9 @@ def differences(whole: NDArray[Any], other: NDArray[Any], order: Sequence[int]) 
 __all__ = [
     "CPU",
     "Feed",
+    "FileTrial",
     "GraphFile",
     "Outcome",
-    "Trial",
     "attempt",
     "differences",
     "graph_value",

@@ -29,7 +29,7 @@ from engine.types import (
 )
 from models.export import model_files
 from models.export.model_files import FORMAT, SCORE, STATE_AFTER, STATE_BEFORE
-from models.export.onnx_inputs import Inputs
+from models.export.onnx_inputs import OnnxInputs
 from models.export.properties import Properties, StateProperties
 from models.serving.base import SessionPredictor, require_model, session
 from models.serving.settings import InferSettings
@@ -102,7 +102,7 @@ class OnnxPredictor(SessionPredictor):
             raise UserError(_rejection(path))
         super().__init__(settings, hashlib.sha256(data).hexdigest())
         properties = Properties.read(self.metadata, path)
-        self._inputs = Inputs.of(properties)
+        self._inputs = OnnxInputs.of(properties)
         self._body: TorchBody | None = None
         if properties.body == "torch":
             self._body = self._behind(path, properties.module, network)

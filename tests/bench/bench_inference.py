@@ -26,7 +26,7 @@ from engine.types import Batch, Features, Mark
 from models.compress.quantize import CANDIDATES
 from models.export.model import export
 from models.export.model_files import SCORE
-from models.export.onnx_inputs import Inputs
+from models.export.onnx_inputs import OnnxInputs
 from models.learners.tabular import TabularLearner
 from models.serving.predictor import OnnxPredictor
 from tests.bench.measure import interleave, median, report
@@ -110,7 +110,7 @@ def trained(folder: Path, *, quick: bool, batches: int = 300) -> dict[str, Path]
     for part in data(batches * 512, seed=0).iter_slices(512):
         learner.learn(collate.apply(Batch(frame=part, mark=Mark(), arrived=0.0)))
     models = {"float32": export(folder / "float32.onnx", learner, [], {"version": "bench"})}
-    inputs = Inputs(dict.fromkeys(NAMES, "double"))
+    inputs = OnnxInputs(dict.fromkeys(NAMES, "double"))
     feeds = [inputs.feed(part) for part in data(8 * 512, seed=3).iter_slices(512)]
     for name, make in CANDIDATES.items():
         if name == "float16":  # pays on a GPU only
@@ -128,7 +128,7 @@ def predictor(model: Path) -> OnnxPredictor:
 def bare(model: Path, frame: pl.DataFrame, rows: int) -> Callable[[], object]:
     """A session over arrays that are ready."""
     session = predictor(model)._session
-    inputs = Inputs(dict.fromkeys(NAMES, "double"))
+    inputs = OnnxInputs(dict.fromkeys(NAMES, "double"))
     feeds = [inputs.feed(part) for part in frame.iter_slices(rows)]
     return lambda: [session.run([SCORE], feed)[0] for feed in feeds]
 
@@ -150,7 +150,7 @@ def through(model: Path, frame: pl.DataFrame, rows: int) -> Callable[[], object]
 
 
 def _bound(session: OnnxPredictor, part: pl.DataFrame, times: int) -> Callable[[], object]:
-    feed = Inputs(dict.fromkeys(NAMES, "double")).feed(part)
+    feed = OnnxInputs(dict.fromkeys(NAMES, "double")).feed(part)
     run = session._session.run
     return lambda: [run([SCORE], feed) for _ in range(times)]
 

@@ -14,7 +14,7 @@ from torch import nn
 from engine.loading.collate import Collate
 from engine.types import Batch, DeviceTensors, Features, Mark, Step, Tensors, UserError
 from models.learners.linear import LinearLearner
-from models.learners.network import Network, NetworkShape
+from models.learners.network import NetworkShape, TabularNetwork
 from models.learners.tabular import TabularLearner
 
 BINARY: dict[str, Any] = {"target": "y", "task": "binary", "classes": ("bar", "cross")}
@@ -132,7 +132,7 @@ def test_the_network_is_torch_modules(
     features = make_features(nested=True)
     tensors = make_batches(features)[0].tensors
     assert tensors is not None
-    network = Network(
+    network = TabularNetwork(
         NetworkShape(
             numeric=4, bags=((20, 3), (6, 2)), images=(3,), conv_channels=(5, 7), layers=()
         ),

@@ -29,7 +29,7 @@ UNSUPPORTED_MEMBERS = {
 
 
 @dataclass(slots=True)
-class Member:
+class TarMember:
     """A file in the archive.
 
     Attributes:
@@ -85,7 +85,7 @@ class TarShard:
         self._extensions = None if extensions is None else frozenset(extensions)
         self._max_record = max_record
         self._bytes = Bytes(path, name)
-        self._member: Member | None = None
+        self._member: TarMember | None = None
         """The first member of the next sample, already read."""
         self._held: TarSample | None = None
         self._behind = 0
@@ -191,7 +191,7 @@ class TarShard:
             sample.parts = {}
         return sample
 
-    def _take(self, sample: TarSample, member: Member) -> None:
+    def _take(self, sample: TarSample, member: TarMember) -> None:
         problem = member.problem
         if not problem and member.extension in sample.parts:
             problem = (
@@ -222,7 +222,7 @@ class TarShard:
 
     # --------------------------------------------------------------------------------- headers
 
-    def _next_member(self) -> Member | None:
+    def _next_member(self) -> TarMember | None:
         """Return the header of the next member that is not a folder; its data are not read."""
         offset: int | None = None
         name: str | None = None
@@ -325,7 +325,7 @@ def _plain(header: bytes) -> tarfile.TarInfo | None:
 
 def _member(
     offset: int, name: str, data: int, size: int, defect: str | None, sparse: bool
-) -> Member:
+) -> TarMember:
     folder, slash, file = name.rpartition("/")
     base, dot, extension = file.partition(".")
     key = f"{folder}{slash}{base}" if base and dot and extension else ""
@@ -339,7 +339,7 @@ def _member(
         problem = f"unsafe_name: Expected a name within the archive, got '{name}'."
     elif defect or sparse:
         problem = f"no_file: Expected a file, got {defect or 'a sparse file'}, '{name}'."
-    return Member(offset, key, extension.lower(), data, size, problem)
+    return TarMember(offset, key, extension.lower(), data, size, problem)
 
 
 def _extended(raw: bytes) -> dict[str, str]:

@@ -17,7 +17,7 @@ from connectors.formats.xml import (
     REFUSED,
     ROW,
     SAFE,
-    Fields,
+    XmlFields,
     declares_entities,
     local,
     parser_message,
@@ -43,7 +43,7 @@ class XmlRows:
         path: the file; compressed ones are decompressed.
         name: the partition.
         row: names of the elements from the root to a row, ``orders/order``; ``*`` is any name.
-        columns: column -> path, see `Fields`.
+        columns: column -> path, see `XmlFields`.
         max_record: the longest accepted row, in bytes.
 
     Raises (all methods): UnreadableFile if reading fails, with file and row;
@@ -68,7 +68,7 @@ class XmlRows:
         self.name = name
         self.next = 0
         self._steps = tuple(map(local, row.split("/")))
-        self._fields = Fields(columns, paths)
+        self._fields = XmlFields(columns, paths)
         self._max_record = max_record
         self._bytes = Bytes(path, name)
         self._parser: etree.XMLPullParser | None = None

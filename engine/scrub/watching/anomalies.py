@@ -25,7 +25,7 @@ SPARSE = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Forest(FieldsSnapshot):
+class HalfSpaceForest(FieldsSnapshot):
     """Half-space trees: count how many rows of the last full window lie near a row.
 
     Tan, Ting and Liu, "Fast Anomaly Detection for Streaming Data" (2011). Each tree halves a
@@ -129,8 +129,8 @@ class Forest(FieldsSnapshot):
 
 
 class Anomalies(Stage):
-    """Scores each row with half-space trees (see `Forest`): 0 for a typical row, 1 for one where
-    no row of the last full window lies; adds the score, flags the highest, or rejects them.
+    """Scores each row with half-space trees (see `HalfSpaceForest`): 0 for a typical row, 1 for one
+    where no row of the last full window lies; adds the score, flags the highest, or rejects them.
 
     Rows of the first `window` are not judged: their score is 0. What counts as high is learned from
     the scores of the batches before, by the quantiles of a t-digest: about `contamination` of the
@@ -167,7 +167,7 @@ class Anomalies(Stage):
         self.settings: Anomalies.Settings = settings
         self._columns: tuple[str, ...] = ()
         self._rows = 0
-        self._forest: Forest | None = None
+        self._forest: HalfSpaceForest | None = None
         self._scores = Quantiles.empty(1)
 
     def bind(self, schema: Schema) -> Schema:
@@ -175,7 +175,7 @@ class Anomalies(Stage):
         self._columns = expand_columns(settings.columns, schema, where=self.where)
         numbers(self._columns, schema, where=self.where)
         if self._forest is None:
-            self._forest = Forest.empty(
+            self._forest = HalfSpaceForest.empty(
                 len(self._columns),
                 window=settings.window,
                 n_trees=settings.n_trees,
@@ -231,7 +231,7 @@ class Anomalies(Stage):
 
     def restore(self, value: Snapshot) -> None:
         self._rows = value["rows"]
-        self._forest = Forest.restore(value["forest"])
+        self._forest = HalfSpaceForest.restore(value["forest"])
         self._scores = Quantiles.restore(value["scores"])
 
     def transforms(self) -> Sequence[Transform] | None:
@@ -285,4 +285,4 @@ def _judge(rows, columns, splits, reference, latest, learn, sparse, out):  # typ
                 weight *= 2.0
 
 
-__all__ = ["Anomalies", "Forest"]
+__all__ = ["Anomalies", "HalfSpaceForest"]

@@ -30,7 +30,7 @@ GROUPS = (k.SUM, k.START, k.LAST)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class ValueColumn:
     """A column of values that the loops read.
 
     Attributes:
@@ -55,7 +55,7 @@ class Layout:
             and its source, shape (results, 4).
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[ValueColumn, ...]
     kept: Ints
     ends: tuple[int, int, int, int]
     sketches: Ints
@@ -64,15 +64,15 @@ class Layout:
 
 def layout(aggregates: Mapping[str, Sequence[Aggregate]], shape: int) -> Layout:
     """Lay out what is kept of each column for windows of a shape."""
-    sources: list[Source] = []
+    sources: list[ValueColumn] = []
     wanted: list[tuple[int, int, str]] = []
     numbers: dict[str, int] = {}
     for column, names in aggregates.items():
         numbers[column] = slots = len(sources)
-        sources.append(Source(column=column))
+        sources.append(ValueColumn(column=column))
         if "distinct" in names:
             slots += 1
-            sources.append(Source(column=column, slots=True))
+            sources.append(ValueColumn(column=column, slots=True))
         wanted += [
             (op, slots if op == k.START else numbers[column], column) for op in _kept(names, shape)
         ]
@@ -155,4 +155,4 @@ def result_type(name: Aggregate, *, fading: bool) -> pl.DataType:
     return pl.Int64() if counts else pl.Float64()
 
 
-__all__ = ["ANY_TYPE", "NOT_FADING", "Aggregate", "Layout", "Source", "layout", "result_type"]
+__all__ = ["ANY_TYPE", "NOT_FADING", "Aggregate", "Layout", "ValueColumn", "layout", "result_type"]

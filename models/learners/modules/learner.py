@@ -15,7 +15,7 @@ from engine.types import Features, GraphBuilder, KeyedState, Name, Names, Settin
 from models.layers import LayerTable
 from models.layers.recurrent import Cell, state_width
 from models.learners.modules.flat import Behaviour, FlatModule
-from models.learners.modules.trial import Trial
+from models.learners.modules.trial import ModuleTrial
 from models.learners.modules.user_module import (
     asked_inputs,
     forward_of,
@@ -324,10 +324,10 @@ class ModuleLearner(OnlineLearner[FlatModule]):
             self.inputs, layers, head, self.features.most_outputs, memory=memory, seed=settings.seed
         )
 
-    def _trial(self, module: nn.Module, masks: Sequence[str]) -> Trial:
+    def _trial(self, module: nn.Module, masks: Sequence[str]) -> ModuleTrial:
         source = self.settings.module
         who = "[model] network" if source is None else named(source)
-        return Trial(
+        return ModuleTrial(
             module, who, self.features, self.inputs, masks,
             device=self.device, seed=self.settings.seed,
         )  # fmt: skip

@@ -24,7 +24,7 @@ UNKNOWN_IDS = 2
 """The number of ids in made rows where no stage says how many there are."""
 
 
-class Trial:
+class ModuleTrial:
     """Calls of a module with made rows.
 
     Args:
@@ -354,4 +354,4 @@ def _shape(tensor: torch.Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-__all__ = ["Trial", "made_rows"]
+__all__ = ["ModuleTrial", "made_rows"]

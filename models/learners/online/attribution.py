@@ -41,7 +41,7 @@ def integrated_gradients(
         score: depends on each row alone.
         numeric: the scaled `rows.numeric`.
     """
-    line = _Line(score, rows, numeric, features)
+    line = _StraightLine(score, rows, numeric, features)
     slopes = np.zeros((len(rows), len(line.names)))
     for step in range(STEPS):
         slopes += line.slopes((step + 0.5) / STEPS) / STEPS
@@ -49,7 +49,7 @@ def integrated_gradients(
     return {**moved, UNEXPLAINED: line.at(1.0) - line.at(0.0) - slopes.sum(1)}
 
 
-class _Line(TorchFunctionMode):
+class _StraightLine(TorchFunctionMode):
     """The line from the mean row to each row. Each feature of each row has a gate, which says where
     on the line it is, from 0 to 1; the gradient by the gate is the feature's part of the slope.
 

@@ -16,7 +16,7 @@ from engine.types import Features, GraphBuilder, Tensors, UserError, nearest
 from models.learners.modules.trial import made_rows
 from models.learners.prototypes.embedding import TOLERANCE, TRIED_ROWS, Embedding, Rows
 from models.net_input import NetInput, tensors_of
-from models.serving.inspection import GraphFile, Outcome, Trial, inspect, run_trial
+from models.serving.inspection import FileTrial, GraphFile, Outcome, inspect, run_trial
 from models.serving.session import load
 from models.serving.signature import GraphValue, listed
 
@@ -146,7 +146,7 @@ class FileEmbedding(Embedding):
 
     def _tried_width(self, graph: GraphFile, limits: Limits) -> int:
         feed = self._feed(made_rows(self._features, TRIED_ROWS))
-        trial = Trial(path=str(self._path), outputs=(self._output,), feeds=(feed,))
+        trial = FileTrial(path=str(self._path), outputs=(self._output,), feeds=(feed,))
         outcome: Outcome = run_trial(trial, limits)
         if outcome.refusal:
             raise UserError(

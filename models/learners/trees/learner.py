@@ -24,7 +24,7 @@ from models.learners.trees.settings import (
     TreesTraining,
     lightgbm_params,
 )
-from models.learners.trees.window import Kept, Window, row_bytes
+from models.learners.trees.window import Kept, TrainingWindow, row_bytes
 
 ROWS_PER_TRAINING = 8
 """A new training follows when the rows since the last one are this part of those before it."""
@@ -80,7 +80,7 @@ class TreesLearner(Challengeable):
         self.training = training
         self.features = features
         default = min(DEFAULT_WINDOW_ROWS, DEFAULT_WINDOW_BYTES // row_bytes(features))
-        self._window = Window(features, training.window_rows or max(default, MIN_TREE_ROWS))
+        self._window = TrainingWindow(features, training.window_rows or max(default, MIN_TREE_ROWS))
         self._newest = NumericScale.unknown(len(features.numeric))
         self._scorer = TreesScorer.constant(np.empty(0, "f4"), features, self._newest)
         self._rows = 0
@@ -121,12 +121,12 @@ class TreesLearner(Challengeable):
         anything is learned."""
         if self.training.window_rows is None:
             rows = min(self._window.most, nbytes // row_bytes(self.features))
-            self._window = Window(self.features, max(rows, MIN_TREE_ROWS))
+            self._window = TrainingWindow(self.features, max(rows, MIN_TREE_ROWS))
 
     def successor(self) -> TreesLearner:
         """Return an untrained learner with the same settings."""
         learner = TreesLearner(self.settings, self.training, self.features)
-        learner._window = Window(self.features, self._window.most)
+        learner._window = TrainingWindow(self.features, self._window.most)
         return learner
 
     def state_dict(self) -> dict[str, Snapshot]:

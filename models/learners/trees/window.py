@@ -15,7 +15,7 @@ Kept = NDArray[np.float32] | NDArray[np.float64]
 """Rows as they were before stages scaled them, shape (n, numeric + categories)."""
 
 
-class Window:
+class TrainingWindow:
     """The newest rows of a stream with their targets, kept as they were before stages scaled them
     and returned in any scale.
 
@@ -99,4 +99,4 @@ def _dtype(features: Features) -> Any:
     return np.float64 if features.scaled else np.float32
 
 
-__all__ = ["Kept", "Window", "row_bytes"]
+__all__ = ["Kept", "TrainingWindow", "row_bytes"]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lxml import etree
 
 from connectors.files.readers import xml
-from connectors.formats.xml import Fields, Xml
+from connectors.formats.xml import Xml, XmlFields
 from engine.types import HeadraceError, Mark, Schema, UserError
 from tests.broker import shared_broker
 from tests.connectors.conftest import decoded, drain, files, kafka_source, records, told
@@ -208,7 +208,9 @@ def test_rows_are_those_of_the_whole_tree(
         etree.SubElement(etree.SubElement(row, "b"), "row").tail = text
     path = tmp_path_factory.mktemp("xml") / "a.xml"
     path.write_bytes(etree.tostring(root, encoding="utf-8"))
-    expected = Fields(["n", "b", "s"], {}).frame(root.iterfind("b/row"), len(root.findall("b/row")))
+    expected = XmlFields(["n", "b", "s"], {}).frame(
+        root.iterfind("b/row"), len(root.findall("b/row"))
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(xml, "BLOCK", block + 60)
         source = files(path, row="a/b/row")

@@ -12,7 +12,7 @@ import pytest
 
 from engine.observing.metrics import Metrics
 from engine.system.limited_process import Limits, ProcessFailed
-from engine.versions.publishing import PUBLISH, Job, Publisher
+from engine.versions.publishing import PUBLISH, Publisher, PublishJob
 from engine.versions.store import Versions
 from engine.versions.version import Details, Version
 from tests.waiting import HANG
@@ -32,14 +32,14 @@ class Child:
     """
 
     def __init__(self) -> None:
-        self.jobs: list[Job] = []
+        self.jobs: list[PublishJob] = []
         self.go = threading.Event()
         self.go.set()
         self.error: Exception | None = None
         self.worse = ""
 
     def __call__(
-        self, function: str, job: Job, limits: Limits, *, stopped: Callable[[], bool]
+        self, function: str, job: PublishJob, limits: Limits, *, stopped: Callable[[], bool]
     ) -> Version:
         assert function == PUBLISH
         self.jobs.append(job)
@@ -69,7 +69,7 @@ def make(tmp_path: Path, child: Child, metrics: Metrics) -> Iterator[Make]:
     made: list[Publisher] = []
 
     def build(**keys: Any) -> Publisher:
-        job = Job(table={}, file="p.toml", versions=str(tmp_path / "versions"), keep=3)
+        job = PublishJob(table={}, file="p.toml", versions=str(tmp_path / "versions"), keep=3)
         publisher = Publisher(job, metrics, call=child, **keys)
         publisher.begin(0)
         made.append(publisher)

@@ -31,7 +31,7 @@ from models.compress.quantize import CANDIDATES, vnni
 from models.export.model import export
 from models.export.model_files import write
 from models.export.onnx_graph import Graph
-from models.export.onnx_inputs import Feed, Inputs
+from models.export.onnx_inputs import Feed, OnnxInputs
 from models.learners.tabular import TabularLearner
 
 Files = dict[str, Path]
@@ -116,7 +116,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Files]:
 
 
 def calibration() -> list[Feed]:
-    inputs = Inputs({"a": "double", "b": "double", "c": "double", "key": "string"})
+    inputs = OnnxInputs({"a": "double", "b": "double", "c": "double", "key": "string"})
     return [inputs.feed(rows(256, seed)) for seed in (1, 2)]
 
 
@@ -134,7 +134,7 @@ def properties(path: Path) -> dict[str, str]:
 
 def scores(path: Path, frame: pl.DataFrame) -> NDArray[np.float32]:
     found: NDArray[np.float32] = bare(path).run(
-        ["score"], Inputs(json.loads(properties(path)["inputs"])).feed(frame)
+        ["score"], OnnxInputs(json.loads(properties(path)["inputs"])).feed(frame)
     )[0]
     return found
 

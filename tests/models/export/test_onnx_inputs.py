@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.types import UserError
-from models.export.onnx_inputs import Inputs
+from models.export.onnx_inputs import OnnxInputs
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ from models.export.onnx_inputs import Inputs
 )
 def test_numbers(values: list[Any], kind: Any, expected: list[float]) -> None:
     frame = pl.DataFrame({"x": pl.Series(values, dtype=kind)})
-    array = Inputs({"x": "double"}).feed(frame)["x"]
+    array = OnnxInputs({"x": "double"}).feed(frame)["x"]
     assert array.dtype == np.float64
     assert array.shape == (len(values),)
     assert array.flags.c_contiguous
@@ -55,7 +55,7 @@ def test_numbers(values: list[Any], kind: Any, expected: list[float]) -> None:
 )
 def test_texts(values: list[Any], kind: Any, expected: list[str]) -> None:
     frame = pl.DataFrame({"key": pl.Series(values, dtype=kind)})
-    array = Inputs({"key": "string"}).feed(frame)["key"]
+    array = OnnxInputs({"key": "string"}).feed(frame)["key"]
     assert array.dtype == object
     assert array.shape == (len(values),)
     assert array.tolist() == expected
@@ -64,20 +64,20 @@ def test_texts(values: list[Any], kind: Any, expected: list[str]) -> None:
 
 def test_codes() -> None:
     frame = pl.DataFrame({"code": pl.Series([2, None, 0], dtype=pl.UInt16)})
-    array = Inputs({"code": "int64"}).feed(frame)["code"]
+    array = OnnxInputs({"code": "int64"}).feed(frame)["code"]
     assert array.dtype == np.int64
     assert array.tolist() == [2, 0, 0]
 
 
 def test_an_array_a_column_in_the_files_order_and_no_others() -> None:
     frame = pl.DataFrame({"other": [object()], "b": [1], "a": ["x"], "_position": [4]})
-    feed = Inputs({"a": "string", "b": "double"}).feed(frame)
+    feed = OnnxInputs({"a": "string", "b": "double"}).feed(frame)
     assert list(feed) == ["a", "b"]
 
 
 def test_no_rows() -> None:
     frame = pl.DataFrame(schema={"a": pl.String, "b": pl.Int64, "c": pl.Int64})
-    feed = Inputs({"a": "string", "b": "double", "c": "int64"}).feed(frame)
+    feed = OnnxInputs({"a": "string", "b": "double", "c": "int64"}).feed(frame)
     assert {name: (array.shape, array.dtype.kind) for name, array in feed.items()} == {
         "a": ((0,), "O"),
         "b": ((0,), "f"),
@@ -97,14 +97,14 @@ def test_no_rows() -> None:
 def test_whatever_the_rows_hold(rows: list[tuple[float | None, str | None]]) -> None:
     frame = pl.DataFrame(rows, schema={"x": pl.Float64, "key": pl.String}, orient="row")
     chunked = pl.concat([frame.head(3), frame.slice(3)], rechunk=False)
-    feed = Inputs({"x": "double", "key": "string"}).feed(chunked)
+    feed = OnnxInputs({"x": "double", "key": "string"}).feed(chunked)
     np.testing.assert_array_equal(feed["x"], [np.nan if x is None else x for x, _ in rows])
     assert feed["key"].tolist() == [key or "" for _, key in rows]
 
 
 def test_the_frame_is_left_alone() -> None:
     frame = pl.DataFrame({"x": [1.0, 2.0]})
-    array = Inputs({"x": "double"}).feed(frame)["x"]
+    array = OnnxInputs({"x": "double"}).feed(frame)["x"]
     if array.flags.writeable:
         array[0] = 9.0
     assert frame.get_column("x").to_list() == [1.0, 2.0]
@@ -120,7 +120,7 @@ def test_the_frame_is_left_alone() -> None:
 def test_a_column_that_is_not_there(columns: list[str], rest: str) -> None:
     frame = pl.DataFrame({column: [1.0] for column in columns})
     with pytest.raises(UserError) as error:
-        Inputs({"key": "string", "level": "double"}).feed(frame)
+        OnnxInputs({"key": "string", "level": "double"}).feed(frame)
     assert str(error.value) == f"The model needs column 'level', which is not there. {rest}"
 
 
@@ -137,7 +137,7 @@ def test_what_is_no_number(column: pl.Series, kind: str) -> None:
     with pytest.raises(
         UserError, match=r"^The model's columns cannot be made of these: .+\.$"
     ) as e:
-        Inputs({"x": kind}).feed(column.to_frame())
+        OnnxInputs({"x": kind}).feed(column.to_frame())
     assert "\n" not in str(e.value)
 
 
@@ -194,7 +194,7 @@ NAN, INF = float("nan"), float("inf")
 def test_lists_images_and_arrays(values: list[Any], dtype: Any, kind: str, expected: Any) -> None:
     """At most five values of a list; what training would reject has a mark of its own."""
     frame = pl.DataFrame({"x": pl.Series(values, dtype=dtype)})
-    inputs = Inputs({"x": kind}, lengths={"x": 5} if kind != "image" else {})
+    inputs = OnnxInputs({"x": kind}, lengths={"x": 5} if kind != "image" else {})
     array = inputs.feed(frame)["x"]
     assert array.flags.c_contiguous
     assert array.shape == np.array(expected).shape

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.layers.embedding import embedding_width
-from models.learners.network import ACTIVATIONS, Network, NetworkShape
+from models.learners.network import ACTIVATIONS, NetworkShape, TabularNetwork
 
 MODULES: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 
@@ -33,7 +33,7 @@ def rows(n: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn((n, 3), generator=rng), torch.stack(codes, 1)
 
 
-def twin(network: Network) -> nn.Sequential:
+def twin(network: TabularNetwork) -> nn.Sequential:
     """The layers as torch has them, with the same numbers."""
     layers: list[nn.Module] = []
     for i in range(len(network.shape.layers) + 1):
@@ -45,7 +45,9 @@ def twin(network: Network) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def inputs(network: Network, numeric: torch.Tensor, categories: torch.Tensor) -> torch.Tensor:
+def inputs(
+    network: TabularNetwork, numeric: torch.Tensor, categories: torch.Tensor
+) -> torch.Tensor:
     tables = [network.tensors[f"embedding.{i}"].detach() for i in range(2)]
     looked_up = [table[categories[:, i]] for i, table in enumerate(tables)]
     return torch.cat([numeric, *looked_up], 1)
@@ -54,7 +56,7 @@ def inputs(network: Network, numeric: torch.Tensor, categories: torch.Tensor) ->
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_scores_and_gradients_are_torch_layers(activation: str, outputs: int) -> None:
-    network = Network(shape(activation=activation, outputs=outputs), seed=1)
+    network = TabularNetwork(shape(activation=activation, outputs=outputs), seed=1)
     reference = twin(network)
     expected = reference(inputs(network, *rows()))
     got = network(*rows())
@@ -68,7 +70,7 @@ def test_scores_and_gradients_are_torch_layers(activation: str, outputs: int) ->
 
 
 def test_all_gradients_lie_in_the_one_tensor() -> None:
-    network = Network(shape(skip_connection=True))
+    network = TabularNetwork(shape(skip_connection=True))
     network(*rows()).sum().backward()  # type: ignore[no-untyped-call]
     parts = [t.grad.flatten() for t in network.tensors.values() if t.grad is not None]
     assert len(parts) == len(network.tensors)
@@ -77,7 +79,7 @@ def test_all_gradients_lie_in_the_one_tensor() -> None:
 
 
 def test_the_linear_path_is_added() -> None:
-    network = Network(shape(skip_connection=True), seed=1)
+    network = TabularNetwork(shape(skip_connection=True), seed=1)
     with torch.no_grad():
         with_path = network(*rows())
         path = F.linear(inputs(network, *rows()), network.tensors["skip.weight"]).squeeze(1)
@@ -87,7 +89,7 @@ def test_the_linear_path_is_added() -> None:
 
 
 def test_without_layers_it_is_linear() -> None:
-    network = Network(shape(layers=(), categories=(), embedding_dim=()))
+    network = TabularNetwork(shape(layers=(), categories=(), embedding_dim=()))
     numeric, none = torch.randn(5, 3), torch.empty((5, 0), dtype=torch.int64)
     with torch.no_grad():
         twice = network(2 * numeric, none) - network(0 * numeric, none)
@@ -97,7 +99,7 @@ def test_without_layers_it_is_linear() -> None:
 
 def test_dropout_silences_the_share_and_keeps_the_mean() -> None:
     # One hidden unit that is always 1, read out with weight 1.
-    network = Network(NetworkShape(numeric=1, layers=(1,)))
+    network = TabularNetwork(NetworkShape(numeric=1, layers=(1,)))
     with torch.no_grad():
         network.flat.copy_(torch.tensor([0.0, 1.0, 1.0, 0.0]))
     noise = torch.Generator().manual_seed(5)
@@ -108,20 +110,22 @@ def test_dropout_silences_the_share_and_keeps_the_mean() -> None:
 
 
 def test_first_weights_go_by_the_seed() -> None:
-    one, same, other = (Network(shape(), seed=seed).flat.detach() for seed in (1, 1, 2))
+    one, same, other = (TabularNetwork(shape(), seed=seed).flat.detach() for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
 
 def test_the_unknown_code_starts_at_the_origin() -> None:
-    table = Network(shape()).tensors["embedding.1"].detach()
+    table = TabularNetwork(shape()).tensors["embedding.1"].detach()
     assert (table[0] == 0).all()
     assert (table[1:] != 0).all()
 
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_weights_go_out_and_in(sparse: bool) -> None:
-    one, other = (Network(shape(sparse=sparse, skip_connection=True), seed=seed) for seed in (1, 2))
+    one, other = (
+        TabularNetwork(shape(sparse=sparse, skip_connection=True), seed=seed) for seed in (1, 2)
+    )
     weights = one.weights()
     assert {name: array.shape for name, array in weights.items()} == {
         **one.shape.tables(),
@@ -136,7 +140,7 @@ def test_weights_go_out_and_in(sparse: bool) -> None:
 
 def test_count_is_the_number_of_weights() -> None:
     for sparse in (False, True):
-        network = Network(shape(sparse=sparse))
+        network = TabularNetwork(shape(sparse=sparse))
         #                    tables          10 inputs -> 7 -> 6 -> 1
         assert network.count == 4 * 2 + 6 * 5 + (10 * 7 + 7) + (7 * 6 + 6) + (6 + 1)
         assert sum(t.numel() for t in network.parameters()) == network.count

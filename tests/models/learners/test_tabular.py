@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from engine.config import validate
 from engine.types import Batch, Features, Tensors, UserError
-from models.learners.network import Network, NetworkShape
+from models.learners.network import NetworkShape, TabularNetwork
 from models.learners.online.losses import LossSettings, make_loss
 from models.learners.online.optimizer import Optimizer, OptimizerSettings
 from models.learners.online.target_transform import TargetScale, TargetScales
@@ -91,7 +91,7 @@ def problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.randn((20, 3), generator=rng), codes, torch.randn(20, generator=rng)
 
 
-def descend(network: Network, optimizer: Optimizer, steps: int = 5) -> list[float]:
+def descend(network: TabularNetwork, optimizer: Optimizer, steps: int = 5) -> list[float]:
     numeric, codes, target = problem()
     return [optimizer.step([F.mse_loss(network(numeric, codes), target)])[0] for _ in range(steps)]
 
@@ -115,7 +115,7 @@ def descend(network: Network, optimizer: Optimizer, steps: int = 5) -> list[floa
 def test_one_flat_step_is_torch_step_on_every_layer(
     keys: dict[str, Any], kind: Callable[[Any], torch.optim.Optimizer], clip: float | None
 ) -> None:
-    flat, layered = Network(SHAPE), Network(SHAPE)
+    flat, layered = TabularNetwork(SHAPE), TabularNetwork(SHAPE)
     descend(flat, Optimizer(OptimizerSettings(lr=0.05, max_grad_norm=clip, **keys), flat))
     parameters = list(layered.tensors.values())
     optimizer, (numeric, codes, target) = kind(parameters), problem()
@@ -129,7 +129,7 @@ def test_one_flat_step_is_torch_step_on_every_layer(
 
 
 def test_l1_is_the_gradient_of_the_absolute_weights() -> None:
-    network = Network(SHAPE)
+    network = TabularNetwork(SHAPE)
     before = network.flat.detach().clone()
     keys = OptimizerSettings(optimizer="sgd", lr=0.1, l1=0.2)
     Optimizer(keys, network).step([0 * network.tensors["layer.0.bias"].sum()])
@@ -141,7 +141,7 @@ def test_sparse_embeddings_learn_what_dense_ones_do(clip: float | None) -> None:
     keys = OptimizerSettings(optimizer="sgd", lr=0.1, max_grad_norm=clip, ema_decay=0.5)
     ends = []
     for sparse in (False, True):
-        network, average = (Network(replace(SHAPE, sparse=sparse)) for _ in range(2))
+        network, average = (TabularNetwork(replace(SHAPE, sparse=sparse)) for _ in range(2))
         descend(network, Optimizer(keys, network, average))
         ends.append([network.weights(), average.weights()])
     for dense, spared in zip(*ends, strict=True):
@@ -152,7 +152,7 @@ def test_sparse_embeddings_learn_what_dense_ones_do(clip: float | None) -> None:
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_changes_nothing(sparse: bool, poison: float) -> None:
-    network = Network(replace(SHAPE, sparse=sparse))
+    network = TabularNetwork(replace(SHAPE, sparse=sparse))
     optimizer = Optimizer(OptimizerSettings(), network)
     descend(network, optimizer, 2)
     before, state = network.weights(), optimizer.state_dict()
@@ -167,7 +167,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(sparse: bool, poison: float) 
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
-    network = Network(SHAPE)
+    network = TabularNetwork(SHAPE)
     optimizer = Optimizer(OptimizerSettings(), network)
     before = network.weights()
     zero = 0 * network.tensors["layer.0.weight"].sum()
@@ -191,12 +191,12 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     ],
 )
 def test_schedule(keys: dict[str, Any], shares: dict[int, float]) -> None:
-    optimizer = Optimizer(OptimizerSettings(**keys), Network(SHAPE))
+    optimizer = Optimizer(OptimizerSettings(**keys), TabularNetwork(SHAPE))
     assert {step: optimizer.lr_share(step) for step in shares} == pytest.approx(shares)
 
 
 def test_the_schedule_scales_the_step() -> None:
-    network = Network(SHAPE)
+    network = TabularNetwork(SHAPE)
     keys = OptimizerSettings(optimizer="sgd", lr=0.5, warmup_steps=10)
     optimizer, moved = Optimizer(keys, network), []
     for _ in range(3):
@@ -207,7 +207,7 @@ def test_the_schedule_scales_the_step() -> None:
 
 
 def test_the_average_follows_young_fast_then_by_its_decay() -> None:
-    network, average = Network(SHAPE), Network(SHAPE)
+    network, average = TabularNetwork(SHAPE), TabularNetwork(SHAPE)
     keys = OptimizerSettings(optimizer="sgd", lr=0.1, ema_decay=0.25)
     optimizer, expected = Optimizer(keys, network, average), average.flat.detach().clone()
     for step in range(1, 5):
@@ -349,13 +349,13 @@ def test_one_learner_scores_and_learns_with_one_forward_pass(
     features = make_features()
     batch = make_batches(features, rows=1)[0]
     passes: list[int] = []
-    forward = Network.__call__
+    forward = TabularNetwork.__call__
 
-    def counted(self: Network, *args: Any, **keys: Any) -> torch.Tensor:
+    def counted(self: TabularNetwork, *args: Any, **keys: Any) -> torch.Tensor:
         passes.append(1)
         return forward(self, *args, **keys)
 
-    monkeypatch.setattr(Network, "__call__", counted)
+    monkeypatch.setattr(TabularNetwork, "__call__", counted)
     for keys, expected in ({}, 1), ({"dropout": 0.5}, 2), ({"ema_decay": 0.9}, 2):
         passes.clear()
         learner(features, replay_rows=0, **keys).learn(batch)

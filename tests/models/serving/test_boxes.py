@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engine.types import UserError
-from models.serving.boxes import Boxes, Candidates, suppressed
+from models.serving.boxes import BoxCandidates, Boxes, suppressed
 from models.serving.signature import GraphValue
 
 Arrays = dict[str, NDArray[Any]]
@@ -157,7 +157,7 @@ def test_suppression_is_the_plain_loop(given: list[tuple[int, ...]], most: float
     score = (table[:, 5] + np.arange(len(table)) / 64).astype(np.float32)
     box = np.hstack([table[:, 1:3], table[:, 1:3] + table[:, 3:5]]).astype(np.float32)
     row, label = table[:, 0].astype(int), table[:, 6].astype(int)
-    made = suppressed(Candidates(row=row, box=box, score=score, label=label), most, 100)
+    made = suppressed(BoxCandidates(row=row, box=box, score=score, label=label), most, 100)
     kept: list[int] = []
     for i in np.lexsort((-score, row)):
         same = [j for j in kept if row[j] == row[i] and label[j] == label[i]]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from river import anomaly, preprocessing
 from sklearn.metrics import roc_auc_score
 
-from engine.scrub.watching.anomalies import Forest
+from engine.scrub.watching.anomalies import HalfSpaceForest
 from engine.types import Batch
 
 Run = Callable[..., list[Batch]]
@@ -35,7 +35,7 @@ def clusters(rows: int, seed: int, share: float = 0.01) -> tuple[Matrix, np.ndar
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_rows_are_ranked_as_well_as_by_river(seed: int) -> None:
     x, strange = clusters(5_000, seed)
-    _, ours = Forest.empty(6).judge(x, len(x))
+    _, ours = HalfSpaceForest.empty(6).judge(x, len(x))
     model = preprocessing.MinMaxScaler() | anomaly.HalfSpaceTrees(seed=seed)
     theirs = []
     for row in x.tolist():
@@ -54,8 +54,8 @@ def test_cuts_do_not_matter(sizes: list[int], learn: int, same: Any) -> None:
     x, _ = clusters(200, 5)
     x[::7, 2] = math.nan
     options = {"window": 40, "n_trees": 3, "height": 4}
-    whole, wanted = Forest.empty(6, **options).judge(x, learn)
-    forest, scores = Forest.empty(6, **options), []
+    whole, wanted = HalfSpaceForest.empty(6, **options).judge(x, learn)
+    forest, scores = HalfSpaceForest.empty(6, **options), []
     bounds = [0, *np.minimum(np.cumsum(sizes), 200).tolist(), 200]
     for start, stop in pairwise(bounds):
         forest, part = forest.judge(x[start:stop], min(max(learn - start, 0), stop - start))
@@ -66,7 +66,7 @@ def test_cuts_do_not_matter(sizes: list[int], learn: int, same: Any) -> None:
 
 def test_each_row_is_counted_once_at_every_level() -> None:
     x, _ = clusters(300, 6)
-    forest, _ = Forest.empty(6, window=100, n_trees=4, height=5).judge(x[:250], 250)
+    forest, _ = HalfSpaceForest.empty(6, window=100, n_trees=4, height=5).judge(x[:250], 250)
     for masses, rows in ((forest.reference, 100), (forest.latest, 50)):
         for level in range(6):
             nodes = slice(2**level - 1, 2 ** (level + 1) - 1)
@@ -81,11 +81,11 @@ def test_scores_lie_between_0_and_1() -> None:
     x[1_000] = 1e9
     x[1_001] = math.nan
     x[1_002] = [math.inf, -math.inf] * 3
-    _, scores = Forest.empty(6).judge(x, len(x))
+    _, scores = HalfSpaceForest.empty(6).judge(x, len(x))
     assert np.isnan(scores[:250]).all()
     assert ((scores[250:] >= 0) & (scores[250:] <= 1)).all()
     assert scores[1_000] > np.nanquantile(scores, 0.99)
-    same, alike = Forest.empty(1).judge(np.full((600, 1), 3.0), 600)
+    same, alike = HalfSpaceForest.empty(1).judge(np.full((600, 1), 3.0), 600)
     assert alike[-1] == pytest.approx(0)
     assert same.judge(np.array([[-9.0]]), 0)[1][0] == pytest.approx(1)
 

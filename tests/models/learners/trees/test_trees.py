@@ -21,7 +21,7 @@ pytest.importorskip("lightgbm")
 from models.learners.scales import NumericScale
 from models.learners.trees.forest import _float_below
 from models.learners.trees.learner import TreesLearner
-from models.learners.trees.window import Window
+from models.learners.trees.window import TrainingWindow
 
 Rng = np.random.Generator
 
@@ -283,7 +283,7 @@ def test_a_change_is_followed_by_a_challenger() -> None:
 
 
 def test_the_window_holds_the_newest_rows() -> None:
-    window, scale = Window(reads("regression", columns=1), 5), NumericScale.unknown(1)
+    window, scale = TrainingWindow(reads("regression", columns=1), 5), NumericScale.unknown(1)
     for start, count in ((0, 2), (2, 0), (2, 4), (6, 12), (18, 1)):
         numbers = np.arange(start, start + count, dtype=np.float32)
         window.add(numbers[:, None], numbers)
