@@ -783,6 +783,7 @@ def _spoken(sentence: str, options: argparse.Namespace) -> str:
     argument or --set."""
     named = SPOKEN.get(options.command.__name__, {})
     # Only commands that take data or a pipeline file have `what`.
+    # Some commands take a pipeline file or data as `what`; the others have no such argument.
     if not named or str(getattr(options, "what", "")).endswith(".toml"):
         return sentence
     sentence = re.sub(

@@ -146,7 +146,7 @@ def _read(
         return "categories", sizes[column]
     if dtype.is_numeric() or dtype == pl.Boolean:
         return "numeric", None
-    inner = getattr(dtype, "inner", None)
+    inner = getattr(dtype, "inner", None)  # of polars' lists and arrays alone
     if isinstance(dtype, pl.List) and isinstance(inner, pl.DataType):
         if inner.is_integer():
             return "padded", sizes.get(column, 0)

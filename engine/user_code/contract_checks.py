@@ -88,7 +88,7 @@ def require_attributes(component: object, contract: type, section: str) -> None:
             )
         held = inspect.getattr_static(component, name)
         if hasattr(type(held), "__get__") or expected is Any or not isinstance(expected, type):
-            continue  # a property may not be ready yet
+            continue  # what has __get__ is a property, which may not be ready yet
         if not isinstance(held, expected):
             raise UserError(
                 f"{who} has {repr(held)[:40]} as its '{name}', expected a {expected.__name__}: "

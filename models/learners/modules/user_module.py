@@ -102,6 +102,7 @@ def forward_of(source: str | nn.Module, arguments: Mapping[str, Any]) -> Forward
     if not (isinstance(target, nn.Module) or _is_module_class(target)):
         target = make_module(source, arguments)
     who, forward = named(source), target.forward
+    # Bound where it is a module, a function where it is a class.
     if getattr(forward, "__func__", forward) is nn.Module.forward:
         raise UserError(f"{who} has no forward: write one that returns a raw score per row.")
     try:
