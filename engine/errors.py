@@ -30,15 +30,20 @@ KNOWN = 100
 """The most names a sentence lists; there are few settings, but perhaps thousands of columns."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the known name nearest to `word`, or the list of known
-    names, or nothing; ends a sentence."""
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the known name nearest to `word`, or nothing; ends a
+    sentence."""
     import difflib
 
+    match = difflib.get_close_matches(word, sorted(known), n=1)
+    return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `did_you_mean`, or else the list of known names, or nothing; ends a sentence."""
     names = sorted(known)
-    match = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if match:
-        return f" Did you mean '{match[0]}'?"
+    if said := did_you_mean(word, names):
+        return said
     more = f" and {len(names) - KNOWN:,} more" if len(names) > KNOWN else ""
     return f" Known: {', '.join(names[:KNOWN])}{more}." if names else ""
 
@@ -55,6 +60,7 @@ __all__ = [
     "ReaderLeft",
     "UnreadableFile",
     "UserError",
+    "did_you_mean",
     "first_line",
     "nearest",
 ]

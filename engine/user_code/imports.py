@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from types import ModuleType
 from typing import Any
 
-from engine.errors import UserError, first_line
+from engine.errors import UserError, did_you_mean, first_line
 
 BESIDE = (
     "expected 'package.module:Class', and the module beside the pipeline file, installed, or in a "
@@ -58,8 +57,7 @@ def _nearest(attribute: str, error: BaseException) -> str:
     """Return which name of the module may be meant, where it lacks this one."""
     if not (isinstance(error, AttributeError) and isinstance(error.obj, ModuleType)):
         return ""
-    match = difflib.get_close_matches(attribute, vars(error.obj), n=1)
-    return f" Did you mean '{match[0]}'?" if match else ""
+    return did_you_mean(attribute, vars(error.obj))
 
 
 __all__ = ["imported"]
