@@ -64,7 +64,11 @@ try:
     from kafka.producer.producer_batch import ProducerBatch
     from kafka.producer.record_accumulator import RecordAccumulator
     from kafka.producer.sender import Sender
-    from kafka.producer.transaction_manager import TransactionManager, TxnRequestHandler
+    from kafka.producer.transaction_manager import (
+        TransactionManager,
+        TransactionState,
+        TxnRequestHandler,
+    )
     from kafka.protocol.frame import KafkaBytes
     from kafka.protocol.parser import KafkaProtocol
     from kafka.protocol.sasl import (
@@ -112,7 +116,7 @@ PRIVATE_PARTS: Mapping[type, str] = {
     RecordAccumulator: "_batches _flushes_in_progress _incomplete _tp_lock begin_flush config",
     Sender: "_client wakeup",
     KafkaNetClient: "await_ready connection_delay poll",
-    TransactionManager: "_pending_txn_offset_commits is_transactional "
+    TransactionManager: "_current_state _pending_txn_offset_commits is_transactional last_error "
     "maybe_add_partition_to_transaction next_request_handler",
     TxnRequestHandler: "on_complete",
     errors.LogTruncationError: "divergent_offsets",
@@ -591,14 +595,27 @@ def abort_transaction(producer: KafkaProducer) -> None:
 @contextlib.contextmanager
 def transaction_error(producer: KafkaProducer) -> Iterator[None]:
     """Raise what ended the transaction inside the block, where kafka-python (3.0.12) only says
-    that something has: a call that comes after the failure gets a bare KafkaError."""
+    that something has: a call that comes after the failure gets a bare KafkaError; and one that
+    comes while the client asks for a new epoch, or after it got one, is told of a wrong state."""
     try:
         yield
     except errors.KafkaError as error:
         manager = producer._transaction_manager
-        if type(error) is errors.KafkaError and manager is not None and manager.last_error:
+        if manager is None or type(error) not in (errors.KafkaError, errors.IllegalStateError):
+            raise
+        if manager.last_error:
             raise manager.last_error from error
+        if manager._current_state in WITHOUT_TRANSACTION:
+            raise errors.InvalidProducerEpochError(str(error)) from error
         raise
+
+
+WITHOUT_TRANSACTION = (
+    TransactionState.BUMPING_PRODUCER_EPOCH,
+    TransactionState.INITIALIZING,
+    TransactionState.READY,
+)
+"""The states of a producer whose open transaction the client has given up by itself."""
 
 
 def retry_coordinator(producer: KafkaProducer) -> KafkaProducer:

@@ -389,3 +389,32 @@ def test_records_after_a_lost_transaction_are_dropped_until_the_commit_says_so()
     assert out.commit({}, None)
     out.close()
     assert [r.value for r in kit.records(broker.bootstrap_servers, topic)] == [b"again"]
+
+
+@pytest.mark.parametrize("then", ["send", "commit", "abort"])
+@pytest.mark.parametrize("done", [False, True])
+def test_a_transaction_that_the_client_gave_up_is_done_again(then: str, done: bool) -> None:
+    """It asks for a new epoch after some refusals, which ends what is open; what comes next may
+    meet it asking, or `done`. Nothing of the lost transaction is committed, and all goes on."""
+    broker = shared_broker()
+    topic, out = broker.topic(), delivery()
+    out.transaction = f"headrace-{topic}"
+    out.send(topic, plain([b"lost"]), np.arange(1))
+    out.flush()
+    producer = out.connect()
+    manager = producer._transaction_manager
+    manager.bump_producer_id_and_epoch()
+    producer._sender.wakeup()
+    if done:
+        until(lambda: not manager.is_bumping_epoch(), what="the new epoch")
+    if then == "send":
+        out.send(topic, plain([b"late"]), np.arange(1))
+    if then == "abort":
+        out.abort()
+    else:
+        assert not out.commit({}, None)
+    assert out.nbytes == 0
+    out.send(topic, plain([b"again"]), np.arange(1))
+    assert out.commit({}, None)
+    out.close()
+    assert [r.value for r in kit.records(broker.bootstrap_servers, topic)] == [b"again"]

@@ -149,7 +149,7 @@ def test_a_learners_device_decides(tmp_path: Path) -> None:
     snapshot = run.loop.loader.timer.snapshot()
     assert snapshot.stages["transfer"].calls == 3
     verdict = diagnose(
-        replace(snapshot, at=10.0), device="meta",
+        replace(snapshot, at=10.0, compiling=0.0), device="meta",
         settings={"batch_rows": 20, "read_rows": 1, "decode_threads": 1, "interval": 1},
     )  # fmt: skip
     assert verdict is not None

@@ -150,9 +150,9 @@ CANDIDATES = st.lists(
 )
 
 
-@given(given=CANDIDATES, most=st.sampled_from([0.2, 0.5, 1.0]))
+@given(given=CANDIDATES, most=st.sampled_from([0.125, 0.5, 1.0]))
 def test_suppression_is_the_plain_loop(given: list[tuple[int, ...]], most: float) -> None:
-    """Scores are distinct, so that there is one right answer."""
+    """Scores are distinct and the bounds exact in float32, so that there is one right answer."""
     table = np.array(given, np.float32).reshape(-1, 7)
     score = (table[:, 5] + np.arange(len(table)) / 64).astype(np.float32)
     box = np.hstack([table[:, 1:3], table[:, 1:3] + table[:, 3:5]]).astype(np.float32)
