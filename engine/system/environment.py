@@ -25,6 +25,7 @@ ENOUGH_ADDRESSES = 16 << 30
 
 COLLECTION = gc.get_threshold()
 """How often Python looks for garbage, as it was set before."""
+RARELY = (1000 * COLLECTION[0], *COLLECTION[1:])
 
 
 def cores() -> int:
@@ -42,14 +43,17 @@ def prepare() -> None:
 
 
 def collect_rarely() -> None:
-    """Look for garbage a hundredth as often. What is imported and built at the start stays, and
+    """Look for garbage a thousandth as often. What is imported and built at the start stays, and
     looking through it took a seventh of the start of an engine."""
-    gc.set_threshold(100 * COLLECTION[0], *COLLECTION[1:])
+    gc.set_threshold(*RARELY)
 
 
 def collect_as_usual() -> None:
-    """Look for garbage as before `collect_rarely`: batches must not wait in cycles."""
-    gc.set_threshold(*COLLECTION)
+    """Look for garbage as before `collect_rarely`: batches must not wait in cycles. What is there
+    by now stays, so it is not looked through again, which would hold up a batch."""
+    if gc.get_threshold() == RARELY:
+        gc.freeze()
+        gc.set_threshold(*COLLECTION)
 
 
 def remarks() -> list[str]:

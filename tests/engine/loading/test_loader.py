@@ -85,11 +85,19 @@ def test_batches_are_cut_by_rows_whatever_the_source_gives() -> None:
 
 def test_garbage_is_looked_for_as_usual_once_batches_are_made() -> None:
     usual = gc.get_threshold()
+    gc.unfreeze()
     environment.collect_rarely()
-    assert gc.get_threshold() == (100 * usual[0], *usual[1:])
-    with loader([frame(0, 5)]) as batches:
-        assert gc.get_threshold() == usual
-        assert len(list(batches)) == 1
+    assert gc.get_threshold() == (1000 * usual[0], *usual[1:])
+    try:
+        with loader([frame(0, 5)]) as batches:
+            assert gc.get_threshold() == usual
+            frozen = gc.get_freeze_count()
+            assert frozen  # what was there stays
+            assert len(list(batches)) == 1
+        with loader([frame(0, 5)]):  # what is there by now may go
+            assert gc.get_freeze_count() <= frozen
+    finally:
+        gc.freeze()  # as the tests' own start left it
 
 
 def test_torchdata_takes_it_as_its_own() -> None:
