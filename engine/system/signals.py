@@ -2,7 +2,9 @@
 
 The first one asks to stop; who is `handling` says how: a run finishes its batch, and what has no
 order of its own raises `StopRequested`. The second ends the process at once, with 128 and its
-number. Nothing that was saved is lost either way: every file is there whole or not at all.
+number, unless it comes together with the first: what starts a command often sends on what its
+terminal or its own group has sent already. Nothing that was saved is lost either way: every file
+is there whole or not at all.
 
 An exception cannot be raised everywhere: inside an import it leaves a module half made, and what
 is called back from C drops it. There the first signal ends the process at once, too, with 0. Polars
@@ -20,6 +22,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -30,10 +33,13 @@ WAITED_FOR = ("polars", "llvmlite.binding")
 """The packages in which nothing may be raised; they return soon."""
 AGAIN_SECONDS = 0.005
 """The seconds after which a signal that came at a bad moment is answered."""
+TOGETHER_SECONDS = 0.5
+"""The seconds within which two signals are one."""
 
 _handlers: list[Callable[[], None]] = []
 """The handlers, the innermost last."""
 _asked: signal.Signals | None = None
+_asked_at = 0.0
 _again = False
 """Whether the first signal is to come once more."""
 _resumes = False
@@ -119,12 +125,14 @@ def _install() -> None:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    global _asked, _again
+    global _asked, _asked_at, _again
     if _asked is not None and not _again:
+        if time.monotonic() - _asked_at < TOGETHER_SECONDS:
+            return
         name = signal.Signals(number).name
         write_line(f"ended at once by a second signal ({name}); what was saved stays.")
         _end(128 + number)
-    _asked, _again = signal.Signals(number), False
+    _asked, _asked_at, _again = signal.Signals(number), time.monotonic(), False
     try:
         _handlers[-1]()
     except StopRequested:

@@ -4,6 +4,8 @@ tests/pipelines/runs/test_process.py."""
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from typing import Any
 
 import polars as pl
@@ -47,3 +49,31 @@ def test_what_llvmlite_makes_is_whole(number: signal.Signals) -> None:
         Signalled(owned=False)
         until(lambda: False, what="the signal")
     assert "_owned" in done
+
+
+SECOND = """
+import signal, sys, time
+from engine.system import signals
+signals.install()
+with signals.handling(lambda: print("stop")):
+    signal.raise_signal(signal.SIGTERM)
+    now = time.monotonic()
+    time.monotonic = lambda: now + float(sys.argv[1])
+    signal.raise_signal(signal.SIGINT)
+    print("went on")
+"""
+
+
+@pytest.mark.parametrize(
+    ("later", "code", "said"),
+    [
+        (0.1, 0, ""),
+        (2.0, 130, "headrace: ended at once by a second signal (SIGINT); what was saved stays.\n"),
+    ],
+)
+def test_two_signals_together_are_one(later: float, code: int, said: str) -> None:
+    """`timeout` sends one to the command and one to its group; so do some shells and launchers."""
+    command = [sys.executable, "-c", SECOND, str(later)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, said)
+    assert done.stdout.splitlines() == ["stop", "went on"][: 1 + (not code)]
