@@ -300,6 +300,8 @@ def _matching_prefixes(partitions: pl.Series, known: Mapping[str, object]) -> ND
 def _records(letters: Records, frame: pl.DataFrame, source: Source) -> Records:
     """Unwrap dead letters into the records they contain."""
     raw = frame["raw"].str.decode("base64", strict=False)
+    if isinstance(source, FilesSource):  # whose encoding may have been set since
+        raw = source.recoded_lines(raw)
     gone = frame["raw"].is_null() & frame["reason"].is_in([TOMBSTONE, UNREADABLE])
     value = raw.zip_with(raw.is_not_null(), frame["value"].fill_null("").cast(pl.Binary))
     tail = int(isinstance(source, KafkaSource) and source.has_lines)

@@ -41,7 +41,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `did_you_mean`, or else the list of known names, or nothing; ends a sentence."""
-    names = sorted(known)
+    names = sorted(set(known))
     if said := did_you_mean(word, names):
         return said
     more = f" and {len(names) - KNOWN:,} more" if len(names) > KNOWN else ""

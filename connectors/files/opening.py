@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from connectors.files.catalog import Catalog
 from connectors.files.csv_dialects import CsvDialects
 from connectors.files.fingerprint import segments
@@ -58,6 +60,10 @@ class Opener:
     def recoded(self, records: Records) -> Records:
         """Return rows as UTF-8."""
         return records if self._transcoder is None else self._transcoder.recoded(records)
+
+    def recoded_lines(self, lines: pl.Series) -> pl.Series:
+        """Return lines, as bytes, in UTF-8; those that are in UTF-8 already stay as they are."""
+        return lines if self._transcoder is None else self._transcoder.recoded_lines(lines)
 
     def file(self, path: Path, name: str) -> Readable:
         """Return the rows of a file."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from connectors.files.catalog import Catalog
 from connectors.files.columns import ColumnFinder
@@ -298,6 +299,10 @@ class FilesSource(Source):
     def has_lines(self) -> bool:
         """Return whether a line end closes each row."""
         return not self._catalog.file_per_row
+
+    def recoded_lines(self, lines: pl.Series) -> pl.Series:
+        """Return lines of its files, as bytes that may be in their encoding, in UTF-8."""
+        return self._opener.recoded_lines(lines)
 
     def format_of_lines(self) -> Format:
         """Return the format of a row of its files that lies elsewhere; a columnar row is JSON.

@@ -23,7 +23,7 @@ class AugmentSettings(types.Settings):
     """Settings of every kind of augmentation.
 
     Attributes:
-        seed: of its chance; two tables of the same seed are independent all the same.
+        seed: of the random generator; tables with the same seed still draw independently.
     """
 
     seed: int = Field(0, ge=0)

@@ -6,9 +6,11 @@ import codecs
 from dataclasses import dataclass, replace
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from connectors.formats.kernels.recode import recode
+from connectors.formats.kernels.rows import is_utf8, values
 from engine.types import Records, Values
 
 ASCII = bytes(range(128))
@@ -57,17 +59,25 @@ class Transcoder:
 
     def recoded(self, records: Records) -> Records:
         """Return the same rows in UTF-8, with unchanged positions."""
-        values = records.values
-        assert isinstance(values, Values)
-        part = values.data[values.bounds[0] : values.bounds[-1]]
+        assert isinstance(records.values, Values)
+        recoded = self._recoded(records.values)
+        return records if recoded is records.values else replace(records, values=recoded)
+
+    def recoded_lines(self, lines: pl.Series) -> pl.Series:
+        """Return lines, as bytes, in UTF-8; those that are in UTF-8 already stay as they are."""
+        at = np.flatnonzero(~is_utf8(values(lines)))
+        recoded = self._recoded(values(lines.gather(at)))
+        return lines.scatter(at, recoded.take(np.arange(len(at))))
+
+    def _recoded(self, raw: Values) -> Values:
+        part = raw.data[raw.bounds[0] : raw.bounds[-1]]
         if not len(part) or part.max() < 128:
-            return records
+            return raw
         sizes = np.diff(self.bounds)[part]
         ends = np.concatenate([[0], np.cumsum(sizes)])
         out = np.empty(int(ends[-1]), np.uint8)
         recode(part, self.data, self.bounds, out)
-        recoded_values = replace(values, data=out, bounds=ends[values.bounds - values.bounds[0]])
-        return replace(records, values=recoded_values)
+        return replace(raw, data=out, bounds=ends[raw.bounds - raw.bounds[0]])
 
 
 def _utf8(byte: bytes, encoding: str) -> bytes:

@@ -147,6 +147,48 @@ def test_a_replay_reads_nested_values(tmp_path: Path, format: str) -> None:
     assert said.startswith("Nothing was left to replay")
 
 
+ENCODED = """
+name = "encoded"
+folder = "{folder}/run"
+[source]
+kind = "files"
+path = "{folder}/d.{format}"
+{encoding}
+[source.schema]
+a = "{kind}"
+b = "string"
+[dead_letters]
+limit = 1.0
+[sink]
+kind = "files"
+path = "{folder}/out"
+"""
+
+
+@pytest.mark.parametrize(
+    ("format", "lines"),
+    [
+        ("csv", [b"a,b", b"1,one", b"2,\xe9", b"oops,\xc3\xbc"]),
+        ("ndjson", [b'{"a":1,"b":"one"}', b'{"a":2,"b":"\xe9"}', b'{"a":"oops","b":"\xc3\xbc"}']),
+    ],
+)
+def test_a_replay_reads_the_encoding_that_was_set_since(
+    tmp_path: Path, format: str, lines: list[bytes]
+) -> None:
+    """Letters that were UTF-8 before stay as they are."""
+    (tmp_path / f"d.{format}").write_bytes(b"\n".join(lines))
+    file = tmp_path / "encoded.toml"
+    text = ENCODED.format(folder=tmp_path, format=format, kind="int64", encoding="")
+    file.write_text(text)
+    assert Run(file).run().totals.rejected == 2
+    encoding = 'encoding = "latin-1"'
+    text = ENCODED.format(folder=tmp_path, format=format, kind="string", encoding=encoding)
+    file.write_text(text)
+    assert Run(file, replay=True).run().totals.cleaned == 3
+    parts = [pl.read_parquet(part) for part in sorted((tmp_path / "out").iterdir())]
+    assert [part["b"].to_list() for part in parts] == [["one"], ["é", "ü"]]
+
+
 @pytest.mark.parametrize("where", ["files", "topic"])
 def test_a_replay_has_the_columns_of_the_first_reading(
     broker: Broker, topic: str, write: Callable[..., Path], tmp_path: Path, where: str
