@@ -29,10 +29,11 @@ from tests.pipelines.runs.test_crash import newest
 from tests.waiting import until
 
 FULL = os.environ.get("HEADRACE_CRASH") == "full"
-REBALANCES = 50 if FULL else 8
+REBALANCES = 50 if FULL else 6
 RATES = (2_000, 1_000) if FULL else (250, 250)  # records a second, of each of two tests
-KILLS = 25 if FULL else 3  # of each of two engines
+KILLS = 25 if FULL else 2  # of each of two engines
 RESTARTS = 5 if FULL else 2
+ROWS = 40_000 if FULL else 6_000  # read alone to the end
 ROW = "tests.crash.feed:row"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3_600)]
 
@@ -74,6 +75,7 @@ target = "y"
 numeric = ["a"]
 layers = [8]
 [train]
+replay_steps = 1
 threads = 1
 """
 INFER = """
@@ -228,9 +230,9 @@ def test_weights_are_those_of_an_untroubled_run(
 ) -> None:
     """One partition, read alone to its end: SIGKILLed many times, and once not at all."""
     topic = broker.topic(1)
-    broker.produce(topic, [row(n) for n in range(20_000)], each=1_000)
+    broker.produce(topic, [row(n) for n in range(ROWS)], each=1_000)
     source = 'stop = "end"\nauto_offset_reset = "fail"'
-    sets = ["loader.max_delay=60.0", "checkpoint.interval=0.1"]
+    sets = ["loader.max_delay=60.0", "checkpoint.interval_batches=1"]
     weights = []
     for name, kills in (("untroubled", 0), ("killed", KILLS)):
         file = pipeline(name, topic, TRAIN, source=source)
@@ -238,7 +240,7 @@ def test_weights_are_those_of_an_untroubled_run(
         run = Run(file, sets)
         state = run.checkpoints.load(run.identity)
         assert state is not None
-        assert learned(file) == 20_000
+        assert learned(file) == ROWS
         weights.append(state["work"]["learner"])
     same(*weights)
 
