@@ -230,7 +230,9 @@ class SourceTable(Settings):
         kind: ``files``, ``kafka``, ``mix``, ``memory``, or a class of your own,
             ``package.module:Class``.
         schema: column -> type of what is decoded: ``[source.schema]``; ``"*"`` is any other
-            column. Files say it themselves unless given.
+            column. Files say it themselves unless given. Types: bool, int8 to int64, uint8 to
+            uint64, float32, float64, string, bytes, date, time, datetime (of no zone: UTC),
+            duration, ``datetime[ms, Europe/Paris]``, ``decimal(12, 2)``, ``list[int64]``.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -328,7 +330,7 @@ class DeadLetterSettings(Settings):
         path: of files; ``<folder>/dead_letters`` unless given.
         limit [share]: share (0-1) of rejected rows within `window` above which the run stops.
         window [rows]: rows over which the share is taken; the limit applies once so many were
-            seen.
+            seen, and at the end of the source however few were.
         expected: reasons the limit does not count (``duplicate``, ``missing_label``,
             ``tombstone``: expected in the data).
     """

@@ -90,7 +90,9 @@ class ColumnFinder:
         columns; without `guess`, all are text. With `only`, no others are read."""
         catalog, paths = self._catalog, self._catalog.settings.paths
         if catalog.format == "xml":
-            return inspect_xml(self._opener.elements(), paths, guess=guess)
+            inspection = inspect_xml(self._opener.elements(), paths, guess=guess)
+            inspection.log_warnings(len(catalog.files), named)
+            return inspection.schema
         if isinstance(self._decoding.inner, WebDatasetFormat):
             return self._decoding.inner.kinds(self._opener.members())
         inspection = self._inspection(named if guess else None)

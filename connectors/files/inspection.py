@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -15,10 +16,11 @@ import polars as pl
 from connectors.files.readers.table import open_table
 from connectors.formats.csv import Csv
 from connectors.formats.inference.infer import (
+    JsonTypeInference,
+    OddValues,
     TypeInference,
     common_schema,
     common_type,
-    infer_json_types,
     spans_lines,
 )
 from connectors.formats.inference.transcode import Transcoder
@@ -106,6 +108,7 @@ class Inspection:
         null_values: fields that are read as missing values.
         words: column -> fields of it that may be missing values, see
             `connectors.formats.inference.infer`.
+        odd: column -> the few values that make it text.
     """
 
     schema: Schema = field(default_factory=dict)
@@ -117,6 +120,7 @@ class Inspection:
     blank: list[str] = field(default_factory=list)
     null_values: tuple[str, ...] = ()
     words: dict[str, set[str]] = field(default_factory=dict)
+    odd: dict[str, OddValues] = field(default_factory=dict)
 
     def log_warnings(self, files: int, declared: Schema) -> None:
         """Log what a user should know about the files."""
@@ -128,12 +132,14 @@ class Inspection:
             )
         self._tell_lacking(files)
         self._tell_mixed(declared)
-        if self.blank and self.rows:
+        self._tell_odd(declared)
+        blank = [column for column in self.blank if column not in declared]
+        if blank and self.rows:
             log.warning(
                 "%s no value, and is read as text: declare its type in [source.schema] where it "
                 "is another: %s.",
-                counted(len(self.blank), "column has", "columns have"),
-                _some(self.blank),
+                counted(len(blank), "column has", "columns have"),
+                _some(blank),
             )
         if self.null_values:
             words = ", ".join(f'"{word}"' for word in self.null_values)
@@ -173,15 +179,29 @@ class Inspection:
 
     def _tell_mixed(self, declared: Schema) -> None:
         sentences = [said for column, said in self.mixed.items() if column not in declared]
-        for sentence in sentences[:MAX_FILES_NAMED]:
-            log.warning("%s", sentence)
-        for sentence in sentences[MAX_FILES_NAMED:]:
-            log.debug("%s", sentence)
-        if len(sentences) > MAX_FILES_NAMED:
-            log.warning(
-                "%d more columns are of several types; --log-level debug lists them.",
-                len(sentences) - MAX_FILES_NAMED,
-            )
+        _tell_some(sentences, "of several types")
+
+    def _tell_odd(self, declared: Schema) -> None:
+        sentences = [
+            f"Column '{column}' is read as text: {few.count:,} of {few.seen:,} values, the first "
+            f"'{few.value[:80]}', {'is' if few.count == 1 else 'are'} no {type_name(few.dtype)}, "
+            f'which the others are; declare {json.dumps(column)} = "{type_name(few.dtype)}" in '
+            "[source.schema] to reject such rows (in CSV, [source] null_values makes them null)."
+            for column, few in self.odd.items()
+            if column not in declared and self.schema.get(column) == pl.String
+        ]
+        _tell_some(sentences, "text for a few values")
+
+
+def _tell_some(sentences: Sequence[str], more: str) -> None:
+    """Log the first sentences as warnings, the others where somebody asks for them."""
+    for sentence in sentences[:MAX_FILES_NAMED]:
+        log.warning("%s", sentence)
+    for sentence in sentences[MAX_FILES_NAMED:]:
+        log.debug("%s", sentence)
+    if len(sentences) > MAX_FILES_NAMED:
+        more_columns = len(sentences) - MAX_FILES_NAMED
+        log.warning("%d more columns are %s; --log-level debug lists them.", more_columns, more)
 
 
 @contextmanager
@@ -277,6 +297,7 @@ def inspect_csv(
             inspection.rows |= seen > 0
     inspection.null_values = guess.null_values if words else ()
     inspection.words = guess.words if words else {}
+    inspection.odd = guess.odd
     inspection.blank = guess.blank
     inspection.schema |= guess.schema(inspection.null_values)
     _note_lacking(
@@ -303,7 +324,7 @@ def inspect_json(
 
     Raises: UserError if objects span lines, or no row is an object and nothing is declared.
     """
-    inspection = Inspection()
+    inspection, guess = Inspection(), JsonTypeInference(paths)
     shares = SampleBudget(len(files))
     head: bytes | None = None
     for name, path in files.items():
@@ -312,34 +333,33 @@ def inspect_json(
             for records in shares.parts(file, name, inspection):
                 seen += len(records)
                 lines = raw_lines(records)
-                types = infer_json_types(lines, paths)
-                _check_column_count(len(types), name)
-                inspection.schema = common_schema(inspection.schema, types)
+                _check_column_count(len(guess.add(lines)), name)
                 if head is None:
                     head = lines
-                    if spans_lines(lines) or not (inspection.schema or declared):
+                    if spans_lines(lines) or not (guess.schema or declared):
                         raise _no_object(name, lines) if per_file else _no_objects(name, lines)
             if not seen:
                 inspection.empty.append(name)
     inspection.rows = head is not None
-    inspection.schema = {c: _resolved_type(dtype) for c, dtype in inspection.schema.items()}
+    inspection.schema = {c: _resolved_type(dtype) for c, dtype in guess.schema.items()}
+    inspection.odd = guess.odd
     return inspection
 
 
 def inspect_xml(
     elements: Sequence[etree._Element], paths: Mapping[str, str], *, guess: bool
-) -> Schema:
-    """Return the columns that these elements have, and those of `paths`; without `guess`, all are
+) -> Inspection:
+    """Inspect the columns that these elements have, and those of `paths`; without `guess`, all are
     text."""
     from connectors.formats.xml import XmlFields, columns_of
 
     columns = list(dict.fromkeys([*columns_of(elements), *paths]))
     texts = XmlFields(columns, paths).frame(elements, len(elements))
     if not guess or not elements:
-        return dict(texts.schema)
+        return Inspection(schema=dict(texts.schema))
     types = TypeInference()
     types.add(texts)
-    return types.schema()
+    return Inspection(schema=types.schema(), odd=types.odd, blank=types.blank, rows=True)
 
 
 def _check_column_count(columns: int, name: str) -> None:

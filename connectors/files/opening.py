@@ -221,7 +221,7 @@ class Opener:
         settings = self._catalog.settings
         if columns is None:
             columns = self.columns = self.columns or list(
-                inspect_xml(self.elements(), settings.paths, guess=False)
+                inspect_xml(self.elements(), settings.paths, guess=False).schema
             )
         assert settings.row is not None
         paths = {c: way for c, way in settings.paths.items() if c in columns}

@@ -70,7 +70,8 @@ class FilesSink(Sink, Buffered):
         """``[sink] kind = "files"``
 
         Attributes:
-            format: parquet, ndjson, csv or arrow.
+            format: parquet, ndjson, csv or arrow; in ndjson and csv, times of no zone are written
+                as UTC.
         """
 
         format: Fixed[Literal["parquet", "ndjson", "csv", "arrow"]] = "parquet"

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ NULL_WORDS = (
 """Words that often stand for a missing value among numbers or times."""
 FIRST = 64
 """The values of a column that a type is tried with before all are."""
+ODD_SHARE = 0.1
+"""The share of values up to which those that keep a column text are told: most likely they are
+mistakes, or words for a missing value."""
 NEWLINE = 10
 NUMBERS = {int, float}
 PADDED = r"^[+-]?0\d"
@@ -36,6 +40,7 @@ DIGITS = r"^[+-]?\d+$"
 DATED = r"^\d{4}-\d\d-\d\d"
 INTEGERS = (pl.Int64(), pl.UInt64())
 MOMENTS = (pl.Date(), pl.Datetime("us"))
+NOTHING_YET = pl.Null()
 UNITS: tuple[Unit, ...] = ("ms", "us", "ns")
 RANGES: dict[pl.DataType, tuple[int, int]] = {
     pl.Int8(): (-(1 << 7), 1 << 7),
@@ -50,6 +55,43 @@ RANGES: dict[pl.DataType, tuple[int, int]] = {
 """The ranges of integer types, the narrowest first: from, and below."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OddValues:
+    """The few values that make a column text.
+
+    Attributes:
+        value: the first of them.
+        count: how many they are.
+        seen: of so many.
+        dtype: the type of the others.
+    """
+
+    value: str
+    count: int
+    seen: int
+    dtype: pl.DataType
+
+
+def odd_values(
+    values: pl.Series, seen: int = 0, before: pl.DataType = NOTHING_YET
+) -> OddValues | None:
+    """Return the values that make these texts, none of them null, text, if they are few.
+
+    Args:
+        seen: the values before these, which were all of one type.
+        before: that type.
+    """
+    for dtype in (pl.Float64(), *MOMENTS):
+        fits = cast(values, dtype, "lossless", written=True).is_not_null()
+        count = int((~fits).sum())
+        if count and count <= ODD_SHARE * (seen + len(values)):
+            others = common_type(before, infer_type(values.filter(fits)))
+            if others not in (pl.String, pl.Null):
+                first = values.filter(~fits)[0]
+                return OddValues(value=first, count=count, seen=seen + len(values), dtype=others)
+    return None
+
+
 @dataclass(slots=True, kw_only=True)
 class ColumnEvidence:
     """What the values of one column have in common so far.
@@ -59,12 +101,16 @@ class ColumnEvidence:
         dtype: the type of all of them; Null while there is none.
         without: the same of those that are none of `NULL_WORDS`.
         words: those of `NULL_WORDS` that were among them.
+        seen: how many values were looked at before it was text.
+        odd: the few that made it text.
     """
 
     decimal: str = "."
     dtype: pl.DataType = field(default_factory=pl.Null)
     without: pl.DataType = field(default_factory=pl.Null)
     words: set[str] = field(default_factory=set)
+    seen: int = 0
+    odd: OddValues | None = None
 
     def add(self, column: pl.Series) -> None:
         """Add values, as text."""
@@ -76,10 +122,15 @@ class ColumnEvidence:
         if inferred == pl.String:
             missing = values.is_in(NULL_WORDS)
             self.words.update(values.filter(missing).unique())
-            inferred = (
-                infer_type(values.filter(~missing), self.decimal) if missing.any() else inferred
-            )
+            values = values.filter(~missing)
+            inferred = infer_type(values, self.decimal) if missing.any() else inferred
+            if inferred == pl.String and self.without != pl.String:
+                self.odd = odd_values(self._pointed(values), self.seen, self.without)
+        self.seen += len(values)
         self.without = common_type(self.without, inferred)
+
+    def _pointed(self, values: pl.Series) -> pl.Series:
+        return swap_points_and_commas(values) if self.decimal == "," else values
 
     def is_text(self, null_values: Collection[str]) -> bool:
         """Return whether it stays text (or has no value) with these words as null."""
@@ -118,6 +169,11 @@ class TypeInference:
     def blank(self) -> list[str]:
         """Return the columns without any value."""
         return [column for column, types in self._columns.items() if types.dtype == pl.Null]
+
+    @property
+    def odd(self) -> dict[str, OddValues]:
+        """Return column -> the few values that make it text, if any."""
+        return {column: evidence.odd for column, evidence in self._columns.items() if evidence.odd}
 
     @property
     def words(self) -> dict[str, set[str]]:
@@ -175,6 +231,42 @@ def _are_floats(values: pl.Series) -> bool:
     return bool(digits.any() and not ids.all() and not values.str.contains(PADDED).any())
 
 
+class JsonTypeInference:
+    """Infers the types of the keys of JSON objects as more of them are seen.
+
+    Args:
+        paths: column -> where its value is; one that leads to no value has no type.
+
+    Attributes:
+        schema: the types so far.
+        odd: column -> the few values that make it text, if any.
+    """
+
+    def __init__(self, paths: Mapping[str, str]) -> None:
+        self._paths = paths
+        self._seen = 0
+        self.schema: Schema = {}
+        self.odd: dict[str, OddValues] = {}
+
+    def add(self, lines: bytes) -> Schema:
+        """Add objects, one per line; return the types of these alone."""
+        objects = JsonColumns(lines, self._paths)
+        for name, (steps, column) in objects.columns.items():
+            before = self.schema.get(name, NOTHING_YET)
+            if column.dtype == pl.String and before != pl.String:
+                few = odd_values(column.drop_nulls(), self._seen, before)
+                if (
+                    few
+                    and few.dtype.is_numeric()
+                    and (before != NOTHING_YET or objects.has_number(steps))
+                ):
+                    self.odd[name] = few
+        types = objects.types()
+        self.schema = common_schema(self.schema, types)
+        self._seen += lines.count(b"\n")
+        return types
+
+
 def infer_json_types(lines: bytes, paths: Mapping[str, str] | None = None) -> Schema:
     """Infer the types of the keys of JSON objects, one per line; text for a key with values of
     several kinds, or nested too deep. Lines no reader accepts (not an object, a duplicate key,
@@ -183,30 +275,62 @@ def infer_json_types(lines: bytes, paths: Mapping[str, str] | None = None) -> Sc
     Args:
         paths: column -> where its value is; one that leads to no value here has no type.
     """
-    bounds, verdicts = _judged(lines)
-    data = np.frombuffer(lines, np.uint8)
-    good = (verdicts < json_scan.BROKEN) & ~json_scan.halved_pairs(data, bounds)
-    objects = _objects(lines, bounds, verdicts, good)
-    frame = _inferred(objects)
-    again = json_scan.twice(data, bounds, frame.columns) & good
-    if again.any():
-        objects = _objects(lines, bounds, verdicts, good & ~again)
-        frame = _inferred(objects)
-    refused = (verdicts < json_scan.BROKEN) & (~good | again)
-    odd = _inferred(_objects(lines, bounds, verdicts, refused)).drop(frame.columns, strict=False)
-    columns: dict[str, tuple[tuple[PathStep, ...], pl.Series]] = {
-        column.name: ((column.name,), column) for column in frame.get_columns()
-    }
-    for name, path in (paths or {}).items():
-        columns.pop(name, None)
-        steps = parse_path(path, name)
-        with suppress(PolarsError):  # it leads to nothing
-            columns[name] = steps, frame.select(value_at(steps).alias(name)).to_series()
-    types = {
-        name: pl.String() if _is_another(column, steps, objects) else _resolved_type(column)
-        for name, (steps, column) in columns.items()
-    }
-    return {**{column.name: _resolved_type(column) for column in odd.get_columns()}, **types}
+    return JsonColumns(lines, paths or {}).types()
+
+
+class JsonColumns:
+    """The columns of JSON objects, one per line, in types that hold all their values.
+
+    Args:
+        paths: see `infer_json_types`.
+
+    Attributes:
+        columns: column -> the path to its value, and the values.
+    """
+
+    def __init__(self, lines: bytes, paths: Mapping[str, str]) -> None:
+        bounds, verdicts = _judged(lines)
+        data = np.frombuffer(lines, np.uint8)
+        good = (verdicts < json_scan.BROKEN) & ~json_scan.halved_pairs(data, bounds)
+        self._objects = _objects(lines, bounds, verdicts, good)
+        frame = _inferred(self._objects)
+        again = json_scan.twice(data, bounds, frame.columns) & good
+        if again.any():
+            self._objects = _objects(lines, bounds, verdicts, good & ~again)
+            frame = _inferred(self._objects)
+        refused = (verdicts < json_scan.BROKEN) & (~good | again)
+        odd = _inferred(_objects(lines, bounds, verdicts, refused))
+        self._refused = odd.drop(frame.columns, strict=False)
+        self.columns: dict[str, tuple[tuple[PathStep, ...], pl.Series]] = {
+            column.name: ((column.name,), column) for column in frame.get_columns()
+        }
+        for name, path in paths.items():
+            self.columns.pop(name, None)
+            steps = parse_path(path, name)
+            with suppress(PolarsError):  # it leads to nothing
+                self.columns[name] = steps, frame.select(value_at(steps).alias(name)).to_series()
+
+    def types(self) -> Schema:
+        """Return the types of the columns, after those that only refused lines have."""
+        types = {
+            name: pl.String() if self._is_another(steps, column) else _resolved_type(column)
+            for name, (steps, column) in self.columns.items()
+        }
+        return {**{c.name: _resolved_type(c) for c in self._refused.get_columns()}, **types}
+
+    def has_number(self, steps: tuple[PathStep, ...]) -> bool:
+        """Return whether one of the first values at a path is a number, not text with one."""
+        rows = (_object(line) for line in islice(self._objects.splitlines(), FIRST))
+        return any(type(_at(row, steps)) in NUMBERS for row in rows)
+
+    def _is_another(self, steps: tuple[PathStep, ...], column: pl.Series) -> bool:
+        """Return whether integers among fractions exceed float64: then their text counts."""
+        if column.dtype != pl.Float64 or not may_be_another(column):
+            return False
+        rows = (_object(line, number=str) for line in self._objects.splitlines())
+        texts = [_at(row, steps) for row in rows]
+        words = pl.Series([text for text in texts if isinstance(text, str)], dtype=pl.String())
+        return cast(words, pl.Float64()).null_count() > 0
 
 
 def _objects(
@@ -226,16 +350,6 @@ def _inferred(objects: bytes) -> pl.DataFrame:
         return pl.read_ndjson(objects, infer_schema_length=None)
     except PolarsError:  # values of several kinds under one key
         return _by_key(objects)
-
-
-def _is_another(column: pl.Series, steps: tuple[PathStep, ...], objects: bytes) -> bool:
-    """Return whether integers among fractions exceed float64: then their text counts."""
-    if column.dtype != pl.Float64 or not may_be_another(column):
-        return False
-    rows = (_object(line, number=str) for line in objects.splitlines())
-    texts = [_at(row, steps) for row in rows]
-    words = pl.Series([text for text in texts if isinstance(text, str)], dtype=pl.String())
-    return cast(words, pl.Float64()).null_count() > 0
 
 
 def _at(value: Any, steps: tuple[PathStep, ...]) -> Any:

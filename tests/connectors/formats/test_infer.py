@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -152,6 +153,33 @@ def test_late_values_count(tmp_path: Path, suffix: str) -> None:
     schema = source.schema({})
     assert schema == {"id": pl.Int64(), "x": pl.Float64(), "z": pl.Float64()}
     assert decoded(source, drain(source), schema).height == len(rows)
+
+
+FEW = {"mistake": "oops", "id": "7", "day": "soon", "word": "b", "half": "x"}
+MANY: dict[str, Any] = {"mistake": 1.5, "id": "7", "day": "2024-01-01", "word": "a", "half": 2}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "ndjson"])
+def test_a_few_values_that_make_a_column_text_are_told(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not where half of the values are others, nor where JSON has numbers in text."""
+    rows = [MANY, {**MANY, "half": "x"}] * 6_000 + [FEW | {"id": "x"}]
+    path = tmp_path / f"rows.{suffix}"
+    lines = [",".join(map(str, row.values())) for row in ({c: c for c in MANY}, *rows)]
+    path.write_text("\n".join(lines if suffix == "csv" else map(json.dumps, rows)))
+    source = files(path)
+    assert dict.fromkeys(MANY, pl.String()) == source.schema({})
+    said = [line for line in caplog.messages if "is read as text" in line]
+    assert said[0].startswith(
+        "Column 'mistake' is read as text: 1 of 12,001 values, the first 'oops', is no float64, "
+        'which the others are; declare "mistake" = "float64" in [source.schema] to reject'
+    )
+    named = [line.split("'")[1] for line in said]
+    assert named == (["mistake", "id", "day"] if suffix == "csv" else ["mistake"])
+    caplog.clear()
+    files(path).schema({"mistake": pl.Float64(), "id": pl.String(), "day": pl.String()})
+    assert "is read as text" not in caplog.text
 
 
 def test_one_declared_column_leaves_the_others(tmp_path: Path) -> None:
