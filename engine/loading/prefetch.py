@@ -9,12 +9,13 @@ from typing import Any, Generic, TypeVar
 
 from engine.loading.channel import Channel, Closed
 from engine.loading.nodes import Node
+from engine.observing import compiling
 from engine.types import EndOfStream, HeadraceError
 
 T = TypeVar("T")
 JOIN_SECONDS = 10.0
-"""The seconds `close` waits for a thread; longer means that a source or stage does not return as
-promised."""
+"""The seconds `close` waits for a thread, while no loop is compiled; longer means that a source or
+stage does not return as promised."""
 
 
 class PrefetchNode(Node[T], Generic[T]):
@@ -91,13 +92,17 @@ class PrefetchNode(Node[T], Generic[T]):
     def _stop(self) -> None:
         self.interrupt()
         thread, self._thread = self._thread, None
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(JOIN_SECONDS)
-            if thread.is_alive():
+        if thread is None or thread is threading.current_thread():
+            return
+        compiled = -1.0
+        while thread.is_alive():
+            if compiling.seconds() == compiled:
                 raise HeadraceError(
                     f"The {self._name} thread did not end within {JOIN_SECONDS:.0f} s: a source's "
                     "read or a stage's apply must return in bounded time."
                 )
+            compiled = compiling.seconds()
+            thread.join(JOIN_SECONDS)
 
 
 def _produce(node: Node[T], state: dict[str, Any] | None, channel: Channel[Any]) -> None:

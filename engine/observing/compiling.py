@@ -32,6 +32,12 @@ def reported(heartbeat: Heartbeat | None = None) -> Iterator[None]:
         _active.remove(listener)
 
 
+def seconds() -> float:
+    """Return the seconds in which loops were compiled so far, also those of one under way: they
+    grow while one is."""
+    return timing.compiling_seconds() + sum(listener.under_way() for listener in _active[:1])
+
+
 class _Listener(event.Listener):
     """Hears of each compilation; those of the functions that a loop calls are inside its own."""
 
@@ -39,6 +45,10 @@ class _Listener(event.Listener):
         self._heartbeat = heartbeat
         self._logged = False
         self._depth, self._began = 0, 0.0
+
+    def under_way(self) -> float:
+        """Return the seconds since a compilation began that goes on; 0 if there is none."""
+        return time.perf_counter() - self._began if self._depth else 0.0
 
     def on_start(self, event: event.Event) -> None:
         self._heartbeat.pause()
@@ -61,4 +71,4 @@ class _Listener(event.Listener):
             timing.compiled(time.perf_counter() - self._began)
 
 
-__all__ = ["reported"]
+__all__ = ["reported", "seconds"]

@@ -174,6 +174,11 @@ def compiled(seconds: float) -> None:
     _compiling += seconds
 
 
+def compiling_seconds() -> float:
+    """Return the seconds in which loops were compiled so far."""
+    return _compiling
+
+
 def _queued() -> float:
     """Return the seconds that this process's threads have waited for a core (Linux)."""
     total = 0
