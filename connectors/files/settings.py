@@ -61,7 +61,8 @@ class FilesSettings(ShardSettings):
         on_replaced: what to do if a file was replaced, truncated, deleted before its end, or
             continued within its last line: "fail" stops with an error; "read" reads the
             current content as a new file, with a warning. Default: "fail"; with `follow`,
-            "read". A damaged file that is followed as a whole is a dead letter with "read".
+            "read", and no more than a line in the log, as log rotation does that. A damaged file
+            that is followed as a whole is a dead letter with "read".
         last_line: "take" reads a last line without a line end; "wait" leaves it, with a warning,
             until it has one, for files that may grow; always "wait" with `follow`.
         epochs: how often to read all files.

@@ -440,6 +440,23 @@ def test_a_file_that_is_cut_without_a_copy(
         assert re.search("'d/a.ndjson', .* before it was read to its end: the rest is", caplog.text)
 
 
+def test_a_file_that_was_read_and_is_written_anew(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is told, and is no loss."""
+    monkeypatch.setattr(scan, "SETTLE_SECONDS", 0.0)
+    caplog.set_level(logging.INFO)
+    path = Path("d/a.csv")
+    path.write_text("id\n1\n2\n")
+    with reading("d/*.csv") as reader:
+        assert reader.rows() == ["1", "2"]
+        path.write_text("id\n9\n")
+        assert reader.rows() == ["9"]
+    assert "d/a.csv was truncated or replaced: what it holds now is a new file" in caplog.messages
+    assert "d/a.csv is gone; it was read to its end" in caplog.messages
+    assert all(record.levelno == logging.INFO for record in caplog.records)
+
+
 def test_a_loss_may_be_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "SETTLE_SECONDS", 0.0)
     Path("d/a.ndjson").write_text(lines(1) + '{"id": ')

@@ -198,6 +198,7 @@ class Follower(RowStream):
 
     def _detach(self, tail: Tail) -> None:
         """Handle a file whose content was replaced."""
+        log.info("%s was truncated or replaced: what it holds now is a new file", tail.name)
         tail.file_id, tail.since = None, time.monotonic()
         self._close(tail)
         self._next_look = 0.0

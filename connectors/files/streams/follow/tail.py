@@ -146,7 +146,8 @@ class Tail:
         """
         known = self.fingerprint()
         if known is None or not known.unread:
-            if watched or (known is not None and known.whole):
+            seen_is_read = self.total is not None and self.position >= self.total
+            if watched or seen_is_read or (known is not None and known.whole):
                 log.info("%s is gone; it was read to its end", self.name)
             else:
                 log.warning(
