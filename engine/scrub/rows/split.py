@@ -30,6 +30,8 @@ from engine.types import (
 PARTS = ("train", "validation", "test")
 KIND = pl.Enum(PARTS)
 WHOLE = np.float64(2**64)
+ENOUGH = 1_000
+"""The rows after which a part without any is told; `check` looks at no more."""
 
 
 class Split(Stage):
@@ -106,6 +108,7 @@ class Split(Stage):
         self.settings: Split.Settings = settings
         self._counts = pl.DataFrame(schema={"value": pl.UInt64(), "count": pl.Int64()})
         self._kind: pl.DataType = pl.Null()
+        self._rows = np.zeros(len(PARTS), np.int64)
 
     def bind(self, schema: Schema) -> Schema:
         """Raises: UserError for a column that is not there, or a time that is none."""
@@ -120,9 +123,22 @@ class Split(Stage):
 
     def apply(self, batch: Batch) -> Batch:
         frame = batch.frame
-        part = pl.Series(PART, PARTS, KIND).gather(self._parts(frame))
-        counts = {name: int((part == name).sum()) for name in PARTS[1:]}
+        parts = self._parts(frame)
+        part = pl.Series(PART, PARTS, KIND).gather(parts)
+        rows = np.bincount(parts, minlength=len(PARTS))
+        self._rows += rows
+        counts = dict(zip(PARTS[1:], rows[1:].tolist(), strict=True))
         return batch.with_frame(frame.hstack([part])).counted(self.name, **counts)
+
+    def remarks(self) -> list[str]:
+        """Return a sentence for each share that no row came to, of enough rows to tell."""
+        total = int(self._rows.sum())
+        return [
+            f"{self.where} put none of {total:,} rows into {name}: all rows of a key go together, "
+            "and there are few; another seed assigns them otherwise, 'folds' one after the other."
+            for name, share, rows in zip(PARTS[1:], self._shares, self._rows[1:], strict=True)
+            if self.settings.by and share and not rows and total > ENOUGH
+        ]
 
     def snapshot(self) -> Snapshot:
         """Return the rows seen of each value, by its hash; None if parts need no counting."""

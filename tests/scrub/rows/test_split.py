@@ -66,6 +66,23 @@ def test_shares_are_met(by: tuple[str, ...]) -> None:
     assert shares == pytest.approx([0.7, 0.1, 0.2], abs=3 * np.sqrt(0.21 / 20_000))
 
 
+@pytest.mark.parametrize("keys", [1, 2, 400])
+@pytest.mark.parametrize("rows", [900, 1_200])
+def test_a_part_without_rows_is_told(keys: int, rows: int) -> None:
+    frame = pl.DataFrame({"user": [i % keys for i in range(rows)]})
+    made = stage(frame, test=0.1, validation=0.1, by=["user"])
+    found = [
+        part for start in (0, 500)
+        for part in made.apply(batch(frame[start : start + 500 if not start else rows], start))
+        .frame[PART].to_list()
+    ]  # fmt: skip
+    without = [part for part in PARTS[1:] if part not in found]
+    assert len(found) == rows
+    assert (keys == 400) == (not without)
+    told = [remark.split(" into ")[1].split(":")[0] for remark in made.remarks()]
+    assert told == (without if rows > 1_000 else [])
+
+
 def test_another_seed_deals_out_another_way() -> None:
     frame = pl.DataFrame({"user": range(1_000)})
     one = parts(frame, test=0.5, by=["user"])
