@@ -6,7 +6,7 @@ import numba
 import numpy as np
 
 from engine.columnar.hashing import Hashes
-from engine.columnar.prefetch import prefetch
+from engine.columnar.intrinsics import prefetch
 from engine.types.arrays import Ints
 
 AHEAD = 16

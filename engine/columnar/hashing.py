@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from engine.columnar.prefetch import prefetch
+from engine.columnar.intrinsics import prefetch
 
 Hashes = NDArray[np.uint64]
 

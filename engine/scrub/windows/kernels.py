@@ -33,13 +33,23 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.columnar.prefetch import prefetch
+from engine.columnar.intrinsics import apart, prefetch
 from engine.types.arrays import Floats, Ints
 
 _njit: Any = numba.njit  # whose types know no `_nrt`
-_compiled = _njit(nogil=True, cache=True, error_model="numpy", _nrt=False)
+_plain = {
+    "nogil": True,
+    "cache": True,
+    "error_model": "numpy",
+    "_nrt": False,
+    "no_cfunc_wrapper": True,
+}
+_compiled = _njit(**_plain)
 """Compiles a loop that owns no array: no references are counted."""
-_inlined = _njit(nogil=True, cache=True, error_model="numpy", _nrt=False, forceinline=True)
+_called = _njit(**_plain, no_cpython_wrapper=True, forceinline=False)
+"""The same, for what only compiled loops call: it needs no way in from Python, which unpacks each
+array of the plan and the memory. Unless told, numba takes the caller's word on `forceinline`."""
+_inlined = _njit(**_plain, no_cpython_wrapper=True, forceinline=True)
 """The same, for what is called for each row: a call would copy the plan and the memory."""
 
 NEVER = -(1 << 62)
@@ -88,6 +98,9 @@ LINE = 64
 
 ONE, TWO = np.uint64(1), np.uint64(2)
 """Indices of the innermost loops are unsigned: signed ones are looked at for a sign each time."""
+NIL, OWN, NO = np.int64(0), np.int64(1), np.int64(-1)
+"""Arguments that are always the same: a function is compiled again for each bare number it gets.
+`OWN` is where the words of an entry's own rows begin, `NO` no run."""
 
 SLOTS = 256
 NONE, LAST_PANE = -(1 << 31), (1 << 31) - 1
@@ -316,7 +329,7 @@ def _sum(spec, cells, window, low, a, front, back, b, high, out, k, at):
         _sum_moments(spec, cells, window, low, a, front, back, b, high, out, k, at)
 
 
-@_compiled
+@_inlined
 def _sum_moments(spec, cells, window, low, a, front, back, b, high, out, k, at):
     arena, runs, run = cells.arena, cells.runs, np.uint64(window * spec.words)
     for first in range(spec.lasts, spec.words, 3):
@@ -452,9 +465,10 @@ def _look_ahead(spec, memory, keys, start, stop):
             prefetch(memory.slots, record, line)
 
 
-@_compiled
+@_called
 def _new(table, records, stamps, registers, key):
     """Return a record for a key that has none."""
+    apart()
     record = registers[FREE_RECORD]
     if record >= 0:
         registers[FREE_RECORD] = records[record, AT]
@@ -487,9 +501,10 @@ def fill_table(table, records, queue, tail):
         _enter(table, records[queue[i], HASH], queue[i])
 
 
-@_compiled
+@_called
 def _drop(table, records, parts, stamps, registers, panes, record):
     """Forget a key."""
+    apart()
     mask = table.shape[0] - 1
     hole = _home(table, records[record, HASH])
     while table[hole] & LOWER != record:
@@ -593,9 +608,10 @@ def _fits(registers, room, number):
     return registers[ARENA] + _slab(_class_size(number)) <= room
 
 
-@_compiled
+@_called
 def _segment(registers, panes, number):
     """Return where a new segment begins."""
+    apart()
     at = registers[FREE_SEGMENT + number]
     if at >= 0:
         registers[FREE_SEGMENT + number] = panes[at, 0]
@@ -608,17 +624,19 @@ def _segment(registers, panes, number):
     return at
 
 
-@_compiled
+@_called
 def _release(registers, panes, at, size):
+    apart()
     free = FREE_SEGMENT + _size_class(size)
     panes[at, 0] = registers[free]
     registers[free] = at
 
 
-@_compiled
+@_called
 def _make_room(cells, registers, record):
     """Make room behind a key's last entry: move the entries to the start of the segment, or of one
     that fits better."""
+    apart()
     records, parts, panes = cells.records, cells.parts, cells.panes
     at, size = records[record, AT], parts[record, SIZE]
     first, end = parts[record, FIRST], parts[record, END]
@@ -627,7 +645,8 @@ def _make_room(cells, registers, record):
     if fitting != size and _fits(registers, panes.shape[0], number):
         target = _segment(registers, panes, number)
         records[record, AT], parts[record, SIZE] = target, fitting
-    _move_down(cells, record, at, target, first & ~(BLOCK - 1) if end - first > FEW else first)
+    by = np.int64(first & ~(BLOCK - 1) if end - first > FEW else first)
+    _move_down(cells, record, at, target, by)
     if size and target != at:
         _release(registers, panes, at, size)
 
@@ -651,8 +670,9 @@ def _move_down(cells, record, source, target, by):
         parts[record, word] = max(parts[record, word] - by, 0)
 
 
-@_compiled
+@_called
 def _can_grow(registers, room, entries, size):
+    apart()
     number = _fitting(entries)
     return _class_size(number) <= size or _fits(registers, room, number)
 
@@ -676,7 +696,7 @@ def _has_room(memory, record):
 # ---------------------------------------------------------------------------------------- sketches
 
 
-@_compiled
+@_called
 def _mark(slots, bases, sketches, record, values, i, pane, newest):
     """Note in a key's slots that a row's values were seen in a pane; the newest may be before it,
     if that is far ahead of the stream."""
@@ -695,7 +715,7 @@ def _mark(slots, bases, sketches, record, values, i, pane, newest):
             slots[record, s] = max(slots[record, s], after)
 
 
-@_compiled
+@_called
 def _distinct(slots, bases, record, sketch, start, pane, own):
     """Estimate how many values were seen in the panes after `start`, up to and with `pane`; and in
     the slot `own`, which may be NaN."""
@@ -711,7 +731,7 @@ def _distinct(slots, bases, record, sketch, start, pane, own):
     return ESTIMATES[seen]
 
 
-@_compiled
+@_called
 def _start(plan, origin, window, pane, since):
     """Return the last unit before the window of a row; `since` is when its session began."""
     length = plan.spec.lengths[window]
@@ -766,21 +786,22 @@ def _since(spec, cells, record, pos, out, k, at):
     if begin == block > first and _joined(spec.shape, length, panes[block - 1, 0], panes[block, 0]):
         back = block // BLOCK
     if spec.shape != FADING:
-        _sum(spec, cells, 0, 0, 0, -1, back, begin, last + 1, out, k, at)
+        _sum(spec, cells, NIL, NIL, NIL, NO, back, begin, last + 1, out, k, at)
         return
     if back < 0:
-        _copy(spec.words, cells.arena, begin, 1, out, k, at)
+        _copy(spec.words, cells.arena, begin, OWN, out, k, at)
         begin += 1
     else:
-        _copy(spec.words, cells.runs, back, 0, out, k, at)
+        _copy(spec.words, cells.runs, back, NIL, out, k, at)
     for e in range(begin, last + 1):
         _fade(spec, panes[e, 0] - panes[e - 1, 0], out, k, at)
-        _merge(spec, out, k, at, cells.arena, e, 1)
+        _merge(spec, out, k, at, cells.arena, e, OWN)
 
 
-@_compiled
+@_called
 def _carry(spec, cells, record, window, pos):
     """Compute the runs of the blocks behind entry `pos`, and behind the split."""
+    apart()
     arena, runs = cells.arena, cells.runs
     at, end = cells.records[record, AT], cells.parts[record, END]
     start = cells.parts[record, FIRST]
@@ -792,18 +813,19 @@ def _carry(spec, cells, record, window, pos):
         if spec.shape == SLIDING:
             back = number - 1 if block - BLOCK > start else -1
             _sum(
-                spec, cells, window, 0, 0, -1, back, at + max(block - BLOCK, start), at + block,
+                spec, cells, window, NIL, NIL, NO, back, at + max(block - BLOCK, start), at + block,
                 runs, number, window * spec.words,
             )  # fmt: skip
         else:
-            _since(spec, cells, record, block - 1, arena, 0, 1)
-            _copy(spec.words, arena, 0, 1, runs, number, 0)
+            _since(spec, cells, record, block - 1, arena, NIL, OWN)
+            _copy(spec.words, arena, NIL, OWN, runs, number, NIL)
 
 
-@_compiled
+@_called
 def _turn(spec, cells, record, window, low):
     """Compute the runs of the blocks before the split, back to the one whose entries are not newer
     than the pane `low`."""
+    apart()
     panes, parts, at = cells.panes, cells.parts, cells.records[record, AT]
     first, split = parts[record, FIRST], parts[record, SPLITS + 2 * window]
     for block in range((split - 1) & ~(BLOCK - 1), first - BLOCK, -BLOCK):
@@ -813,7 +835,7 @@ def _turn(spec, cells, record, window, low):
         number = (at + block) // BLOCK
         front = number + 1 if end < split else -1
         _sum(
-            spec, cells, window, at + max(block, first), at + end, front, -1, 0, 0,
+            spec, cells, window, at + max(block, first), at + end, front, NO, NIL, NIL,
             cells.runs, number, window * spec.words,
         )  # fmt: skip
 
@@ -893,7 +915,7 @@ def _entry(spec, cells, registers, record, pane, newest):
         if parts[record, SPLITS + 2 * window] > pos:
             parts[record, SPLITS + 2 * window] += 1
     panes[at + pos, 0] = pane
-    _clear(spec.kept, cells.arena, at + pos, 1)
+    _clear(spec.kept, cells.arena, at + pos, OWN)
     return pos, True
 
 
@@ -904,9 +926,9 @@ def _go_on(spec, cells, e, pane):
     before = cells.panes[e, 0]
     cells.panes[e, 0] = pane
     if not _joined(spec.shape, spec.lengths[0], before, pane):
-        _clear(spec.kept, cells.arena, e, 1)
+        _clear(spec.kept, cells.arena, e, OWN)
     elif spec.shape == FADING:
-        _fade(spec, pane - before, cells.arena, e, 1)
+        _fade(spec, pane - before, cells.arena, e, OWN)
 
 
 @_inlined
@@ -917,10 +939,11 @@ def _update(spec, cells, record, pos, new, newest):
     if end - first <= FEW:
         return
     if new and end - first == FEW + 1:  # it has had no runs
-        _move_down(cells, record, cells.records[record, AT], cells.records[record, AT], first)
+        at = cells.records[record, AT]
+        _move_down(cells, record, at, at, np.int64(first))
         for window in range(windows):
             parts[record, SPLITS + 2 * window] = 0
-            _carry(spec, cells, record, window, 0)
+            _carry(spec, cells, record, window, NIL)
         return
     for window in range(windows):
         split, changed = parts[record, SPLITS + 2 * window], pos
@@ -949,13 +972,13 @@ def _expire(spec, cells, registers, record, newest):
         _forget_before(spec, cells, registers, record, first)
 
 
-@_compiled
+@_inlined
 def _forget_before(spec, cells, registers, record, first):
     """Forget the entries before `first`."""
     arena, parts = cells.arena, cells.parts
     if spec.shape != SLIDING and first < parts[record, END]:
-        _since(spec, cells, record, first, arena, 0, 1)
-        _copy(spec.words, arena, 0, 1, arena, cells.records[record, AT] + first, 1)
+        _since(spec, cells, record, first, arena, NIL, OWN)
+        _copy(spec.words, arena, NIL, OWN, arena, cells.records[record, AT] + first, OWN)
     registers[ENTRIES] -= first - parts[record, FIRST]
     parts[record, FIRST] = first
     if spec.shape == SLIDING and parts[record, END] - first > FEW:
@@ -965,10 +988,11 @@ def _forget_before(spec, cells, registers, record, first):
                 _carry(spec, cells, record, window, first)
 
 
-@_compiled
+@_called
 def _forget_most(spec, memory, base, most, record):
     """Forget keys, or if there is only this one its oldest entry, until there are no more than
     `most` entries."""
+    apart()
     cells, registers = memory.cells, memory.registers
     while registers[ENTRIES] > most:
         registers[FORGOTTEN] += 1
@@ -1059,7 +1083,7 @@ def walk(plan, memory, base, start, keys, times, values, seen):
                 _estimate(plan, memory, record, window, values, i, pane, seen)
         if spec.shape != SLIDING or pane > newest - spec.late_panes - spec.lengths[windows - 1]:
             pos, new = _entry(spec, cells, registers, record, pane, newest)
-            _add(spec.kept, values, i, since, arena, records[record, AT] + pos, 1)
+            _add(spec.kept, values, i, since, arena, records[record, AT] + pos, OWN)
             _update(spec, cells, record, pos, new, newest)
             if sketches:
                 slots, bases = memory.slots, memory.bases
@@ -1071,9 +1095,10 @@ def walk(plan, memory, base, start, keys, times, values, seen):
     return stop
 
 
-@_compiled
+@_called
 def _arrive(memory, base, most, key, pane):
     """Return a record for a key that has none, in place of the oldest if there are too many."""
+    apart()
     registers, records = memory.registers, memory.cells.records
     if registers[KEYS] == most:
         _forget_key(memory, base, _oldest(memory))
@@ -1104,9 +1129,10 @@ def _estimate(plan, memory, record, window, values, i, pane, seen):
 # ----------------------------------------------------------------------------------------- a base
 
 
-@_compiled
+@_called
 def _save(memory, base, record, rank):
     """Write a key to a base."""
+    apart()
     cells, registers = memory.cells, memory.registers
     records, parts = cells.records, cells.parts
     base.keys[rank, 0], base.keys[rank, 1] = records[record, HASH], records[record, NEWEST]
@@ -1122,7 +1148,7 @@ def _save(memory, base, record, rank):
         base.splits[rank, 1 + window] = split if end - first > FEW else 0
     for j in range(end - first):
         base.panes[start + j] = cells.panes[at + j, 0]
-        _copy(base.aggregates.shape[1], cells.arena, at + j, 1, base.aggregates, start + j, 0)
+        _copy(base.aggregates.shape[1], cells.arena, at + j, OWN, base.aggregates, start + j, NIL)
     if base.slots.shape[1]:
         base.keys[rank, 3] = memory.bases[record]
         for s in range(base.slots.shape[1]):
@@ -1186,7 +1212,7 @@ def load(spec, memory, base):
         for j in range(count):
             e = base.starts[k] + j
             cells.panes[at + first + j, 0] = base.panes[e]
-            _copy(spec.words, base.aggregates, e, 0, cells.arena, at + first + j, 1)
+            _copy(spec.words, base.aggregates, e, NIL, cells.arena, at + first + j, OWN)
         for window in range(spec.lengths.shape[0]):
             split = parts[record, SPLITS + 2 * window] = base.splits[k, 1 + window]
             if count > FEW:
@@ -1217,7 +1243,7 @@ def absorb(plan, memory, start, base, none):
         newest = min(records[record, NEWEST], registers[CLOCK]) // plan.resolution
         for j in range(base.starts[k], base.starts[k] + base.counts[k]):
             pos, new = _entry(spec, cells, registers, record, base.panes[j], newest)
-            _merge(spec, arena, records[record, AT] + pos, 1, base.aggregates, j, 0)
+            _merge(spec, arena, records[record, AT] + pos, OWN, base.aggregates, j, NIL)
             _update(spec, cells, record, pos, new, newest)
         for s in range(slots.shape[1]):
             after = slots[k, s] + keys[k, 3] - memory.bases[record]

@@ -36,8 +36,15 @@ class Results(NamedTuple):
 
 
 _njit: Any = numba.njit  # whose types know no `_nrt`
-_compiled = _njit(nogil=True, cache=True, error_model="numpy", _nrt=False)
-_inlined = _njit(nogil=True, cache=True, error_model="numpy", _nrt=False, forceinline=True)
+_plain = {
+    "nogil": True,
+    "cache": True,
+    "error_model": "numpy",
+    "_nrt": False,
+    "no_cfunc_wrapper": True,
+}
+_compiled = _njit(**_plain)
+_inlined = _njit(**_plain, no_cpython_wrapper=True, forceinline=True)
 
 
 @_compiled

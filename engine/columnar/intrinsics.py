@@ -1,4 +1,5 @@
-"""Asks the memory for what a compiled loop reads soon, so that the loop does not wait for it."""
+"""What Python has no words for, in compiled loops: ask the memory for what is read soon, and keep a
+function out of the loop that calls it."""
 
 from __future__ import annotations
 
@@ -32,4 +33,16 @@ def prefetch(_typing: Any, array: Any, row: Any, offset: Any) -> Any:
     return types.void(array, types.int64, types.int64), code
 
 
-__all__ = ["prefetch"]
+@_intrinsic  # type: ignore[untyped-decorator]
+def apart(_typing: Any) -> Any:
+    """In a compiled function that is called now and then: LLVM does not copy it to where it is
+    called. The time to compile a function grows faster than its length."""
+
+    def code(context: Any, builder: Any, _signature: Any, _given: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), code
+
+
+__all__ = ["apart", "prefetch"]
