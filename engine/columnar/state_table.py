@@ -302,11 +302,11 @@ def _rounds(before):  # type: ignore[no-untyped-def]
         sizes[length[s] - 1] += 1
     for k in range(longest - 2, -1, -1):  # those that are longer have a row in it, too
         sizes[k] += sizes[k + 1]
-    starts = np.zeros(longest + 1, np.int64)
-    starts[1:] = np.cumsum(sizes)
+    starts, next_rank = np.zeros(longest + 1, np.int64), np.zeros(longest + 1, np.int64)
+    for k in range(longest):  # slices take seconds to compile: their sizes may differ
+        starts[k + 1] = starts[k] + sizes[k]
+        next_rank[k] = sizes[k + 1] if k + 1 < longest else 0
     rank = np.empty(count, np.int64)
-    next_rank = np.zeros(longest, np.int64)
-    next_rank[:-1] = sizes[1:]
     for s in range(count):
         rank[s] = next_rank[length[s] - 1]
         next_rank[length[s] - 1] += 1

@@ -293,10 +293,17 @@ def quote_texts(data, places, out):
     at = 0
     for i in range(len(places)):
         stop = places[i]
-        out[at + i : stop + i] = data[at:stop]
+        _move(data, at, stop, out, at + i)
         out[stop + i] = QUOTE
         at = stop
-    out[at + len(places) :] = data[at:]
+    _move(data, at, len(data), out, at + len(places))
+
+
+@numba.njit(nogil=True, cache=True)
+def _move(data, start, stop, out, to):
+    """Copy bytes. Slices take seconds to compile: their sizes may differ."""
+    for i in range(stop - start):
+        out[to + i] = data[start + i]
 
 
 @numba.njit(nogil=True, cache=True)

@@ -226,7 +226,9 @@ def learn_rows(
             if alive > 1:
                 calibrate(label, distances, counts, scores[i], calibration)
         if examples.shape[1] > 0:
-            examples[label, counts[label] % examples.shape[1]] = rows[i]
+            place = counts[label] % examples.shape[1]
+            for j in range(rows.shape[1]):  # slices take seconds to compile
+                examples[label, place, j] = rows[i, j]
         counts[label] += 1
         for j in range(len(mean)):
             prototypes[label, j] += (vectors[i, j] - prototypes[label, j]) / counts[label]
