@@ -35,4 +35,4 @@ def until(
         assert not ended, f"the process ended before {what} was there"
         assert time.monotonic() < end, f"{what} was not there within {HANG:.0f} s"
         # Between two looks; what is looked for needs the core more than one that takes its time.
-        time.sleep(min(0.5, max(0.01, 9 * (time.monotonic() - begun))))
+        time.sleep(min(0.5, max(0.01, 19 * (time.monotonic() - begun))))

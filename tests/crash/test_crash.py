@@ -123,7 +123,7 @@ def ended(engines: list[Engine]) -> None:
         assert engine.stop() in (0, -signal.SIGTERM), engine.records()[-5:]
 
 
-@pytest.mark.slow(30)
+@pytest.mark.slow(24)
 @pytest.mark.parametrize("exactly_once", ["false", "true"])
 def test_every_record_through_rebalances(
     exactly_once: str, broker: Broker, pipeline: Callable[..., Path], tmp_path: Path
@@ -155,7 +155,7 @@ def test_every_record_through_rebalances(
         assert found.exactly_once, (str(found), disruption.done)
 
 
-@pytest.mark.slow(57)
+@pytest.mark.slow(45)
 def test_training_and_inference_through_kills_and_restarts(
     broker: Broker, pipeline: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -316,6 +316,7 @@ target = "y"
 numeric = ["a"]
 layers = [8]
 [train]
+replay_steps = 1
 threads = 1
 [checkpoint]
 interval = 1

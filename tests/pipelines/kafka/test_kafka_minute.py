@@ -58,6 +58,7 @@ target = "y"
 numeric = ["a"]
 layers = [8]
 [train]
+replay_steps = 1
 threads = 1
 """
 MEMORY = "process_resident_memory_bytes"

@@ -34,7 +34,7 @@ HEADRACE = [sys.executable, "-m", "engine.commands.cli"]
 @pytest.fixture
 def file(tmp_path: Path, rows: Rows, small: Small) -> Path:
     """A pipeline that trains, exports, compresses and writes."""
-    rows(1_500).write_csv(tmp_path / "data.csv")
+    rows(700).write_csv(tmp_path / "data.csv")
     return small(tmp_path / "data.csv", more=EXPORT)
 
 
@@ -42,7 +42,7 @@ def file(tmp_path: Path, rows: Rows, small: Small) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same after its run, not compressed yet, for commands that go on from there."""
     folder = tmp_path_factory.mktemp("trained")
-    rows_of(1_500).write_csv(folder / "data.csv")
+    rows_of(700).write_csv(folder / "data.csv")
     made = small_in(folder, folder / "data.csv", more=EXPORT)
     Run(made, ["export.compress=false"]).run()
     return made

@@ -64,6 +64,7 @@ target = "y"
 numeric = ["a"]
 layers = [4]
 [train]
+replay_steps = 1
 threads = 1
 """
 
