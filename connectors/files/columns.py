@@ -41,6 +41,7 @@ from engine.types import (
     is_pattern,
     nearest,
     only_named,
+    type_name,
 )
 
 SCHEMA_ATTEMPTS = 5
@@ -279,7 +280,7 @@ class ColumnFinder:
             except PolarsError:
                 raise UserError(
                     f"[source] paths: '{path}' of column '{column}' leads to nothing: column "
-                    f"'{top}' of {file} is {available[str(top)]}."
+                    f"'{top}' of {file} is {type_name(available[str(top)])}."
                 ) from None
         return columns
 

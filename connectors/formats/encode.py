@@ -28,7 +28,16 @@ from connectors.formats.kernels.avro_write import (
 )
 from connectors.formats.type_support import require_supported, warn_about_nulls
 from connectors.formats.values.casts import cast
-from engine.types import RESERVED, HeadraceError, Schema, UserError, Values, in_utc, nearest
+from engine.types import (
+    RESERVED,
+    HeadraceError,
+    Schema,
+    UserError,
+    Values,
+    in_utc,
+    nearest,
+    type_name,
+)
 from engine.types.arrays import Ints
 
 NEWLINE = 10
@@ -107,7 +116,8 @@ class RawEncoder:
         series = frame.get_column(column)
         if series.dtype not in (pl.String, pl.Binary):
             raise UserError(
-                f"Raw values are text or bytes, and column '{column}' is {series.dtype}: cast it "
+                f"Raw values are text or bytes, and column '{column}' is "
+                f"{type_name(series.dtype)}: cast it "
                 "with a derive stage."
             )
         if series.null_count():
@@ -238,7 +248,8 @@ def _avro(dtype: pl.DataType, column: str) -> Any:
     if isinstance(dtype, pl.Datetime):
         return {"type": "long", "logicalType": "timestamp-micros"}
     raise UserError(
-        f"Column '{column}' is {dtype}, which is not written as Avro: cast it with a derive stage, "
+        f"Column '{column}' is {type_name(dtype)}, which is not written as Avro: cast it with a "
+        "derive stage, "
         "or leave it out."
     )
 

@@ -23,6 +23,7 @@ from engine.types import (
     Source,
     UserError,
     require,
+    type_name,
 )
 
 log = logging.getLogger("headrace.run")
@@ -75,13 +76,13 @@ class Label:
         if given == "regression" and not dtype.is_numeric():
             raise UserError(
                 f"{where} is 'regression', which expects numbers in target '{self.column}', "
-                f"got {dtype}: for classes, set task to 'binary' or 'multiclass'."
+                f"got {type_name(dtype)}: for classes, set task to 'binary' or 'multiclass'."
             )
         odd = dtype.is_nested() or dtype.is_temporal() or dtype == pl.Binary
         if given != "regression" and odd:
             raise UserError(
                 f"{where} is '{given or 'binary'}', which expects text, numbers or true and false "
-                f"in target '{self.column}', got {dtype}."
+                f"in target '{self.column}', got {type_name(dtype)}."
             )
         if self._grows:
             return self._growing_task(dtype)
@@ -128,7 +129,7 @@ class Label:
             if not (dtype := self._scrub.schema[column]).is_numeric():
                 raise UserError(
                     f"{where} names {len(self.columns)} columns, which are predicted together as "
-                    f"numbers, and '{column}' is {dtype}: name columns of numbers."
+                    f"numbers, and '{column}' is {type_name(dtype)}: name columns of numbers."
                 )
         if model.threshold is not None:
             raise UserError(
@@ -146,7 +147,8 @@ class Label:
         if model.task is None and (dtype.is_float() or dtype.is_decimal()):
             raise UserError(
                 f"[model] in {self._file} learns classes, and target '{self.column}' holds "
-                f"fractions ({dtype}): where its numbers are classes, set task to 'multiclass'."
+                f"fractions ({type_name(dtype)}): where its numbers are classes, set task to "
+                "'multiclass'."
             )
         if model.threshold is not None:
             raise UserError(

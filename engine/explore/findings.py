@@ -331,7 +331,7 @@ def left_out(survey: Survey, limit: int | None) -> Iterator[str]:
         )
     for name, column in survey.columns.items():
         if column.distinct is None:
-            yield f"The inside of column '{name}' ({column.dtype})."
+            yield f"The inside of column '{name}' ({type_name(column.dtype)})."
     many = [n for n, c in survey.columns.items() if c.counts is None and c.distinct is not None]
     if many:
         yield (

@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 
 from engine.config import ModelSettings
 from engine.scrub.columns import expand_columns
-from engine.types import Features, Padded, Ragged, Schema, Sparse, UserError, bucket, tensor
+from engine.types import (
+    Features,
+    Padded,
+    Ragged,
+    Schema,
+    Sparse,
+    UserError,
+    bucket,
+    tensor,
+    type_name,
+)
 from engine.types.arrays import Bools
 
 if TYPE_CHECKING:
@@ -75,7 +85,7 @@ def check(features: Features, schema: Schema) -> None:
         if inner is None or not (inner.is_integer() or (inner.is_float() and not ids)):
             raise UserError(
                 f"[model] expects lists of {'ids' if ids else 'numbers'} in column '{column}', got "
-                f"{dtype}: make them with a 'tokens' stage."
+                f"{type_name(dtype)}: make them with a 'tokens' stage."
             )
 
 
@@ -94,8 +104,8 @@ def image_shape(column: str, dtype: pl.DataType) -> tuple[int, int, int]:
     good = flat == pl.UInt8 or flat.is_float()
     if not isinstance(dtype, pl.Array) or len(dtype.shape) != 3 or not good:
         raise UserError(
-            f"[model] images expects arrays of UInt8 or floats of shape (height, width, channels) "
-            f"in column '{column}', got {dtype}: make them with an 'image' stage."
+            f"[model] images expects arrays of uint8 or floats of shape (height, width, channels) "
+            f"in column '{column}', got {type_name(dtype)}: make them with an 'image' stage."
         )
     height, width, channels = dtype.shape
     return channels, height, width
@@ -109,7 +119,7 @@ def array_shape(column: str, dtype: pl.DataType, max_length: int | None) -> tupl
     if not isinstance(dtype, pl.Array) or len(dtype.shape) > 2 or not flat.is_float():
         raise UserError(
             f"[model] expects arrays of floats of shape (length, width) in column '{column}', got "
-            f"{dtype}: make them with a 'history' stage."
+            f"{type_name(dtype)}: make them with a 'history' stage."
         )
     return dtype.shape[0], math.prod(dtype.shape[1:])
 

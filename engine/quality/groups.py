@@ -15,7 +15,7 @@ from polars.exceptions import PolarsError
 from engine.columnar.expressions import expression
 from engine.quality.measures import ClassificationSums, RegressionSums, reliability
 from engine.quality.scored_rows import ScoredRows
-from engine.types import Features, Schema, Snapshot, UserError, first_line, require
+from engine.types import Features, Schema, Snapshot, UserError, first_line, require, type_name
 from engine.types.arrays import Bools, Ints
 
 WHOLE = "all"
@@ -218,7 +218,9 @@ def _condition(name: str, sql: str, schema: Schema) -> pl.Expr:
             f"[evaluation.slices] {name} = '{sql}' is no condition: {reason}."
         ) from None
     if dtype != pl.Boolean:
-        raise UserError(f"[evaluation.slices] {name} = '{sql}' expects true or false, got {dtype}.")
+        raise UserError(
+            f"[evaluation.slices] {name} = '{sql}' expects true or false, got {type_name(dtype)}."
+        )
     return expr.fill_null(False)
 
 

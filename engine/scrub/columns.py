@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import polars as pl
 
-from engine.types import PART, RESERVED, Schema, UserError, nearest, require
+from engine.types import PART, RESERVED, Schema, UserError, nearest, require, type_name
 
 
 def expand_columns(patterns: Iterable[str], schema: Schema, *, where: str) -> tuple[str, ...]:
@@ -39,7 +39,8 @@ def numbers(columns: Iterable[str], schema: Schema, *, where: str) -> None:
     for column in columns:
         if not schema[column].is_numeric():
             raise UserError(
-                f"{where} expects numbers in column '{column}', got {schema[column]}: take it out, "
+                f"{where} expects numbers in column '{column}', got "
+                f"{type_name(schema[column])}: take it out, "
                 "or make a number of it with a 'derive' stage."
             )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from engine.types import NANOSECONDS, UserError, nanoseconds
+from engine.types import NANOSECONDS, UserError, nanoseconds, type_name
 from engine.types.arrays import Ints
 
 PER_TICK = {"ns": 1, "us": 1_000, "ms": 1_000_000}
@@ -43,7 +43,8 @@ class EventTime:
             return None
         raise UserError(
             f"{self.where} time expects a datetime, date or integer column, got "
-            f"'{self.column}' of type {self.dtype}: make a time of it with a 'derive' stage."
+            f"'{self.column}' of type {type_name(self.dtype)}: make a time of it with a "
+            "'derive' stage."
         )
 
     def ticks(self, key: str, value: str | int) -> int:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.types import Features, Name, Padded, Ragged, Tensors, UserError, first_line
+from engine.types import Features, Name, Padded, Ragged, Tensors, UserError, first_line, type_name
 from engine.types.arrays import Ints
 from models.augment.augmentation import Augment, AugmentSettings, Context
 from models.augment.columns import chosen
@@ -179,7 +179,8 @@ class Synonyms(TokenAugment):
             return encode(words)
         if not words.dtype.is_integer():
             raise UserError(
-                f"{self.where} table '{self.settings.table}' expects numbers, got {words.dtype}: "
+                f"{self.where} table '{self.settings.table}' expects numbers, got "
+                f"{type_name(words.dtype)}: "
                 f"no 'tokens' stage says how the words of column '{column}' are numbered."
             )
         numbers = words.cast(pl.Int64).to_numpy()

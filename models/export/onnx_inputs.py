@@ -90,7 +90,7 @@ class OnnxInputs:
             if not self._fits(name, kind, schema[name]):
                 raise UserError(
                     f"The model needs {EXPECTED.get(kind, 'numbers')} in column '{name}', got "
-                    f"{schema[name]}."
+                    f"{type_name(schema[name])}."
                 )
 
     def feed(self, frame: pl.DataFrame) -> Feed:

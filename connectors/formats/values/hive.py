@@ -11,7 +11,7 @@ import polars as pl
 
 from connectors.formats.values.casts import cast
 from connectors.formats.wrapping import WrappingFormat
-from engine.types import PARTITION, POSITION, Format, Records, Rejects, Schema, UserError
+from engine.types import PARTITION, POSITION, Format, Records, Rejects, Schema, UserError, type_name
 
 PAIR = re.compile(r"([A-Za-z_][\w.-]*)=(.*)")
 NONE = "__HIVE_DEFAULT_PARTITION__"
@@ -83,7 +83,8 @@ def _cast(column: str, values: Sequence[str | None], dtype: pl.DataType) -> pl.S
     for value, is_null in zip(values, result.is_null(), strict=True):
         if is_null and value is not None:
             raise UserError(
-                f"A folder is named '{column}={value}', and column '{column}' is {dtype}: expected "
+                f"A folder is named '{column}={value}', and column '{column}' is "
+                f"{type_name(dtype)}: expected "
                 "a value of that type; declare another in [source.schema]."
             )
     return result

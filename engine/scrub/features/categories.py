@@ -26,6 +26,7 @@ from engine.types import (
     Transform,
     UserError,
     require,
+    type_name,
 )
 from engine.types.arrays import Ints
 from engine.types.changes import Neutral
@@ -85,7 +86,7 @@ class Categories(Stage):
             if schema[column].is_float() or schema[column] == pl.Binary:
                 raise UserError(
                     f"{self.where} expects text or whole numbers in column '{column}', got "
-                    f"{schema[column]}: round it with a 'derive' stage, or take it out."
+                    f"{type_name(schema[column])}: round it with a 'derive' stage, or take it out."
                 )
         self._bind_idle(schema)
         if not self._known:

@@ -16,7 +16,7 @@ from engine import types
 from engine.columnar.hashing import Hashes, hashes
 from engine.scrub.columns import expand_columns, extended
 from engine.scrub.key_store import RecentKeys
-from engine.types import Batch, Names, Schema, Snapshot, Stage, Transform, UserError
+from engine.types import Batch, Names, Schema, Snapshot, Stage, Transform, UserError, type_name
 from engine.types.arrays import Bools
 
 Rows = NDArray[np.float32]
@@ -77,7 +77,8 @@ class History(Stage):
         for column in self._columns:
             if not (schema[column].is_numeric() or schema[column] == pl.Boolean):
                 raise UserError(
-                    f"{self.where} expects numbers in column '{column}', got {schema[column]}: "
+                    f"{self.where} expects numbers in column '{column}', got "
+                    f"{type_name(schema[column])}: "
                     "encode it with a 'categories' stage, or take it out."
                 )
         shape = (settings.rows, len(self._columns))

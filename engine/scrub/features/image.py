@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from engine import types
 from engine.scrub.columns import expand_columns, replaced
 from engine.system import environment
-from engine.types import Batch, Name, Names, Schema, Stage, Transform, UserError
+from engine.types import Batch, Name, Names, Schema, Stage, Transform, UserError, type_name
 from engine.types.changes import Neutral
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -106,7 +106,7 @@ class Images(Stage):
             if schema[column] not in (pl.Binary, pl.String):
                 raise UserError(
                     f"{self.where} expects bytes or paths in column '{column}', got "
-                    f"{schema[column]}."
+                    f"{type_name(schema[column])}."
                 )
         if self._root is not None and not self._root.is_dir():
             raise UserError(f"{self.where} root expects a folder, got '{self.settings.root}'.")

@@ -24,6 +24,7 @@ from engine.types import (
     Transform,
     UserError,
     require,
+    type_name,
 )
 
 Timestamps = NDArray[np.int64]
@@ -84,7 +85,7 @@ class Lag(Stage):
         if self._kind.is_nested() or self._kind == pl.Binary:
             raise UserError(
                 f"{self.where} expects single values in column '{settings.column}', got "
-                f"{self._kind}."
+                f"{type_name(self._kind)}."
             )
         if min(settings.steps) < 1:
             raise UserError(f"{self.where} expects steps of 1 or more, got {min(settings.steps)}.")

@@ -13,7 +13,7 @@ from engine.columnar.hash_index import HashIndex
 from engine.columnar.hashing import hashes
 from engine.scrub.event_time import NEVER
 from engine.system.file_stamp import FileStamp, file_stamp
-from engine.types import Schema, UserError, first_line, nearest
+from engine.types import Schema, UserError, first_line, nearest, type_name
 from engine.types.arrays import Ints
 
 ENDINGS = ".parquet, .csv, .tsv, .ndjson, .jsonl, .arrow or .feather"
@@ -232,8 +232,9 @@ def key_column(column: pl.Series, dtype: pl.DataType, where: str) -> pl.Series:
     text = isinstance(column.dtype, TEXTS) and isinstance(dtype, TEXTS)
     if not (whole or temporal or text or column.dtype == pl.Null):
         raise UserError(
-            f"{where} expects {dtype} in its key column '{column.name}', as the stream has, got "
-            f"{column.dtype}."
+            f"{where} expects {type_name(dtype)} in its key column '{column.name}', as the "
+            "stream has, got "
+            f"{type_name(column.dtype)}."
         )
     # A number that the stream's type cannot hold is a key that no row has: null matches nothing.
     return column.cast(dtype, strict=False)

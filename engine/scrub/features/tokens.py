@@ -16,7 +16,17 @@ from pydantic import Field
 from engine import types
 from engine.columnar.hashing import hashes, spans, utf8_buffer
 from engine.scrub.columns import expand_columns, replaced
-from engine.types import Batch, Name, Names, Schema, Stage, Transform, UserError, first_line
+from engine.types import (
+    Batch,
+    Name,
+    Names,
+    Schema,
+    Stage,
+    Transform,
+    UserError,
+    first_line,
+    type_name,
+)
 from engine.types.arrays import Ints
 from engine.types.changes import Neutral
 
@@ -69,7 +79,7 @@ class Tokens(Stage):
             if not (inner == pl.String or (dtype != inner and inner.is_integer())):
                 raise UserError(
                     f"{self.where} expects text, or lists of texts or whole numbers, in column "
-                    f"'{column}', got {dtype}."
+                    f"'{column}', got {type_name(dtype)}."
                 )
         try:
             self._split(pl.Series([""]))

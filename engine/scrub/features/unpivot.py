@@ -21,6 +21,7 @@ from engine.types import (
     UserError,
     require,
     scales_of_rows,
+    type_name,
 )
 
 
@@ -79,8 +80,9 @@ class Unpivot(Stage):
         if len(kinds) > 1 and odd:
             other = next(c for c in self._columns if schema[c] != schema[odd[0]])
             raise UserError(
-                f"{self.where} expects columns of one type, got {schema[odd[0]]} in column "
-                f"'{odd[0]}' and {schema[other]} in '{other}': keep one, or unpivot them apart."
+                f"{self.where} expects columns of one type, got {type_name(schema[odd[0]])} in "
+                f"column '{odd[0]}' and {type_name(schema[other])} in '{other}': keep one, or "
+                "unpivot them apart."
             )
         empty = pl.DataFrame(schema={column: schema[column] for column in self._columns})
         return empty.select(pl.concat_list(self._columns).explode()).to_series().dtype

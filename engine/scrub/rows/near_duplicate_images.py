@@ -12,7 +12,17 @@ from pydantic import Field
 from engine import types
 from engine.columnar.hashing import Hashes
 from engine.scrub.rows.perceptual import perceptual_hashes
-from engine.types import Batch, Name, Schema, Snapshot, Stage, Transform, UserError, require
+from engine.types import (
+    Batch,
+    Name,
+    Schema,
+    Snapshot,
+    Stage,
+    Transform,
+    UserError,
+    require,
+    type_name,
+)
 from engine.types.arrays import Ints
 from engine.types.changes import Neutral
 
@@ -63,8 +73,9 @@ class NearDuplicateImages(Stage):
         require(schema, [column], where=self.where)
         if schema[column] != pl.Binary:
             raise UserError(
-                f"{self.where} expects encoded images (Binary) in column '{column}', got "
-                f"{schema[column]}: use a 'near_duplicates' stage for text, 'duplicates' for the "
+                f"{self.where} expects encoded images (bytes) in column '{column}', got "
+                f"{type_name(schema[column])}: use a 'near_duplicates' stage for text, "
+                "'duplicates' for the "
                 "rest."
             )
         return schema

@@ -13,7 +13,17 @@ from pydantic import Field
 from engine import types
 from engine.columnar.hashing import Hashes, mix, utf8_buffer
 from engine.scrub.key_store import KeyStore
-from engine.types import Batch, Name, Schema, Snapshot, Stage, Transform, UserError, require
+from engine.types import (
+    Batch,
+    Name,
+    Schema,
+    Snapshot,
+    Stage,
+    Transform,
+    UserError,
+    require,
+    type_name,
+)
 from engine.types.arrays import Ints
 
 Signatures = NDArray[np.uint32]
@@ -81,7 +91,8 @@ class NearDuplicates(Stage):
         if schema[column] != pl.String:
             other = "near_duplicate_images" if schema[column] == pl.Binary else "duplicates"
             raise UserError(
-                f"{self.where} expects text in column '{column}', got {schema[column]}: use a "
+                f"{self.where} expects text in column '{column}', got "
+                f"{type_name(schema[column])}: use a "
                 f"'{other}' stage."
             )
         return schema

@@ -25,6 +25,7 @@ from engine.types import (
     Transform,
     UserError,
     require,
+    type_name,
 )
 
 PARTS = ("train", "validation", "test")
@@ -233,7 +234,7 @@ class Split(Stage):
         except pl.exceptions.PolarsError:
             raise UserError(
                 f"{self.where} {key} expects a value of column '{self.settings.time}' "
-                f"({self._kind}), got '{value}'."
+                f"({type_name(self._kind)}), got '{value}'."
             ) from None
 
 

@@ -26,7 +26,17 @@ from engine.scrub.columns import (
 )
 from engine.scrub.fusion import FILLED_BEFORE_LEARNING, FusedOp, Fusible
 from engine.scrub.values.last_values import LastValues
-from engine.types import Batch, Fill, Names, Schema, Snapshot, Transform, UserError, require
+from engine.types import (
+    Batch,
+    Fill,
+    Names,
+    Schema,
+    Snapshot,
+    Transform,
+    UserError,
+    require,
+    type_name,
+)
 from engine.types.changes import Neutral
 
 STATISTICS: dict[str, type[Statistic]] = {
@@ -135,7 +145,7 @@ class Missing(FittedStage, Fusible):
         if default is None and self.settings.strategy != "last":
             raise UserError(
                 f"{self.where} expects numbers, text or booleans in column '{column}', got "
-                f"{dtype}: "
+                f"{type_name(dtype)}: "
                 "use strategy 'last' or 'drop'."
             )
         value = self.settings.value
@@ -144,7 +154,8 @@ class Missing(FittedStage, Fusible):
             fits = holds(dtype, int(value))
         if not fits:
             raise UserError(
-                f"{self.where} value {value!r} does not fit column '{column}' of type {dtype}: "
+                f"{self.where} value {value!r} does not fit column '{column}' of type "
+                f"{type_name(dtype)}: "
                 "set one of that type, or give the column a stage of its own."
             )
 

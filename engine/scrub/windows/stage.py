@@ -14,7 +14,7 @@ from engine.scrub.windows.kernels import SLOTS
 from engine.scrub.windows.planning import SHAPES, Planner
 from engine.scrub.windows.settings import WindowSettings
 from engine.scrub.windows.state import WindowState
-from engine.types import Batch, Schema, Snapshot, Stage, Transform, UserError, require
+from engine.types import Batch, Schema, Snapshot, Stage, Transform, UserError, require, type_name
 from engine.types.arrays import Bools, Floats, Ints
 
 
@@ -96,7 +96,7 @@ class Window(Stage):
         if numeric and not (dtype.is_numeric() or dtype == pl.Boolean):
             raise UserError(
                 f"{self.where} expects numbers in column '{column}' for '{numeric[0]}', got "
-                f"{dtype}: take {', '.join(ANY_TYPE)} of it."
+                f"{type_name(dtype)}: take {', '.join(ANY_TYPE)} of it."
             )
 
     # ------------------------------------------------------------------------------------ applying

@@ -122,7 +122,7 @@ def test_raw_is_one_column() -> None:
     [
         (None, {"a": ["x"], "b": ["y"]}, "there are 2: name the one to write"),
         ("c", {"aa": ["x"]}, "no column 'c' to write"),
-        (None, {"a": [1]}, "column 'a' is Int64: cast it"),
+        (None, {"a": [1]}, "column 'a' is int64: cast it"),
         (None, {"a": ["x", None]}, "Column 'a' is null in row 1"),
     ],
 )
@@ -186,7 +186,7 @@ def test_what_a_given_schema_does_not_hold(change: dict[str, Any], said: str) ->
     ("frame", "said"),
     [
         ({"a b": [1]}, "Avro has no field 'a b'"),
-        ({"a": [[1]]}, r"Column 'a' is List\(Int64\), which is not written as Avro"),
+        ({"a": [[1]]}, r"Column 'a' is list\[int64\], which is not written as Avro"),
     ],
 )
 def test_columns_that_avro_has_not(frame: dict[str, Any], said: str) -> None:

@@ -76,7 +76,7 @@ def test_declared_types_hold_for_folders(suffix: str) -> None:
     frame = read("d", {"k": "float64"})
     assert frame.to_dicts() == [{"x": 1, "k": 1.0, "m": "x"}, {"x": 2, "k": 1.0, "m": "x"}]
     put("d/k=b/m=x", f"a{suffix}")
-    with pytest.raises(UserError, match="A folder is named 'k=b', and column 'k' is Float64"):
+    with pytest.raises(UserError, match="A folder is named 'k=b', and column 'k' is float64"):
         read("d", {"k": "float64"})
 
 

@@ -260,15 +260,15 @@ def test_lists_are_what_plain_python_makes_of_them(
     [
         (
             {"images": ["r"]},
-            "expects arrays of UInt8 or floats of shape .* in column 'r', got List",
+            "expects arrays of uint8 or floats of shape .* in column 'r', got list",
         ),
         ({"images": ["j"]}, "needs column 'j', which is not there"),
         ({"sparse": ["r"]}, "needs to know how many ids column 'r' can hold"),
         ({"padded": ["r"]}, "needs the key 'max_length' or 'buckets'"),
         ({"ragged": ["i"]}, "expects lists of numbers in column 'i', got Array"),
-        ({"sparse": ["f"]}, r"expects lists of ids in column 'f', got List\(Float64\)"),
+        ({"sparse": ["f"]}, r"expects lists of ids in column 'f', got list\[float64\]"),
         ({"arrays": ["i"]}, "expects arrays of floats of shape .* in column 'i', got Array"),
-        ({"arrays": ["f"]}, "in column 'f', got List.*: make them with a 'history' stage"),
+        ({"arrays": ["f"]}, "in column 'f', got list.*: make them with a 'history' stage"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(model: dict[str, Any], sentence: str) -> None:

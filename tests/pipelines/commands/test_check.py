@@ -66,7 +66,7 @@ BROKEN: dict[str, tuple[Changes, str, str]] = {
     ),
     "regression on text": (
         [('target = "y"', 'target = "label"\ntask = "regression"')],
-        "", "expects numbers in target 'label', got String",
+        "", "expects numbers in target 'label', got string",
     ),
     "regression with classes": (
         [('target = "y"', 'target = "y"\nclasses = ["0", "1"]')], "", "classes are given",

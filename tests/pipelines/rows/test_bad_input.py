@@ -103,7 +103,7 @@ def kept_going(
         (("[train]", '[infer]\nmodel = "m"\n[train]'), "has both [train] and [infer]"),
         (
             ('columns = ["key"]', 'columns = ["b"]'),
-            "expects text or whole numbers in column 'b', got Float64",
+            "expects text or whole numbers in column 'b', got float64",
         ),
         (('columns = ["a", "b"]', 'columns = ["key"]'), "expects numbers in column 'key'"),
     ],

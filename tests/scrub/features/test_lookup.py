@@ -278,7 +278,7 @@ def test_a_file_that_is_none(tmp_path: Path, name: str, sentence: str) -> None:
 
 def test_keys_of_another_type_are_refused(tmp_path: Path) -> None:
     pl.DataFrame({"id": [1], "x": [1]}).write_parquet(tmp_path / "t.parquet")
-    with pytest.raises(UserError, match="expects String in its key column 'id'"):
+    with pytest.raises(UserError, match="expects string in its key column 'id'"):
         bound(tmp_path / "t.parquet", pl.DataFrame({"id": ["1"]}), by=["id"])
 
 
