@@ -339,7 +339,7 @@ def test_synonyms_come_from_the_table(tmp_path: Path) -> None:
         (None, r"\[augment.it\] table '.*pairs.csv' cannot be read: "),
         ("", r"\[augment.it\] table '.*' cannot be read: "),
         ("a\n1\n", r"expects two columns, token and synonym, got 1"),
-        ("a,b\nx,y\n", r"expects numbers, got String: no 'tokens' stage says how the words of co"),
+        ("a,b\nx,y\n", r"expects numbers, got string: no 'tokens' stage says how the words of co"),
         ("a,b\n1,9\n", r"expects ids from 0 to 8 for column 't', got 9 to 9"),
         ("a,b\n1,1\n0,2\n", r"has no two tokens that column 't' knows"),
     ],

@@ -533,7 +533,7 @@ SCHEMA = {
         ),
         ("missing", {"columns": ["z*"]}, "expects columns like 'z*', and no column matches"),
         ("missing", {"columns": []}, "names no columns"),
-        ("missing", {"columns": ["text"]}, "expects numbers in column 'text', got String"),
+        ("missing", {"columns": ["text"]}, "expects numbers in column 'text', got string"),
         ("missing", {"columns": ["d"], "strategy": "constant"}, "use strategy 'last' or 'drop'"),
         (
             "missing",

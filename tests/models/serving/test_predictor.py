@@ -341,7 +341,7 @@ def test_bind_misses_a_column(model: Model) -> None:
 def test_bind_finds_text_for_numbers(model: Model) -> None:
     schema = {"a": pl.Float64(), "b": pl.String(), "key": pl.String()}
     assert sentence(lambda: predictor_of(model("binary")).bind(schema)) == (
-        "The model needs numbers in column 'b', got String."
+        "The model needs numbers in column 'b', got string."
     )
 
 

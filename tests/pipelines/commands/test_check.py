@@ -275,7 +275,7 @@ def test_a_model_of_other_columns_is_refused(
         (
             "data.csv",
             ('b = "float64"', 'b = "string"'),
-            "The model needs numbers in column 'b', got String.",
+            "The model needs numbers in column 'b', got string.",
         ),
     ]:
         own = ('/run"', '/served"')

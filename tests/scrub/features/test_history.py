@@ -208,7 +208,7 @@ def test_a_row_that_is_rejected_later_was_a_row_of_its_key(run: Run) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"columns": ["k"]}, "expects numbers in column 'k', got String: encode it with a"),
+        ({"columns": ["k"]}, "expects numbers in column 'k', got string: encode it with a"),
         ({"columns": ["z"]}, "needs column 'z', which is not there"),
         ({"columns": ["x"], "by": ["z"]}, "by needs column 'z', which is not there"),
     ],
