@@ -21,6 +21,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from engine.types.arrays import Floats
+from engine.types.transforms import MAX_ABS
 
 Mask = NDArray[np.uint8]
 ALL: Mask = np.empty(0, np.uint8)
@@ -88,8 +89,8 @@ def clip(column: pl.Series, low: float, high: float) -> tuple[pl.Series, int]:
 
 
 def scale_by(column: pl.Series, shift: float, scale: float) -> pl.Series:
-    """Return ``(x - shift) * scale`` of a Float64 column. Null stays null, NaN NaN; infinite values
-    stay infinite even if the scale is 0."""
+    """Return ``(x - shift) * scale`` of a Float64 column. Null stays null, NaN NaN; see
+    `scaled_one`."""
     if column.null_count():
         return (column - shift) * scale if scale else _each(scale_into, column, shift, scale)
     numbers, _ = buffers(column)
@@ -174,7 +175,7 @@ def clip_into(x, low, high, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def scale_into(x, shift, scale, out):  # type: ignore[no-untyped-def]
-    """Write ``(x - shift) * scale`` to `out`; infinite values stay infinite."""
+    """Write ``(x - shift) * scale`` to `out`; see `scaled_one`."""
     if scale == 0:
         for i in range(x.shape[0]):
             out[i] = scaled_one(x[i], shift, scale)
@@ -185,10 +186,10 @@ def scale_into(x, shift, scale, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def scaled_one(x, shift, scale):  # type: ignore[no-untyped-def]
-    """Return ``(x - shift) * scale`` with 0 times infinity = infinity, so that it does not look
-    like a missing number."""
+    """Return ``(x - shift) * scale``. With a scale of 0, what is infinite or too large to have been
+    learned from stays as large as it is: it must look neither missing nor like the mean."""
     moved = x - shift
-    return moved if scale == 0 and np.isinf(moved) else moved * scale
+    return moved if scale == 0 and abs(moved) >= MAX_ABS else moved * scale
 
 
 @numba.njit(nogil=True, cache=True)
@@ -233,6 +234,7 @@ def _unpower(y, above, below, out):  # type: ignore[no-untyped-def]
 
 __all__ = [
     "ALL",
+    "MAX_ABS",
     "Mask",
     "buffers",
     "bytes_of",

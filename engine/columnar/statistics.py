@@ -2,31 +2,32 @@
 
 Every statistic is a frozen dataclass of numpy arrays with one entry per column. `update` and
 `merge` give a new one; the statistics of two parts merged equal those of the whole, so parts can be
-learned apart. What is no number (null, NaN, infinity) is ignored.
+learned apart. What is no number (null, NaN, infinity) is ignored, and what is too large, see
+`Statistic.limit`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numba
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from engine.columnar.kernels import buffers
+from engine.columnar.kernels import MAX_ABS, buffers
 from engine.types.arrays import Floats
 from engine.types.snapshots import FieldsSnapshot
 
 NumberBlock = pl.DataFrame | Floats
 """The rows to learn from: a frame of number columns, or an array of shape (n, columns)."""
 
-MAX_ABS = 1e150
-"""The largest number that counts; larger ones are ignored like infinity, because their square
-overflows float64."""
+MAX_WIDTH = 1e290
+"""Where nothing is squared, numbers below it count: their sums and differences do not overflow."""
 
 
 def inverse(width: Floats) -> Floats:
@@ -39,9 +40,14 @@ class Statistic(FieldsSnapshot):
     """The interface of every statistic.
 
     `empty(columns)` makes the statistic of no rows; `of(block)` that of one block.
+
+    Attributes:
+        limit: the absolute value from which a number is too large, and ignored like infinity.
     """
 
     __slots__ = ()
+
+    limit: ClassVar[float] = MAX_ABS
 
     @classmethod
     def empty(cls, columns: int) -> Self:
@@ -196,6 +202,8 @@ class Extremes(Statistic):
         low: the smallest, infinity where none was seen.
         high: the largest, minus infinity where none was seen.
     """
+
+    limit: ClassVar[float] = MAX_WIDTH
 
     count: NDArray[np.int64]
     low: Floats
@@ -448,9 +456,13 @@ class Quantiles(Statistic):
         return cls(mean=zeros, weight=zeros, low=infinite, high=-infinite)
 
     @classmethod
-    def of(cls, block: NumberBlock) -> Self:
-        """Return the digest of one block."""
-        rows = np.sort(matrix(block), axis=1)  # NaN comes last
+    def of(cls, block: NumberBlock, limit: float = MAX_ABS) -> Self:
+        """Return the digest of one block.
+
+        Args:
+            limit: what is too large; `MAX_WIDTH` at most.
+        """
+        rows = np.sort(matrix(block, limit), axis=1)  # NaN comes last
         count = np.count_nonzero(~np.isnan(rows), axis=1)
         if not rows.size:
             return cls.empty(len(rows))
@@ -532,6 +544,8 @@ class Counts(Statistic):
             `size` rows; empty tables have type Null until the first value.
         size: values kept per column.
     """
+
+    limit: ClassVar[float] = math.inf
 
     tables: tuple[pl.DataFrame, ...]
     size: int = 1024
@@ -623,14 +637,14 @@ def _sums_of(x, mask):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _good(x, mask):  # type: ignore[no-untyped-def]
+def _good(x, mask, limit):  # type: ignore[no-untyped-def]
     """Return the numbers of x that are not null (0 in the mask, which may be empty), not NaN, and
-    not beyond `MAX_ABS`."""
+    below the limit."""
     kept = np.empty(x.shape[0])
     n = 0
     for i in range(x.shape[0]):
         kept[n] = x[i]
-        n += (mask.shape[0] == 0 or mask[i] != 0) and abs(x[i]) < MAX_ABS
+        n += (mask.shape[0] == 0 or mask[i] != 0) and abs(x[i]) < limit
     return kept[:n]
 
 
@@ -642,7 +656,7 @@ def moments_into(x, mask, out):  # type: ignore[no-untyped-def]
         return
     mean, squares = _sums(x)
     if not (abs(mean) < MAX_ABS / 10 and squares < MAX_ABS):
-        x = _good(x, mask)
+        x = _good(x, mask, MAX_ABS)
         mean, squares = _sums(x)
     out[0], out[1], out[2] = x.shape[0], mean, squares
 
@@ -669,7 +683,7 @@ def _weighted(x, w):  # type: ignore[no-untyped-def]
 def _fading(x, mask, weights, out):  # type: ignore[no-untyped-def]
     """Write count, sum of weights, mean and squared deviations to `out`, shape (4,); `weights` of n
     numbers end with the newest."""
-    x = _good(x, mask)
+    x = _good(x, mask, MAX_ABS)
     n = x.shape[0]
     weight, mean, squares = _weighted(x, weights[weights.shape[0] - n :])
     out[0], out[1], out[2], out[3] = n, weight, mean, squares
@@ -706,7 +720,7 @@ def _grouped(rows, group, groups):  # type: ignore[no-untyped-def]
 @numba.njit(nogil=True, cache=True)
 def extremes_into(x, mask, out):  # type: ignore[no-untyped-def]
     """Write count, smallest and largest to `out`, shape (3,)."""
-    x = _good(x, mask)
+    x = _good(x, mask, MAX_WIDTH)
     low, high = np.inf, -np.inf
     for i in range(x.shape[0]):
         low = min(low, x[i])
@@ -729,11 +743,11 @@ def _frame(block: NumberBlock) -> pl.DataFrame:
     return pl.DataFrame({str(j): column for j, column in enumerate(np.asarray(block).T)})
 
 
-def matrix(block: NumberBlock) -> Floats:
-    """Return shape (columns, n), C-contiguous; NaN for what is not a number."""
+def matrix(block: NumberBlock, limit: float = MAX_ABS) -> Floats:
+    """Return shape (columns, n), C-contiguous; NaN for what is not a number below the limit."""
     frame = block if isinstance(block, pl.DataFrame) else _frame(block)
     matrix = frame.select(pl.all().cast(pl.Float64)).to_numpy(order="fortran").T
-    return np.where(np.abs(matrix) < MAX_ABS, matrix, np.nan)
+    return np.where(np.abs(matrix) < limit, matrix, np.nan)
 
 
 _EDGES = (np.sin(np.pi * (np.arange(CENTROIDS + 1)[:, None] / CENTROIDS - 0.5)) + 1) / 2
@@ -775,6 +789,7 @@ def _counted(column: pl.Series) -> pl.DataFrame:
 
 
 __all__ = [
+    "MAX_WIDTH",
     "CoMoments",
     "Counts",
     "Extremes",

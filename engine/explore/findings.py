@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from engine.columnar.kernels import MAX_ABS
 from engine.columnar.statistics import Counts, Quantiles
 from engine.explore.distinct import ERROR
 from engine.explore.notation import DECIMAL_COMMA, reading, truth
@@ -67,7 +68,8 @@ class ColumnProfile:
     Attributes:
         name, kind: its name and type, as a pipeline file writes it.
         missing: rows without a value, null or NaN.
-        infinite: rows.
+        infinite: rows; `too_large`: rows with a finite number that no stage can learn from, nor
+            mean and deviation hold.
         distinct: different values; `exact` or with a standard error of 0.8 %.
         top: values and how often they occur, most frequent first; empty where too many differ.
         others: rows with other values than those.
@@ -75,7 +77,7 @@ class ColumnProfile:
         reads: whether its texts read as numbers, and lose nothing as such.
         decimal_comma: whether a setting of the source reads these numbers.
         but: which of its texts are no numbers, for the end of a sentence.
-        mean, deviation: of numbers.
+        mean, deviation: of numbers; None if all are too large.
         quantiles: 0, 0.01, 0.25, 0.5, 0.75, 0.99 and 1, of numbers.
         outliers: rows beyond `FENCE` quartile distances, about.
         edges, bars: of the histogram between the quantiles 0.005 and 0.995: n + 1 numbers, n
@@ -90,6 +92,7 @@ class ColumnProfile:
     kind: str
     missing: int
     infinite: int = 0
+    too_large: int = 0
     distinct: int = 0
     exact: bool = False
     top: tuple[tuple[str, int], ...] = ()
@@ -367,10 +370,14 @@ def _numbers(
     survey: Survey, ranks: QuantileTables, j: int, name: str, column: Column
 ) -> ColumnProfile:
     common = _common(survey, name, column)
-    count = int(survey.moments.count[j])
+    common |= {"infinite": column.infinite, "too_large": column.too_large}
+    digest, quantiles = ranks.digest, ranks.quantiles[:, j].copy()
+    count, learnable = int(digest.count[j]), bool(survey.moments.count[j])
     if not count:
-        return ColumnProfile(**common, infinite=column.infinite)
-    digest, quantiles = ranks.digest, ranks.quantiles[:, j]
+        return ColumnProfile(**common)
+    if column.low is not None:  # the digest leaves out the largest
+        extremes: Any = column.low, column.high
+        quantiles[[0, -1]] = extremes
     low, tail, first, median, third, high = (quantiles[i] for i in (0, 2, 3, 4, 5, 6))
     reach = FENCE * (third - first)
     outside = 0.0
@@ -383,9 +390,8 @@ def _numbers(
     )
     return ColumnProfile(
         **common,
-        infinite=column.infinite,
-        mean=float(survey.moments.mean[j]),
-        deviation=float(survey.moments.deviation[j]),
+        mean=float(survey.moments.mean[j]) if learnable else None,
+        deviation=float(survey.moments.deviation[j]) if learnable else None,
         quantiles=tuple(float(x) for x in (low, tail, first, median, third, high, quantiles[8])),
         outliers=round(outside * count),
         edges=edges,
@@ -547,6 +553,11 @@ def _of_columns(
     if infinite:
         yield "Numbers are infinite in " + _listed(
             infinite, lambda c: f"{c.name!r} ({counted(c.infinite, 'row')})"
+        )
+    large = sorted((c for c in columns if c.too_large), key=lambda c: -c.too_large)
+    if large:
+        yield f"Numbers are too large to learn from, {MAX_ABS:g} or more, in " + _listed(
+            large, lambda c: f"{c.name!r} ({counted(c.too_large, 'row')})"
         )
     constant = [c for c in columns if c.exact and c.distinct == 1 and rows > 1]
     if constant:

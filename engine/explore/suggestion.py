@@ -81,6 +81,8 @@ def _unfit(column: ColumnProfile, findings: Findings, time: list[str]) -> str | 
         return "two values: a label, or ready as it is"
     if key := column.key(rows):
         return f'{key}; as a category, declare it "string" in [source.schema]'
+    if column.too_large and column.mean is None:
+        return "too large to learn from: divide it in a 'derive' stage"
     if column.numeric:
         return None
     if column.kind not in ("string", "bool") and not column.kind.startswith(("Enum", "Cat")):
@@ -164,10 +166,10 @@ def _missing(numbers: list[ColumnProfile], findings: Findings) -> Iterator[str]:
 
 
 def _outliers(numbers: list[ColumnProfile], findings: Findings) -> Iterator[str]:
-    far = [c for c in numbers if c.outliers > 0.001 * findings.rows or c.infinite]
+    far = [c for c in numbers if c.outliers > 0.001 * findings.rows or c.infinite or c.too_large]
     if far:
-        most = max(far, key=lambda column: column.outliers)
-        yield f"[scrub.outliers] # about {most.outliers:,} in {json.dumps(most.name)}"
+        n, most = max((max(c.outliers, c.infinite + c.too_large), c.name) for c in far)
+        yield f"[scrub.outliers] # about {n:,} in {json.dumps(most)}"
         yield f"columns = {_names(far)}"
         yield 'method = "iqr"'
         yield ""

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from engine.columnar.expressions import expression
 from engine.columnar.hashing import hashes, mix
-from engine.columnar.statistics import Counts, Moments, Quantiles, matrix
+from engine.columnar.kernels import MAX_ABS
+from engine.columnar.statistics import MAX_WIDTH, Counts, Moments, Quantiles, matrix
 from engine.errors import first_line
 from engine.explore.distinct import DistinctCounter, RowSet
 from engine.explore.notation import MOST_WORDS, counts, words
@@ -61,14 +62,15 @@ class Column:
     Attributes:
         dtype: its type.
         known: values that `counts` should sum up to.
-        null: values that are null; `nan`: NaN; `infinite`: infinite.
+        null: values that are null; `nan`: NaN; `infinite`: infinite; `too_large`: finite, but of a
+            size that no stage can learn from.
         distinct: how many different ones.
         counts: of each value, None where there are too many different ones.
         numbers: texts that read as numbers.
         notations: texts that each of `engine.explore.notation.NOTATIONS` reads.
         words: texts without a digit -> how many; None where there are many different ones.
         padded: of `numbers`, those with zeros in front ("01234"), which a number would lose.
-        low, high: smallest and largest, of what has an order and is no number.
+        low, high: smallest and largest, of times and of finite floats.
         lengths: of texts and bytes, in bytes: fewest, sum, most.
     """
 
@@ -77,6 +79,7 @@ class Column:
     null: int = 0
     nan: int = 0
     infinite: int = 0
+    too_large: int = 0
     distinct: DistinctCounter | None = None
     counts: Counts | None = None
     numbers: int = 0
@@ -175,8 +178,8 @@ class Survey:
         if not self.numeric:
             return
         self.moments = self.moments.update(frame)
-        rows = matrix(frame)
-        self.pairs.update(rows[:MAX_CORRELATED])
+        rows = matrix(frame, MAX_WIDTH)
+        self.pairs.update(matrix(frame[:, :MAX_CORRELATED]))
         missing = np.isnan(rows)
         start = 0
         while start < frame.height:
@@ -186,7 +189,7 @@ class Survey:
             part = TimeSlice(
                 stop - start,
                 missing[:, start:stop].sum(axis=1),
-                Quantiles.of(frame[start:stop]),
+                Quantiles.of(frame[start:stop], MAX_WIDTH),
             )
             if last is not None and room:
                 self._slices[-1] = last.join(part)
@@ -228,12 +231,14 @@ class PairwiseMoments:
         """Return Pearson's correlation, shape (columns, columns); NaN if a column does not vary,
         or the two share fewer than two rows."""
         n = np.maximum(self._n, 1)
-        together = self._xy - self._x * self._x.T / n
-        alone = np.maximum(self._xx - self._x * self._x / n, 0.0)
-        alone = np.where(alone <= 1e-12 * self._xx, 0.0, alone)
-        size = np.sqrt(alone * alone.T)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where((size > 0) & (self._n > 1), np.clip(together / size, -1, 1), np.nan)
+        together = self._xy - self._x * (self._x.T / n)
+        alone = np.maximum(self._xx - self._x * (self._x / n), 0.0)
+        size = np.sqrt(np.where(alone <= 1e-12 * self._xx, 0.0, alone))
+        known = (size > 0) & (size.T > 0) & (self._n > 1)
+        # The product of two sums of squares may overflow where their roots do not.
+        shares = np.divide(together, size, where=known, out=np.zeros_like(size))
+        shares = np.divide(shares, size.T, where=known, out=shares)
+        return np.where(known, np.clip(shares, -1, 1), np.nan)
 
 
 def as_time(frame: pl.DataFrame, sql: str) -> pl.Expr:
@@ -278,6 +283,8 @@ def _add(column: Column, values: pl.Series) -> None:
     if dtype.is_float():
         column.nan += int(values.is_nan().sum())
         column.infinite += int(values.is_infinite().sum())
+        column.too_large += int((values.is_finite() & (values.abs() >= MAX_ABS)).sum())
+        _stretch(column, values.filter(values.is_finite()))
     if column.counts is not None:
         known = len(values) - values.null_count()
         known -= int(values.is_nan().sum()) if dtype.is_float() else 0
@@ -294,9 +301,13 @@ def _add(column: Column, values: pl.Series) -> None:
     if dtype in (pl.String, pl.Binary):
         _measure(column, values)
     elif dtype.is_temporal():
-        ends: list[Any] = [column.low, column.high, values.min(), values.max()]
-        ends = [end for end in ends if end is not None]
-        column.low, column.high = min(ends, default=None), max(ends, default=None)
+        _stretch(column, values)
+
+
+def _stretch(column: Column, values: pl.Series) -> None:
+    ends: list[Any] = [column.low, column.high, values.min(), values.max()]
+    ends = [end for end in ends if end is not None]
+    column.low, column.high = min(ends, default=None), max(ends, default=None)
 
 
 def _few(known: dict[str, int] | None, values: pl.Series) -> dict[str, int] | None:

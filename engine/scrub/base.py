@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +14,7 @@ from engine.columnar.statistics import Extremes, Moments, Statistic
 from engine.scrub.columns import replaced
 from engine.scrub.fusion import FusedOp
 from engine.scrub.side_source import SideStage
+from engine.scrub.too_large import TooLarge
 from engine.types import PART, Batch, Name, Scale, Settings, Snapshot, Stage, UserError, training
 from engine.types.arrays import Floats
 from engine.types.changes import Neutral
@@ -109,6 +111,10 @@ class FittedStage(Stage):
     _nothing: Statistic | None = None
     _rows = 0
 
+    def __init__(self, name: str, settings: Any) -> None:
+        super().__init__(name, settings)
+        self._too_large = TooLarge()
+
     def _begin(self, statistic: Statistic) -> None:
         self._nothing = statistic
         if self._statistic is None:
@@ -129,6 +135,7 @@ class FittedStage(Stage):
         left = self.settings.rows_left(self._rows)
         rows = self._block(frame.head(frame.height if left is None else left))
         if rows.height:
+            self._too_large.note(rows, self._statistic.limit)
             self._statistic = self._statistic.update(rows)
             self._rows += rows.height
 
@@ -154,7 +161,8 @@ class FittedStage(Stage):
         scales = [scale for scale in noted if scale is not None]
         scale = Scale.joined(scales, rows) if scales else None
         self._learn(batch, cold)
-        return batch.with_frame(replaced(batch.frame, joined(parts)), scale=scale)
+        changed = batch.with_frame(replaced(batch.frame, joined(parts)), scale=scale)
+        return changed.counted(self.name, **self._too_large.counts())
 
     def _changed(self, frame: pl.DataFrame) -> list[pl.Series]:
         """Return the stage's columns, transformed with the current state."""
@@ -224,9 +232,11 @@ class FittedStage(Stage):
         return any(counts)
 
     def remarks(self) -> list[str]:
-        """Return a sentence if the stage applies a state it was never allowed to learn."""
+        """Return a sentence if the stage applies a state it was never allowed to learn, and one
+        for each column with numbers that are too large to learn from."""
         if self._statistic is None or self.settings.learn or self._rows:
-            return []
+            limit = math.inf if self._statistic is None else self._statistic.limit
+            return list(self._too_large.remarks(self.where, limit))
         return [
             f"{self.where} has learn = false, and has learned nothing yet that it could apply: let "
             "it learn in a first run, and resume that."

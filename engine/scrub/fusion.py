@@ -27,6 +27,7 @@ from engine.columnar.buffer_pool import BufferPool
 from engine.columnar.kernels import bytes_of, clip_into, fill_into, places, pointer, scale_into
 from engine.columnar.statistics import Extremes, Moments, extremes_into, moments_into
 from engine.scrub.columns import replaced
+from engine.scrub.too_large import too_large
 from engine.types import Batch, Scale, Stage
 from engine.types.arrays import Floats, Ints
 from engine.user_code import calls
@@ -183,7 +184,10 @@ class FusedStages:
                 block = self._block(batch_group.frame, self.stages)
             if block is None or not block.accepts(links):
                 break
-            done.append(_run_batch(block, row, batch, self.stages, links, spent))
+            made = _run_batch(block, row, batch, self.stages, links, spent)
+            if made is None:
+                break
+            done.append(made)
             learned()
         if block is None or not done:
             return None
@@ -204,6 +208,9 @@ class FusedStages:
                 continue
             spent = np.zeros(len(stages))
             done = _run_batch(block, 0, batch, stages, own, spent)
+            if done is None:
+                batch = _one_by_one(batch, stages, record_time)
+                continue
             batch = done.with_frame(block.frame(batch.frame, self._columns))
             _record_times(record_time, stages, start, cpu, spent, 1)
         return batch
@@ -250,9 +257,10 @@ def _run_batch(
     stages: Sequence[Fusible],
     links: Sequence[FusedOp | None],
     spent: Floats,
-) -> Batch:
+) -> Batch | None:
     """Return the batch with what the stages counted; its columns are in the block from `row` on,
-    and the stages have learned from them.
+    and the stages have learned from them. None if a number is too large for one of them to learn
+    from, which the stage itself counts: then nothing has happened.
 
     Args:
         spent: gets the seconds of each stage added, shape (stages,).
@@ -274,6 +282,9 @@ def _run_batch(
         changed,
         nanoseconds,
     )
+    learning = [fused_op.learns is not None for fused_op in some]
+    if (learned[learning, :, 0] < len(batch)).any() and _any_too_large(batch, stages, some):
+        return None
     spent += nanoseconds * 1e-9
     counts = dict(batch.counts)
     for stage, fused_op, sums, values in zip(stages, some, learned, changed, strict=True):
@@ -285,6 +296,12 @@ def _run_batch(
             _count(counts, stage.name, FILLED_BEFORE_LEARNING, values[fused_op.unfitted])
     scales = tuple(fused_op.scale for fused_op in some if fused_op.scale is not None)
     return dataclasses.replace(batch, counts=counts, scales=(*batch.scales, *scales))
+
+
+def _any_too_large(batch: Batch, stages: Sequence[Fusible], links: Sequence[FusedOp]) -> bool:
+    """Return whether a column holds a number that one of the statistics ignores."""
+    limit = min(link.learns.limit for link in links if link.learns is not None)
+    return bool(too_large(batch.frame[list(stages[0].columns)], limit))
 
 
 def _count(counts: dict[tuple[str, str], int], stage: str, name: str, values: Ints) -> None:

@@ -120,7 +120,7 @@ def _scaled(column: pl.Series, at: NDArray[np.int64], shift: Floats, scale: Floa
 
 @numba.njit(nogil=True, cache=True)
 def _scale_rows(x, at, shift, scale, out):  # type: ignore[no-untyped-def]
-    """Scale rows; index -1 is the last, as in numpy."""
+    """Scale rows, see `scaled_one`; index -1 is the last, as in numpy."""
     for i in range(x.shape[0]):
         out[i] = scaled_one(x[i], shift[at[i]], scale[at[i]])
 

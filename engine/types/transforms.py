@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 # Applied in the listed order to raw columns they give exactly what the stage's `apply` gives with
 # the same snapshot.
 
+MAX_ABS = 1e140
+"""From this absolute value on, a number is too large to learn from: sums of squares of smaller ones
+do not overflow float64, however many there are."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fill:
@@ -39,8 +43,8 @@ class Clip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Affine:
-    """``(x - shift) * scale`` in float64; null stays null, and infinite values stay infinite
-    even if the scale is 0."""
+    """``(x - shift) * scale`` in float64; null stays null. If the scale is 0, ``x - shift`` where
+    that is 1e140 or more in absolute value: infinite and too large numbers stay so."""
 
     column: str
     shift: float

@@ -19,6 +19,7 @@ from engine.types import (
     Schema,
     Transform,
 )
+from engine.types.transforms import MAX_ABS
 from models.export.nested_graph import NestedGraph
 from models.export.onnx_graph import ML, Graph
 
@@ -145,9 +146,11 @@ class StageGraph:
             graph = self._graph
             moved = graph.op("Sub", self._matrix, shift)
             self._matrix = graph.op("Mul", moved, scale)
-            if not all(t.scale for t in affine):  # 0 times infinity is no missing number
+            if not all(t.scale for t in affine):  # as `scaled_one` of engine.columnar.kernels
                 constant = graph.op("Equal", scale, graph.constant(np.float64(0)))
-                stays = graph.op("And", graph.op("IsInf", moved), constant)
+                limit = graph.constant(np.float64(MAX_ABS))
+                large = graph.op("GreaterOrEqual", graph.op("Abs", moved), limit)
+                stays = graph.op("And", large, constant)
                 self._matrix = graph.op("Where", stays, moved, self._matrix)
         elif isinstance(first, Power):
             self._power([t for t in numbers if isinstance(t, Power)])

@@ -35,7 +35,8 @@ KINDS: dict[str, tuple[type[Any], dict[str, Any]]] = {
 }
 names = st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=5)
 number = st.one_of(
-    st.floats(-9, 9), st.sampled_from([None, float("nan"), float("inf"), -float("inf"), 1e300])
+    st.floats(-9, 9),
+    st.sampled_from([None, float("nan"), float("inf"), -float("inf"), 1e200, 1e300]),
 )
 frames = st.lists(st.lists(st.tuples(number, number, number), max_size=40), max_size=5)
 TYPES = [pl.Float64(), pl.Float32(), pl.Int64(), pl.UInt8(), pl.Float16()]

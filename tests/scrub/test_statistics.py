@@ -18,6 +18,7 @@ from river import stats
 from sklearn.preprocessing import StandardScaler
 
 from engine.columnar.statistics import (
+    MAX_WIDTH,
     CoMoments,
     Counts,
     Extremes,
@@ -37,8 +38,8 @@ def parts(block: NDArray[np.float64], sizes: list[int]) -> list[NDArray[np.float
     return np.split(block, np.minimum(np.cumsum(sizes), len(block)))
 
 
-def numbers(column: NDArray[np.float64]) -> NDArray[np.float64]:
-    return column[np.abs(column) < 1e150]
+def numbers(column: NDArray[np.float64], limit: float = 1e140) -> NDArray[np.float64]:
+    return column[np.abs(column) < limit]
 
 
 @settings(max_examples=100, deadline=None)
@@ -69,7 +70,7 @@ def test_extremes_of_parts_are_numpys_of_the_whole(
     extremes = Extremes.empty(3)
     for part in parts(block, sizes):
         extremes = extremes.merge(Extremes.empty(3).update(part))
-    for j, column in enumerate(map(numbers, block.T)):
+    for j, column in enumerate(numbers(column, 1e290) for column in block.T):
         assert extremes.count[j] == len(column)
         assert extremes.low[j] == (column.min() if len(column) else math.inf)
         assert extremes.high[j] == (column.max() if len(column) else -math.inf)
@@ -124,7 +125,7 @@ def test_products_of_parts_are_numpys_of_the_whole(
     for part in parts(block, sizes):
         learned = learned.update(part)
         merged = CoMoments.empty(3).update(part).merge(merged)
-    good = block[(np.abs(block) < 1e150).all(axis=1)]
+    good = block[(np.abs(block) < 1e140).all(axis=1)]
     scale = max(1.0, float(np.abs(good).max(initial=0.0)))
     whole = Moments.empty(3).update(block)
     for moments in (learned, merged):
@@ -135,6 +136,24 @@ def test_products_of_parts_are_numpys_of_the_whole(
             wanted = np.cov(good.T, bias=True) * len(good)
             np.testing.assert_allclose(moments.mean, good.mean(axis=0), atol=1e-9 * scale)
             np.testing.assert_allclose(moments.products, wanted, rtol=1e-9, atol=1e-9 * scale**2)
+
+
+@pytest.mark.parametrize("statistic", [Moments.empty(1), CoMoments.empty(1)])
+def test_the_largest_numbers_that_count_overflow_nothing(statistic: Any) -> None:
+    """However many there are: here 1e12."""
+    column = np.where(np.arange(1_000) % 2, 0.99e140, -0.99e140)[:, None]
+    learned = statistic.update(column)
+    for _ in range(30):
+        learned = learned.merge(learned)
+    assert learned.deviation == pytest.approx([0.99e140], rel=1e-9)
+
+
+def test_a_digest_of_a_survey_counts_what_is_not_squared() -> None:
+    column = np.array([1e200, 2e200, 3e200, -1e289, math.inf, 1e291])[:, None]
+    assert Quantiles.of(column).count.tolist() == [0]
+    digest = Quantiles.of(column, MAX_WIDTH)
+    assert digest.count.tolist() == [4]
+    assert digest.quantile(0, 1)[:, 0].tolist() == [-1e289, 3e200]
 
 
 def test_deviation_is_scikit_learns() -> None:

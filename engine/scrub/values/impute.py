@@ -110,7 +110,9 @@ class Impute(FittedStage):
         unfitted = holes[self._unfitted]
         early = {FILLED_BEFORE_LEARNING: int(unfitted.sum())} if unfitted.any() else {}
         self._learn(batch)
-        return batch.with_frame(done).counted(self.name, filled=int(holes.sum()), **early)
+        return batch.with_frame(done).counted(
+            self.name, filled=int(holes.sum()), **early, **self._too_large.counts()
+        )
 
     @property
     def _unfitted(self) -> NDArray[np.bool_]:

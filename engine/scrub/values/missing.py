@@ -203,7 +203,10 @@ class Missing(FittedStage, Fusible):
         own = [made[list(self._columns)].get_columns() for made in parts]
         done = batch.with_frame(replaced(batch.frame, joined(own)))
         return done.counted(
-            self.name, filled=n, **({FILLED_BEFORE_LEARNING: early} if early else {})
+            self.name,
+            filled=n,
+            **({FILLED_BEFORE_LEARNING: early} if early else {}),
+            **self._too_large.counts(),
         )
 
     @property
@@ -283,22 +286,25 @@ class Missing(FittedStage, Fusible):
     # -------------------------------------------------------------------------------- what is known
 
     def remarks(self) -> list[str]:
-        """Return a sentence for each column that never had a value, and was filled anyway."""
+        """Return a sentence for each column that never had a value, and was filled anyway, and one
+        for each column with numbers that are too large to learn from."""
         if self.settings.strategy not in STATISTICS:
             return []
-        empty = (
+        empty = [
             c
             for c, x in zip(
                 self._columns, _centers(self._statistic, len(self._columns)), strict=True
             )
             if x is None
-        )
-        filled = dict(zip(self._columns, self._values(), strict=True))
-        return [
-            f"{self.where} found no value in column '{c}' to learn from, and filled all of it with "
-            f"{filled[c]!r}: leave the column out, or set a 'value'."
-            for c in empty
         ]
+        filled = dict(zip(self._columns, self._values(), strict=True))
+        large = self._too_large.columns
+        return [
+            f"{self.where} found no value in column '{c}' to learn from, and filled "
+            f"{'what is missing in it' if c in large else 'all of it'} with {filled[c]!r}: leave "
+            "the column out, or set a 'value'."
+            for c in empty
+        ] + super().remarks()
 
     def _values(self) -> list[Any]:
         """Return the current fill value of each column, in its type."""

@@ -113,7 +113,7 @@ class Outliers(FittedStage, Fusible):
         action = {"clip": self._clipped, "reject": self._rejected, "flag": self._flagged}
         done = action[self.settings.action](batch)
         self._learn(batch)
-        return done
+        return done.counted(self.name, **self._too_large.counts())
 
     @property
     def kinds(self) -> list[pl.DataType]:
@@ -130,12 +130,13 @@ class Outliers(FittedStage, Fusible):
     def remarks(self) -> list[str]:
         """Return a remark if all rows came before anything was learned, so that none was tested."""
         remarks = super().remarks()
-        if remarks or self._judged or not self._looked or not self._rows:
+        if self._judged or not self._looked or not self._rows:
             return remarks
         return [
+            *remarks,
             f"{self.where} tested none of {counted(self._rows, 'row')}: it tests a batch with "
             f"the ones before it, once they have min_rows = {self.settings.min_rows} numbers; a "
-            "smaller [loader] batch_rows lets it begin earlier."
+            "smaller [loader] batch_rows lets it begin earlier.",
         ]
 
     def _note(self, batch: Batch, bounds: NDArray[np.float64]) -> None:

@@ -10,10 +10,11 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.columnar.kernels import inverse_power_transform, power_transform, scale_by
+from engine.columnar.kernels import MAX_ABS, inverse_power_transform, power_transform, scale_by
 from engine.columnar.statistics import Quantiles, inverse
 from engine.scrub.base import FittedStage, ForgetSettings
 from engine.scrub.columns import expand_columns, numbers, replaced
+from engine.scrub.too_large import too_large
 from engine.types import Affine, Batch, Names, Power, Scale, Schema, Snapshot, Transform, UserError
 from engine.types.arrays import Floats
 from engine.types.changes import Neutral
@@ -117,7 +118,14 @@ class Powers(FittedStage):
     def _changed(self, frame: pl.DataFrame) -> list[pl.Series]:
         columns = []
         for column, above, below, shift, scale in self._rows_of_numbers():
-            power = power_transform(frame.get_column(column).cast(pl.Float64), above, below)
+            x = frame.get_column(column).cast(pl.Float64)
+            power = power_transform(x, above, below)
+            if not scale and too_large(x.to_frame(), MAX_ABS):  # stays as large as it is
+                power = (
+                    power.to_frame()
+                    .select(pl.when(x.abs() < MAX_ABS).then(power).otherwise(x))
+                    .to_series()
+                )
             columns.append(scale_by(power, shift, scale) if self._standardizes else power)
         return columns
 

@@ -15,8 +15,8 @@ import numba
 import numpy as np
 import polars as pl
 
-from engine.columnar.kernels import buffers
-from engine.columnar.statistics import MAX_ABS, matrix
+from engine.columnar.kernels import MAX_ABS, buffers
+from engine.columnar.statistics import matrix
 from engine.types.arrays import Floats, Ints
 from engine.types.snapshots import FieldsSnapshot
 

@@ -530,3 +530,38 @@ def test_words_among_numbers_are_left_to_a_stage_where_the_source_knows_none() -
     (column,) = column_profiles(seen)
     assert "null_values" not in column.but
     assert "TRY_CAST" in column.reader
+
+
+# ----------------------------------------------------------------------------------- the too large
+
+
+def test_the_largest_numbers_are_the_ends_and_are_told() -> None:
+    findings = found(pl.DataFrame({"x": [1.0, 2.0, 3.0, 1e150, -1.7e308, None, float("inf")]}))
+    (x,) = findings.columns
+    assert (x.quantiles[0], x.quantiles[-1]) == (-1.7e308, 1e150)
+    assert (x.too_large, x.infinite, x.missing) == (2, 1, 1)
+    assert x.mean == 2.0
+    assert "Numbers are too large to learn from, 1e+140 or more, in 'x' (2 rows)." in (
+        findings.sentences
+    )
+    assert '[scrub.outliers] # about 3 in "x"' in findings.suggestion
+
+
+@pytest.mark.parametrize("size", [1e200, 1e300])
+def test_a_column_of_numbers_that_are_too_large_is_in_no_stage(size: float) -> None:
+    findings = found(pl.DataFrame({"x": [size * i for i in (1, 2, 3, 4)], "z": [1, 5, 9, 4]}))
+    x, _ = findings.columns
+    assert (x.too_large, x.mean) == (4, None)
+    assert '# left out: "x", too large to learn from' in findings.suggestion
+    assert 'columns = ["z"]' in findings.suggestion
+    assert '"x"' not in findings.suggestion.partition("\n\n")[2]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from([1.0, 1e100, 1e139, 1e-60]), st.sampled_from([1.0, 1e100, 1e139, 1e-60]))
+def test_correlations_do_not_depend_on_the_scale(a: float, b: float) -> None:
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=200)
+    y = x + rng.normal(size=200)
+    _, ((_, got), _) = related(survey(pl.DataFrame({"x": x * a, "y": y * b})))
+    assert got == pytest.approx(np.corrcoef(x, y)[0, 1], rel=1e-9)

@@ -607,9 +607,9 @@ def test_what_is_infinite_is_not_filled_where_a_column_does_not_vary(tmp_path: P
     """Its scale is 0 then, and 0 times infinity would be a missing number."""
     line: list[Transform] = [Affine(column="x", shift=3.0, scale=0.0), Fill(column="x", value=7.0)]
     session = front(("x", "y"), line, tmp_path)
-    x = np.array([3.0, np.inf, -np.inf, np.nan])
+    x = np.array([3.0, np.inf, -np.inf, np.nan, 1e200, -1e308, 1e139])
     (made,) = session.run(None, {"x": x, "y": x})
-    assert made.T.tolist()[0] == [0.0, np.inf, -np.inf, 7.0]
+    assert made.T.tolist()[0] == [0.0, np.inf, -np.inf, 7.0, 1e200, -1e308, 0.0]
     np.testing.assert_array_equal(made[:, 1], x)
 
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.preprocessing import RobustScaler
 
-from engine.types import Batch
+from engine.loading.collate import Collate
+from engine.types import Batch, Features
 
 INF, NAN = math.inf, math.nan
 Run = Callable[..., list[Batch]]
@@ -224,3 +225,80 @@ def test_what_is_infinite_stays_so_from_the_first_row_on(
         else:
             assert math.isnan(value) == math.isnan(got)
             assert not math.isinf(got)
+
+
+# ----------------------------------------------------------------------------------- the too large
+
+LARGE = [1e200, None, 2e200, -1e308]
+
+
+@pytest.mark.parametrize("cold", [True, False])
+@pytest.mark.parametrize("kind", ["standardize", "robust", "standardize_by", "power"])
+def test_what_is_too_large_to_learn_from_stays_so_and_is_told(
+    request: pytest.FixtureRequest, stage: Make, batch: Make, kind: str, cold: bool
+) -> None:
+    if not cold:
+        request.getfixturevalue("steady")
+    by = {"by": ["k"]} if kind == "standardize_by" else {}
+    made, rows = stage(kind, columns=["x"], **by), batch(x=LARGE, k=["a"] * 4)
+    made.bind({"x": pl.Float64(), "k": pl.String()})
+    first, second = made.apply(rows), made.apply(rows)
+    assert first.frame["x"].to_list() == second.frame["x"].to_list() == LARGE
+    assert first.counts["s", "too_large"] == second.counts["s", "too_large"] == 3
+    (remark,) = made.remarks()
+    assert "learned nothing from 6 numbers of column 'x' of size 1e+140 or more" in remark
+    assert "(the first: 1e+200)" in remark
+
+
+@pytest.mark.parametrize("kind", ["standardize", "normalize", "robust", "power"])
+def test_beside_a_constant_a_number_that_is_too_large_is_none_like_it(run: Run, kind: str) -> None:
+    part = {"x": [5.0] * 200}
+    done = run(kind, {"columns": ["x"]}, part, {"x": [5.0, 7.0, 1e200]})[-1].frame["x"].to_list()
+    assert done[0] == 0
+    assert abs(done[2]) >= 1e200
+
+
+def test_numbers_below_the_limit_are_counted_nowhere(run: Run) -> None:
+    (done,) = run("standardize", {"columns": ["x"]}, {"x": [1.0, None, NAN, INF, 9e139]})
+    assert not done.counts
+
+
+@pytest.mark.usefixtures("steady")
+def test_normalize_holds_the_whole_range(run: Run) -> None:
+    part = {"x": [1e200, 2e200, 3e200, -1e200]}
+    (_, done) = run("normalize", {"columns": ["x"]}, part, part)
+    assert done.frame["x"].to_list() == pytest.approx([0.5, 0.75, 1.0, 0.0])
+    assert not done.counts
+    (_, done) = run("normalize", {"columns": ["x"]}, {"x": [1e300, 1e300]}, {"x": [1e300]})
+    assert done.frame["x"].to_list() == [1e300]
+    assert done.counts == {("s", "too_large"): 1}
+
+
+@pytest.mark.parametrize(("strategy", "filled"), [("mean", 0.0), ("median", 0.0)])
+def test_a_gap_among_numbers_that_are_too_large_says_so(
+    stage: Make, batch: Make, strategy: str, filled: float
+) -> None:
+    made = stage("missing", columns=["x"], strategy=strategy)
+    made.bind({"x": pl.Float64()})
+    done = made.apply(batch(x=LARGE))
+    assert done.frame["x"].to_list() == [1e200, filled, 2e200, -1e308]
+    assert done.counts["s", "too_large"] == 3
+    empty, large = made.remarks()
+    assert "filled what is missing in it with 0.0" in empty
+    assert "learned nothing from 3 numbers of column 'x'" in large
+
+
+def test_outliers_are_bounded_however_large(run: Run) -> None:
+    part = {"x": [float(i % 10) for i in range(200)]}
+    done = run("outliers", {"columns": ["x"], "method": "iqr"}, part, {"x": [1e200, 3.0]})[-1]
+    assert done.frame["x"].to_list() == pytest.approx([22.0, 3.0], abs=1.0)
+    assert done.counts == {("s", "clipped"): 1, ("s", "too_large"): 1}
+
+
+def test_a_learner_never_sees_what_no_stage_could_scale(run: Run) -> None:
+    (done,) = run("standardize", {"columns": ["x"]}, {"x": [1e308, -1e308, 1e308]})
+    batch = Collate(Features(numeric=("x",))).apply(done)
+    assert batch.tensors is not None
+    assert len(batch.tensors.numeric) == 0
+    assert [rejects.reason for rejects in batch.rejects] == ["not_finite"]
+    assert sum(len(rejects) for rejects in batch.rejects) == 3
