@@ -84,11 +84,16 @@ def common_format(files: dict[str, Path]) -> str:
     """
     kinds = {name: _kind(path) for name, path in files.items()}
     first = next(iter(kinds))
-    for name, format in kinds.items():
+    for (name, path), format in zip(files.items(), kinds.values(), strict=True):
+        if format is None and _extension(path) == ".avro":
+            raise UserError(
+                f"[source] path '{name}' is an Avro file, and Avro is read from topics only: write "
+                "it as Parquet, which keeps its types."
+            )
         if format is None:
             raise UserError(
-                f"[source] path '{name}' has no extension that says what it holds: set [source] "
-                f"format to {', '.join(FILES)}."
+                f"[source] path '{name}' {_unclear(path)}: set [source] format to "
+                f"{', '.join(FILES)}."
             )
         if format != kinds[first]:
             raise UserError(
@@ -96,6 +101,13 @@ def common_format(files: dict[str, Path]) -> str:
                 f"'{name}' ({format}): choose one."
             )
     return str(kinds[first])
+
+
+def _unclear(path: Path) -> str:
+    """Return why the extension does not tell the format."""
+    if _extension(path) == ".json":
+        return "may hold one object (json) or one a line (ndjson), which its name does not tell"
+    return "has no extension that says what it holds"
 
 
 def _shown(path: str | Path) -> str:

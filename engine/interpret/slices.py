@@ -84,9 +84,9 @@ def worst_slices(
             for code in usable
         ]
         if slices:
-            found.append(max(slices, key=lambda one: one.low))
+            found.append(max(slices, key=_badness))
     uncut = [column for column, each in cut.items() if each is None]
-    return sorted(found, key=lambda one: -one.low), uncut
+    return sorted(found, key=_badness, reverse=True), uncut
 
 
 def cells(column: pl.Series) -> SliceCells | None:
@@ -153,11 +153,15 @@ def _with_missing(column: pl.Series, codes: Ints, names: list[str]) -> SliceCell
 def _slice(name: str, column: str, losses: Floats, reach: float, every: Floats) -> Slice:
     mean, rows = float(losses.mean()), len(losses)
     error = float(losses.std(ddof=1)) / math.sqrt(rows) if rows > 1 else math.inf
-    low, high = mean - reach * error, mean + reach * error
+    low, high = max(0.0, mean - reach * error), mean + reach * error  # no loss is below 0
     worse = bool(low > every.mean())
     return Slice(
         name=name, column=column, rows=rows, loss=mean, low=low, high=high, worse=worse
     )  # fmt: skip
+
+
+def _badness(one: Slice) -> tuple[float, float]:
+    return one.low, one.loss
 
 
 __all__ = ["SliceCells", "cells", "named_slices", "worst_slices"]

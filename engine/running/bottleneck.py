@@ -32,6 +32,8 @@ IDLE_SHARE = 0.5
 """Below this share of the time the busiest thread is not a bottleneck, if records come slowly."""
 MIN_SECONDS = 1.0
 """A shorter sample shows compilation and the opening of files rather than the bottleneck."""
+MIN_ROWS = 100
+"""Of fewer rows each part has done too little: waits and fixed costs are all that shows."""
 COMPILING_SHARE = 0.1
 """The share of the time in which loops were compiled above which a sample shows nothing else."""
 RUN_SECONDS = 3.0
@@ -123,7 +125,7 @@ def diagnose(
     work = {name: stage_time for name, stage_time in timing.stages.items() if stage_time.wall > 0}
     if timing.at < MIN_SECONDS or timing.compiling > COMPILING_SHARE * timing.at:
         return None
-    if not any(stage_time.rows for stage_time in work.values()):
+    if max((stage_time.rows for stage_time in work.values()), default=0) < MIN_ROWS:
         return None
     threads: dict[str, dict[str, StageTime]] = {"fetch": {}, "prepare": {}, "main": {}}
     for name, stage_time in work.items():

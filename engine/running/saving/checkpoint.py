@@ -313,9 +313,9 @@ class Checkpoints:
             if not isinstance(now, Tolerated):
                 now_is, was_is = _difference(now, was)
                 raise UserError(
-                    f"The checkpoint in {self.folder} was written with another {part}: expected "
-                    f"{now_is}, got {was_is}; take another folder, or start over with --fresh."
-                    + (NEW_STAGES if part == "scrub" else "")
+                    f"The checkpoint in {self.folder} was written with another {part}: {now_is} "
+                    f"now, {was_is} when it was written; take another folder, or start over with "
+                    "--fresh." + (NEW_STAGES if part == "scrub" else "")
                 )
 
     def _tell(self, written: Mapping[str, str], here: Mapping[str, str]) -> None:

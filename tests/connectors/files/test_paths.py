@@ -44,6 +44,22 @@ def test_files_that_all_say_nothing_ask_for_a_format(tmp_path: Path) -> None:
         common_format(find_files([str(tmp_path)]))
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("a.json", r"a\.json' may hold one object \(json\) or one a line \(ndjson\), .* format to"),
+        (
+            "a.avro",
+            r"a\.avro' is an Avro file, and Avro is read from topics only: write it as Parq",
+        ),
+    ],
+)
+def test_an_extension_that_does_not_tell_says_why(tmp_path: Path, name: str, says: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=says):
+        common_format(find_files([str(tmp_path / name)]))
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a folder of another user")
 def test_a_folder_that_cannot_be_listed_is_not_left_out(tmp_path: Path) -> None:
     """Its files would be missing without a word."""

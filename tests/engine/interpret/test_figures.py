@@ -14,7 +14,7 @@ from engine.interpret import Interpretation, page
 from engine.interpret.calibration import calibrations
 from engine.interpret.figures import Calibration, Importance, Slice, WorstRow
 from engine.interpret.judging import Judge, Judged, are_probabilities, student
-from engine.interpret.slices import cells, worst_slices
+from engine.interpret.slices import cells, named_slices, worst_slices
 from engine.types import Features
 from engine.types.arrays import Floats
 from tests.chromium import HOSTILE, require_inert
@@ -124,6 +124,15 @@ def test_the_worst_slice_of_each_column_comes_first() -> None:
     assert not any(each.worse for each in found if each.column in ("noise", "day"))
     assert uncut == ["blob"]
     assert [each.column for each in found if each.name.startswith("day from 2020-")]
+
+
+def test_no_interval_of_a_loss_reaches_below_0() -> None:
+    frame = pl.DataFrame({"c": ["a"] * 40 + ["b"] * 40, "_position": range(80)})
+    losses = np.where(np.arange(80) % 40 == 7, 5.0, 0.01)
+    (worst,), _ = worst_slices(frame, losses, ("c",))
+    (named,), _ = named_slices(frame, losses, {"a": pl.col("c") == "a"})
+    for each in (worst, named):
+        assert each.low == 0.0 < each.loss < each.high
 
 
 @pytest.mark.parametrize(

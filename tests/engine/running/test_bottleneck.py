@@ -110,6 +110,8 @@ def test_too_little_to_tell() -> None:
     first = account(standardize=9.0)
     first.compiling = 8.0  # inside the stage, once on a machine
     assert diagnose(first, settings=SETTINGS) is None
+    few = TimingSnapshot(at=10.0, stages={"decode": StageTime(calls=3, rows=3, wall=9.0, cpu=9.0)})
+    assert diagnose(few, settings=SETTINGS) is None
 
 
 def test_the_difference_of_two_accounts() -> None:

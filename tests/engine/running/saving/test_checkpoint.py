@@ -149,10 +149,10 @@ def test_all_torn_never_means_from_the_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("here", "sentence"),
     [
-        ({"pipeline": "q"}, "written with another pipeline: expected 'q', got 'p'"),
+        ({"pipeline": "q"}, "written with another pipeline: 'q' now, 'p' when it was written;"),
         (
             {"schema": '{"a": "String"}'},
-            'written with another schema: expected a = "String", got a = "Float64"',
+            'written with another schema: a = "String" now, a = "Float64" when it',
         ),
     ],
 )
