@@ -365,7 +365,9 @@ def _places(parts: Parts, totals: Totals) -> dict[str, Path]:
     pipeline = parts.pipeline
     files = {"checkpoints": Path(parts.endpoints.checkpoints.settings.path)}
     if pipeline.sink is not None and "path" in pipeline.sink:
-        files["predictions" if pipeline.model else "rows"] = Path(pipeline.sink["path"])
+        files["predictions" if pipeline.model or pipeline.infer else "rows"] = Path(
+            pipeline.sink["path"]
+        )
     if totals.rejected and pipeline.dead_letters.kind == "files":
         files["dead letters"] = pipeline.dead_letters_path
     return files

@@ -20,6 +20,7 @@ from engine.types.plural import counted
 
 if TYPE_CHECKING:
     from engine.assembly.adoption import Adoption, Proof
+    from engine.assembly.parts import Parts
 
 MAX_OPERATORS = 12
 """The most frequent operators that are shown."""
@@ -41,7 +42,24 @@ def adopt(
     run = None if pipeline is None else Run(pipeline, overrides)
     if write:
         _require_writable(pipeline)
+    parts = None if run is None else run.parts
     adoption = adopting.adopt(file, to, dict(map(_shape, shapes)))
+    try:
+        table = _table(file, adoption, parts, write=write)
+    except UserError:
+        if write and adoption.path != file:  # nothing is written unless all is
+            adoption.path.unlink(missing_ok=True)
+        raise
+    if pipeline is None or not write:
+        return
+    path = Path(pipeline)
+    text = path.read_text(encoding="utf-8")
+    atomic.write(path, f"{text.rstrip()}\n\n{table}")
+    console().print(f"Wrote [infer] into {path}.", highlight=False, markup=False)
+
+
+def _table(file: Path, adoption: Adoption, parts: Parts | None, *, write: bool) -> str:
+    """Print what the file holds, and return the [infer] table, tried as `run` tries it."""
     out = console()
     if adoption.graph.operators:
         out.print(_facts(file, adoption))
@@ -49,17 +67,17 @@ def adopt(
         out.print(Text(sentence), soft_wrap=True)
     if adoption.graph.refusal:
         raise UserError(f"'{file}' cannot be served: {adoption.graph.refusal}.")
-    parts = None if run is None else run.parts
+    changed = adoption.proof is not None and not adoption.proof.failure
+    wrote = Text(f"Wrote {adoption.path}.")
+    if changed and not write:
+        out.print(wrote, soft_wrap=True)
     table = adopting.table(adoption, parts)
     if not write:
         put(f"\n{table}")
     adopting.require_served(table, adoption, parts)
-    if pipeline is None or not write:
-        return
-    path = Path(pipeline)
-    text = path.read_text(encoding="utf-8")
-    atomic.write(path, f"{text.rstrip()}\n\n{table}")
-    out.print(f"Wrote [infer] into {path}.", highlight=False, markup=False)
+    if changed and write:
+        out.print(wrote, soft_wrap=True)
+    return table
 
 
 def _require_writable(pipeline: str | None) -> None:
@@ -128,7 +146,6 @@ def _findings(adoption: Adoption) -> Iterator[str]:
             yield f"Its batches are cut into pieces of {counted(adoption.fixed, 'row')}."
         return
     yield f"Proved equal: {_proved(adoption.proof)}."
-    yield f"Wrote {adoption.path}."
 
 
 def _proved(proof: Proof) -> str:

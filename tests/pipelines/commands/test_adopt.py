@@ -99,6 +99,18 @@ def test_adopt_writes_into_a_pipeline(headrace: Headrace, pipeline: Path, tmp_pa
     assert "has an [infer] table already" in err
 
 
+def test_a_table_that_cannot_be_written_leaves_no_file(
+    headrace: Headrace, pipeline: Path, tmp_path: Path
+) -> None:
+    model = saved(tmp_path / "m.onnx", graphs.FIXED.replace("x", "nowhere"), rows=1)
+    before = sorted(tmp_path.iterdir()), pipeline.read_text()
+    words = ("--shape", "nowhere=n,2", "--pipeline", pipeline)
+    code, out, err = headrace("adopt", model, *words, "--write")
+    assert code == 2, err
+    assert "Wrote" not in out
+    assert (sorted(tmp_path.iterdir()), pipeline.read_text()) == before
+
+
 @pytest.mark.parametrize("pipelined", [False, True])
 @pytest.mark.parametrize(
     ("text", "refused"),
