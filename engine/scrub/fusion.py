@@ -282,8 +282,7 @@ def _run_batch(
         changed,
         nanoseconds,
     )
-    learning = [fused_op.learns is not None for fused_op in some]
-    if (learned[learning, :, 0] < len(batch)).any() and _any_too_large(batch, stages, some):
+    if _ignores_numbers(batch, stages[0].columns, some, learned[:, :, 0]):
         return None
     spent += nanoseconds * 1e-9
     counts = dict(batch.counts)
@@ -298,10 +297,23 @@ def _run_batch(
     return dataclasses.replace(batch, counts=counts, scales=(*batch.scales, *scales))
 
 
-def _any_too_large(batch: Batch, stages: Sequence[Fusible], links: Sequence[FusedOp]) -> bool:
-    """Return whether a column holds a number that one of the statistics ignores."""
+def _ignores_numbers(
+    batch: Batch, columns: Sequence[str], links: Sequence[FusedOp], kept: Floats
+) -> bool:
+    """Return whether a statistic ignored a number that is too large for it; `kept` is how many it
+    counted, shape (stages, columns). Only where these are fewer than there are values, NaN among
+    them, are the columns looked at."""
+    learning = [link.learns is not None for link in links]
+    if not (kept[learning] < len(batch)).any():
+        return False
+    nulls = [batch.frame.get_column(column).null_count() for column in columns]
+    # Nulls reach only a first stage that fills them.
+    values = np.full(kept.shape, len(batch))
+    values[0] -= nulls
+    if not (kept[learning] < values[learning]).any():
+        return False
     limit = min(link.learns.limit for link in links if link.learns is not None)
-    return bool(too_large(batch.frame[list(stages[0].columns)], limit))
+    return bool(too_large(batch.frame[list(columns)], limit))
 
 
 def _count(counts: dict[tuple[str, str], int], stage: str, name: str, values: Ints) -> None:
