@@ -632,10 +632,11 @@ def _release(registers, panes, at, size):
     registers[free] = at
 
 
-@_inlined
+@_called
 def _make_room(cells, registers, record):
     """Make room behind a key's last entry: move the entries to the start of the segment, or of one
     that fits better."""
+    apart()
     records, parts, panes = cells.records, cells.parts, cells.panes
     at, size = records[record, AT], parts[record, SIZE]
     first, end = parts[record, FIRST], parts[record, END]
@@ -669,8 +670,9 @@ def _move_down(cells, record, source, target, by):
         parts[record, word] = max(parts[record, word] - by, 0)
 
 
-@_inlined
+@_called
 def _can_grow(registers, room, entries, size):
+    apart()
     number = _fitting(entries)
     return _class_size(number) <= size or _fits(registers, room, number)
 
@@ -694,7 +696,7 @@ def _has_room(memory, record):
 # ---------------------------------------------------------------------------------------- sketches
 
 
-@_inlined
+@_called
 def _mark(slots, bases, sketches, record, values, i, pane, newest):
     """Note in a key's slots that a row's values were seen in a pane; the newest may be before it,
     if that is far ahead of the stream."""
@@ -713,7 +715,7 @@ def _mark(slots, bases, sketches, record, values, i, pane, newest):
             slots[record, s] = max(slots[record, s], after)
 
 
-@_inlined
+@_called
 def _distinct(slots, bases, record, sketch, start, pane, own):
     """Estimate how many values were seen in the panes after `start`, up to and with `pane`; and in
     the slot `own`, which may be NaN."""
@@ -729,7 +731,7 @@ def _distinct(slots, bases, record, sketch, start, pane, own):
     return ESTIMATES[seen]
 
 
-@_inlined
+@_called
 def _start(plan, origin, window, pane, since):
     """Return the last unit before the window of a row; `since` is when its session began."""
     length = plan.spec.lengths[window]
