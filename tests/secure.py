@@ -18,7 +18,6 @@ from kafka.admin import (
     ResourceType,
     ScramMechanism,
     UserScramCredentialDeletion,
-    UserScramCredentialUpsertion,
 )
 
 from tests.broker import Broker, free_ports
@@ -124,14 +123,6 @@ class SecureBroker(Broker):
         admin = KafkaAdminClient(bootstrap_servers=self.bootstrap_servers)
         for kind in (ScramMechanism.SCRAM_SHA_256, ScramMechanism.SCRAM_SHA_512):
             admin.alter_user_scram_credentials([UserScramCredentialDeletion(user, kind)])
-        admin.close()
-
-    def remember(self, user: str) -> None:
-        """Make a user's SCRAM credentials again."""
-        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap_servers)
-        for kind in (ScramMechanism.SCRAM_SHA_256, ScramMechanism.SCRAM_SHA_512):
-            made = UserScramCredentialUpsertion(user, kind, PASSWORDS[user])
-            admin.alter_user_scram_credentials([made])
         admin.close()
 
     def _certificates(self, folder: Path) -> None:
