@@ -27,6 +27,7 @@ from kafka.admin import NewTopic
 
 from tests.java import CACHE, LIGHT, classes
 from tests.server import Server
+from tests.waiting import HANG
 
 POM = Path(__file__).parents[1] / "deploy" / "kafka" / "pom.xml"
 PROPERTIES = """
@@ -87,13 +88,19 @@ class Broker(Server):
         """Run it, and return when it answers."""
         command = [*self._command("-Xmx768m"), "kafka.Kafka", str(self._config)]
         self._run(command, cwd=self.folder)
-        KafkaAdminClient(bootstrap_servers=self.bootstrap_servers).close()
+        self.admin().close()
         return self
+
+    def admin(self) -> KafkaAdminClient:
+        """A client that waits for the broker as long as a busy machine may need."""
+        return KafkaAdminClient(
+            bootstrap_servers=self.bootstrap_servers, bootstrap_timeout_ms=int(1000 * HANG)
+        )
 
     def topic(self, partitions: int = 1) -> str:
         """A new topic; its name."""
         name = f"t-{uuid.uuid4().hex[:12]}"
-        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap_servers)
+        admin = self.admin()
         made = NewTopic(name=name, num_partitions=partitions, replication_factor=1)
         admin.create_topics([made])
         admin.close()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import trustme
 from cryptography.hazmat.primitives import serialization as pem
-from kafka import KafkaAdminClient
 from kafka.admin import (
     ACL,
     ACLFilter,
@@ -88,7 +87,7 @@ class SecureBroker(Broker):
 
     def allow(self, operation: ACLOperation, kind: ResourceType, name: str) -> None:
         """Let reader do so."""
-        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap_servers)
+        admin = self.admin()
         admin.create_acls(
             [
                 ACL(
@@ -104,7 +103,7 @@ class SecureBroker(Broker):
 
     def forbid(self, kind: ResourceType, name: str) -> None:
         """Take back what reader was let do."""
-        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap_servers)
+        admin = self.admin()
         admin.delete_acls(
             [
                 ACLFilter(
@@ -120,7 +119,7 @@ class SecureBroker(Broker):
 
     def forget(self, user: str) -> None:
         """Delete a user's SCRAM credentials."""
-        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap_servers)
+        admin = self.admin()
         for kind in (ScramMechanism.SCRAM_SHA_256, ScramMechanism.SCRAM_SHA_512):
             admin.alter_user_scram_credentials([UserScramCredentialDeletion(user, kind)])
         admin.close()

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.cluster import ClusterMetadata
 from kafka.net.manager import KafkaConnectionManager
 from kafka.partitioner import default
@@ -247,7 +247,7 @@ def test_a_full_buffer_waits_for_answers(sent: Any) -> None:
 def test_a_batch_that_the_broker_calls_too_large_is_split(sent: Any) -> None:
     broker = shared_broker()
     topic = broker.topic()
-    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+    admin = broker.admin()
     limit = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": "3000"})
     admin.alter_configs([limit])
     admin.close()

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaConnectionError
 
 from connectors.kafka.source import KafkaSource
@@ -276,7 +276,7 @@ def test_offsets_that_are_gone(
             loop.stop()
 
     Run(on_kafka(topic), watch=stop).run()
-    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+    admin = broker.admin()
     admin.delete_records({TopicPartition(topic, 0): 600})
     admin.close()
     code, out, err = headrace("run", on_kafka(topic), "--set", f"source.auto_offset_reset={lost}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, errors
+from kafka import KafkaConsumer, KafkaProducer, errors
 from kafka.admin import NewPartitions, NewTopic
 
 from connectors.kafka import source
@@ -88,7 +88,7 @@ def test_a_compacted_topic_of_tombstones(
 ) -> None:
     """More keys are deleted than there are: that is what such topics are for, and no reason to
     stop."""
-    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+    admin = broker.admin()
     topic = f"compacted-{tmp_path.parent.name}-{tmp_path.name}"[-200:]
     admin.create_topics([NewTopic(topic, 1, 1, topic_configs={"cleanup.policy": "compact"})])
     admin.close()
@@ -124,7 +124,7 @@ def test_partitions_that_are_added_are_read_from_their_beginning(
     def watch(loop: Loop, batch: Batch) -> None:
         if not added.is_set() and reads(loop) and loop.totals.read >= 10 - skipped:
             added.set()
-            admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+            admin = broker.admin()
             admin.create_partitions({topic: NewPartitions(3)})
             admin.close()
             for partition in range(3):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewPartitions, NewTopic
 
 from tests.broker import Broker, shared_broker
@@ -26,7 +26,7 @@ class Topics:
     def __init__(self, broker: Broker, folder: Path) -> None:
         self.rows, self.out = broker.topic(), broker.topic()
         self.table = f"{self.rows}-table"
-        admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+        admin = broker.admin()
         compacted = {"cleanup.policy": "compact"}
         admin.create_topics([NewTopic(self.table, 2, 1, topic_configs=compacted)])
         admin.close()
@@ -125,7 +125,7 @@ def test_partitions_that_are_added_are_read_from_their_beginning(
     topics.change(a=1)
     with running(topics.file):
         assert topics.ask("a", "k") == [1, None]
-        admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+        admin = broker.admin()
         admin.create_partitions({topics.table: NewPartitions(3)})
         admin.close()
         broker.produce(topics.table, [b'{"x": 7}', b'{"x": 8}'], partition=2)  # their key is k

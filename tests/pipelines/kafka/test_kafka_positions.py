@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError
 
@@ -124,7 +124,7 @@ def until_assigned(file: Path) -> None:
 
 def again(broker: Broker, topic: str, partitions: int = 1) -> None:
     """Delete a topic and make it anew."""
-    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+    admin = broker.admin()
     admin.delete_topics([topic])
 
     def created() -> bool:
@@ -329,7 +329,7 @@ def test_one_of_several_topics_is_deleted_in_mid_run(
     def watch(loop: Loop, batch: Batch) -> None:
         if loop.totals.read == 20 and not deleted:
             deleted.append(True)
-            admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+            admin = broker.admin()
             admin.delete_topics([gone])
             admin.close()
 
@@ -360,7 +360,7 @@ def test_retention_passes_a_running_engine(
     def watch(loop: Loop, batch: Batch) -> None:
         if loop.totals.read and not passed:
             passed.append(True)
-            admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+            admin = broker.admin()
             admin.delete_records({TopicPartition(topic, 0): 150})
             admin.close()
         if loop.totals.read and batch.mark.positions[f"{topic}/0"] == 200:

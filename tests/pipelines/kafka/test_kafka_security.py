@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization as pem
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ACLOperation, NewTopic, ResourceType
 
 from connectors.kafka.source import KafkaSource
@@ -779,7 +779,7 @@ def test_nothing_from_outside_forges_what_is_said(
     """A topic with the longest name, of every kind of character; keys, headers and values that
     try."""
     topic = f"{style}.a_b-{'Z.' * 125}"[:249]
-    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+    admin = broker.admin()
     admin.create_topics([NewTopic(name=topic, num_partitions=2, replication_factor=1)])
     admin.close()
     producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from kafka import (
     ConsumerGroupMetadata,
-    KafkaAdminClient,
     KafkaConsumer,
     KafkaProducer,
     OffsetAndMetadata,
@@ -315,7 +314,7 @@ def test_topics_by_pattern_and_partitions_that_are_added(
         until(lambda: run.source.lag(run.loop.mark))
         broker.produce(topic, rows(0, 50))
         until(partial(_cleaned, run, 50))
-        admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+        admin = broker.admin()
         admin.create_partitions({topic: NewPartitions(2)})
         admin.close()
         broker.produce(topic, rows(0, 70), partition=1)
