@@ -226,7 +226,7 @@ def test_nothing_much() -> None:
     assert empty.suggestion == ""
     one = found(pl.DataFrame({"x": [1.5], "t": ["a"], "n": [None], "l": [[1, 2]]}))
     assert one.sentences == ("No value at all in 'n'.",)
-    assert "The inside of column 'l' (List(Int64))." in one.left_out
+    assert "The inside of column 'l' (list[int64])." in one.left_out
 
 
 def test_the_suggestion_has_a_reason_for_each_stage() -> None:

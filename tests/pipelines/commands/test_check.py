@@ -120,7 +120,7 @@ BROKEN: dict[str, tuple[Changes, str, str]] = {
     "sink below a file": ([("path = {out}", 'path = "{data}/out"')], "", "cannot be a folder"),
     "CSV of lists": (
         [("path = {out}", 'path = {out}\nformat = "csv"'), ("path = {data}", "path = {lists}")],
-        "", "[sink] format = \"csv\" cannot hold column 'tags' of List(String)",
+        "", "[sink] format = \"csv\" cannot hold column 'tags' of list[string]",
     ),
     "sink column that is not there": (
         [("path = {out}", 'path = {out}\ncolumns = ["aa"]')], "", "columns needs column 'aa'",
