@@ -22,6 +22,7 @@ from engine.loading.loader import Loader
 from engine.loading.transfer import Transfer, transfer_to, watch_devices
 from engine.observing.metrics import Metrics
 from engine.run import Run
+from engine.running import bottleneck
 from engine.running.bottleneck import diagnose
 from engine.types import Batch, Features, Learner, Step, Tensors
 
@@ -133,7 +134,8 @@ class Elsewhere(Learner):
         """None."""
 
 
-def test_a_learners_device_decides(tmp_path: Path) -> None:
+def test_a_learners_device_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bottleneck, "MIN_ROWS", 1)
     path = tmp_path / "rows.parquet"
     FRAME.select("a", "y").write_parquet(path)
     table: dict[str, Any] = {

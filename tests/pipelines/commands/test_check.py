@@ -81,7 +81,7 @@ BROKEN: dict[str, tuple[Changes, str, str]] = {
     ),
     "multiclass on a date": (
         [('target = "y"', 'target = "day"\ntask = "multiclass"\nclasses = ["a", "b"]')],
-        "", "got Date",
+        "", "got date",
     ),
     "labels that are no classes": (
         [('target = "y"', 'target = "label"\ntask = "binary"\nclasses = ["0", "1"]')],

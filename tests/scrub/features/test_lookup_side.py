@@ -455,7 +455,7 @@ def test_a_first_read_that_is_interrupted_begins_anew() -> None:
     ("options", "schema", "sentence"),
     [
         ({"by": ["name"]}, SCHEMA, "[scrub.s.source] needs column 'name', which is not there"),
-        ({}, {"id": pl.Int64()}, "[scrub.s.source] expects String in its key column 'id'"),
+        ({}, {"id": pl.Int64()}, "[scrub.s.source] expects string in its key column 'id'"),
         ({}, {"id": pl.String()}, "[scrub.s.source] has no column beside its keys"),
         ({}, {}, 'name every column that the pipeline uses in [scrub.s.source.schema]'),
         ({"reload": "1m"}, SCHEMA, "[scrub.s] 'reload' is for a file"),
