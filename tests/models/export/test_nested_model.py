@@ -31,6 +31,7 @@ from engine.types import (
     Step,
     Tensors,
     UserError,
+    type_name,
 )
 from models.export.body import write_module
 from models.export.model import export
@@ -264,7 +265,7 @@ def test_columns_of_another_type(
     with pytest.raises(UserError) as error:
         served.predictor.bind({**served.schema, column: dtype})
     assert str(error.value).startswith(f"The model needs {expected}")
-    assert f"in column '{column}', got {dtype}." in str(error.value)
+    assert f"in column '{column}', got {type_name(dtype)}." in str(error.value)
 
 
 def test_what_the_file_says_of_itself(served: Served) -> None:
