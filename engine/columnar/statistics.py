@@ -49,6 +49,11 @@ class Statistic(FieldsSnapshot):
 
     limit: ClassVar[float] = MAX_ABS
 
+    def may_have_ignored(self, frame: pl.DataFrame, before: Self) -> bool:
+        """Return whether a number of the frame may have been ignored by the update from `before`
+        to this: whether it is worth to look for one."""
+        return True
+
     @classmethod
     def empty(cls, columns: int) -> Self:
         """Return the statistic of no rows."""
@@ -79,6 +84,9 @@ class Moments(Statistic):
     count: NDArray[np.int64]
     mean: Floats
     m2: Floats
+
+    def may_have_ignored(self, frame: pl.DataFrame, before: Self) -> bool:
+        return _counts_less(frame, self.count - before.count)
 
     @classmethod
     def empty(cls, columns: int) -> Self:
@@ -208,6 +216,9 @@ class Extremes(Statistic):
     count: NDArray[np.int64]
     low: Floats
     high: Floats
+
+    def may_have_ignored(self, frame: pl.DataFrame, before: Self) -> bool:
+        return _counts_less(frame, self.count - before.count)
 
     @classmethod
     def empty(cls, columns: int) -> Self:
@@ -735,6 +746,12 @@ def _of_columns(kernel: Callable[..., None], block: NumberBlock) -> Floats:
     for column, out in zip(frame.get_columns(), sums, strict=True):
         kernel(*buffers(column), out)
     return sums
+
+
+def _counts_less(frame: pl.DataFrame, counts: NDArray[np.int64]) -> bool:
+    """Return whether some columns were counted to less than their values, NaN among them."""
+    nulls = [column.null_count() for column in frame.get_columns()]
+    return bool((counts < frame.height - np.array(nulls)).any())
 
 
 def _frame(block: NumberBlock) -> pl.DataFrame:

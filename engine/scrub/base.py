@@ -135,8 +135,9 @@ class FittedStage(Stage):
         left = self.settings.rows_left(self._rows)
         rows = self._block(frame.head(frame.height if left is None else left))
         if rows.height:
-            self._too_large.note(rows, self._statistic.limit)
-            self._statistic = self._statistic.update(rows)
+            before, self._statistic = self._statistic, self._statistic.update(rows)
+            if self._statistic.may_have_ignored(rows, before):
+                self._too_large.note(rows, self._statistic.limit)
             self._rows += rows.height
 
     def _cold(self, batch: Batch) -> int:
