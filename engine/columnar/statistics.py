@@ -50,8 +50,8 @@ class Statistic(FieldsSnapshot):
     limit: ClassVar[float] = MAX_ABS
 
     def may_have_ignored(self, frame: pl.DataFrame, before: Self) -> bool:
-        """Return whether a number of the frame may have been ignored by the update from `before`
-        to this: whether it is worth to look for one."""
+        """Return whether the update from `before` to this may have ignored a number of the frame,
+        so that looking for one is worth its time."""
         return True
 
     @classmethod

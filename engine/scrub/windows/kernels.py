@@ -37,19 +37,20 @@ from engine.columnar.intrinsics import apart, prefetch
 from engine.types.arrays import Floats, Ints
 
 _njit: Any = numba.njit  # whose types know no `_nrt`
-_plain = {
+LOOP = {
     "nogil": True,
     "cache": True,
     "error_model": "numpy",
     "_nrt": False,
     "no_cfunc_wrapper": True,
 }
-_compiled = _njit(**_plain)
+"""Numba's options for a loop that owns no array, and that nobody calls from C."""
+_compiled = _njit(**LOOP)
 """Compiles a loop that owns no array: no references are counted."""
-_called = _njit(**_plain, no_cpython_wrapper=True, forceinline=False)
+_called = _njit(**LOOP, no_cpython_wrapper=True, forceinline=False)
 """The same, for what only compiled loops call: it needs no way in from Python, which unpacks each
 array of the plan and the memory. Unless told, numba takes the caller's word on `forceinline`."""
-_inlined = _njit(**_plain, no_cpython_wrapper=True, forceinline=True)
+_inlined = _njit(**LOOP, no_cpython_wrapper=True, forceinline=True)
 """The same, for what is called for each row: a call would copy the plan and the memory."""
 
 NEVER = -(1 << 62)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from engine.scrub.windows.kernels import NEVER
+from engine.scrub.windows.kernels import LOOP, NEVER
 from engine.types.arrays import Floats, Ints
 
 (
@@ -36,15 +36,8 @@ class Results(NamedTuple):
 
 
 _njit: Any = numba.njit  # whose types know no `_nrt`
-_plain = {
-    "nogil": True,
-    "cache": True,
-    "error_model": "numpy",
-    "_nrt": False,
-    "no_cfunc_wrapper": True,
-}
-_compiled = _njit(**_plain)
-_inlined = _njit(**_plain, no_cpython_wrapper=True, forceinline=True)
+_compiled = _njit(**LOOP)
+_inlined = _njit(**LOOP, no_cpython_wrapper=True, forceinline=True)
 
 
 @_compiled
