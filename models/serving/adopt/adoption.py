@@ -17,6 +17,8 @@ from models.serving.signature import Size
 
 ROWS = "n"
 """The name of a freed batch size."""
+UNTRIED = ".untried"
+"""Ends the stem of a changed file until it is published."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,7 @@ class Adoption:
         size: bytes of the file.
         fixed: the rows that it takes at a time; None for any.
         path: the file to serve.
+        file: where that file is: beside `path` until `publish`.
         served: what is in that file.
         changes: what was changed, in words.
         proof: that the changed file is equal; None if nothing was changed.
@@ -37,13 +40,27 @@ class Adoption:
     size: int
     fixed: int | None
     path: Path
+    file: Path
     served: GraphFile
     changes: tuple[str, ...] = ()
     proof: Proof | None = None
 
+    def publish(self) -> Adoption:
+        """Rename the changed file, if there is one, to the name it serves by. Raises: OSError."""
+        if self.file == self.path:
+            return self
+        atomic.publish({self.file: self.path.resolve()})
+        return replace(self, file=self.path)
+
+    def discard(self) -> None:
+        """Remove the changed file unless it is published; what had its name before stays."""
+        if self.file != self.path:
+            atomic.discard(self.file)
+
 
 def adopt(path: Path, target: Path, shapes: Shapes, limits: Limits) -> Adoption:
-    """Look at a file, and write a changed one if that is of use and proved equal.
+    """Look at a file, and write a changed one if that is of use and proved equal: beside `target`,
+    where `Adoption.publish` renames it and `Adoption.discard` removes it.
 
     Args:
         target: where the changed file goes; beside the file itself if it has external data.
@@ -58,6 +75,7 @@ def adopt(path: Path, target: Path, shapes: Shapes, limits: Limits) -> Adoption:
         size=path.stat().st_size,
         fixed=next((size for size in sizes if isinstance(size, int)), None),
         path=path,
+        file=path,
         served=graph,
     )
     if graph.refusal:
@@ -75,9 +93,11 @@ def adopt(path: Path, target: Path, shapes: Shapes, limits: Limits) -> Adoption:
             f"'{target}'."
         )
     atomic.require_file(target, "--to")
+    place = target.resolve()
+    beside = place.with_name(f"{place.stem}{UNTRIED}{place.suffix}")
     job = Rework(
         source=str(path),
-        target=str(target),
+        target=str(beside),
         shapes=wanted,
         outputs=graph.mapped,
         labels=graph.labels,
@@ -89,7 +109,12 @@ def adopt(path: Path, target: Path, shapes: Shapes, limits: Limits) -> Adoption:
     found = replace(found, changes=changes, proof=proof)
     if proof.failure:
         return found
-    return replace(found, path=target, served=inspect(target, limits))
+    found = replace(found, path=target, file=beside)
+    try:
+        return replace(found, served=inspect(beside, limits))
+    except BaseException:
+        found.discard()
+        raise
 
 
 def _wanted(graph: GraphFile, shapes: Shapes) -> dict[str, tuple[Size, ...]]:

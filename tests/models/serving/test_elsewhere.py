@@ -81,7 +81,7 @@ def test_a_pipeline_of_scikit_learn(tmp_path: Path) -> None:
     path = tmp_path / "sklearn.onnx"
     path.write_bytes(skl2onnx.convert_sklearn(model, "m", inputs).SerializeToString())
 
-    found = adopt(path, tmp_path / "adopted.onnx", {}, LIMITS)
+    found = adopt(path, tmp_path / "adopted.onnx", {}, LIMITS).publish()
     assert found.proof is not None
     assert found.proof.failure == ""
     table = tomllib.loads(infer_table(found, {}))["infer"]
@@ -106,7 +106,8 @@ def detector() -> Path:
 
 def test_a_face_detector(tmp_path: Path) -> None:
     """A file of ten images of 32 x 32 takes any number of any size, and gives boxes."""
-    found = adopt(detector(), tmp_path / "faces.onnx", {"input.1": ("n", 3, "h", "w")}, LIMITS)
+    shapes = {"input.1": ("n", 3, "h", "w")}
+    found = adopt(detector(), tmp_path / "faces.onnx", shapes, LIMITS).publish()
     assert found.fixed == 10
     assert found.proof is not None
     assert (found.proof.failure, found.proof.compared) == ("", True)

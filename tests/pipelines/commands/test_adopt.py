@@ -50,6 +50,10 @@ def written(folder: Path) -> pl.DataFrame:
     return pl.read_parquet(folder / "out" / "*.parquet")
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
 def test_adopted_checked_and_run(headrace: Headrace, pipeline: Path, tmp_path: Path) -> None:
     """A batch of one is freed; the [infer] table is written, edited and served."""
     model = saved(tmp_path / "m.onnx", graphs.FIXED.replace("x", "double"), rows=1)
@@ -103,12 +107,38 @@ def test_a_table_that_cannot_be_written_leaves_no_file(
     headrace: Headrace, pipeline: Path, tmp_path: Path
 ) -> None:
     model = saved(tmp_path / "m.onnx", graphs.FIXED.replace("x", "nowhere"), rows=1)
-    before = sorted(tmp_path.iterdir()), pipeline.read_text()
+    before = contents(tmp_path)
     words = ("--shape", "nowhere=n,2", "--pipeline", pipeline)
     code, out, err = headrace("adopt", model, *words, "--write")
     assert code == 2, err
     assert "Wrote" not in out
-    assert (sorted(tmp_path.iterdir()), pipeline.read_text()) == before
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "shapes", "refused"),
+    [
+        ("g (float[1, 2] nowhere) => (float[1, 3] y) { y = MatMul(nowhere, w) }",
+         ["--shape", "nowhere=n,2"], "say by inputs"),
+        ("g (float[1] a, float[1] b) => (float[1] double) { double = Add(a, b) }",
+         [], "'double'"),
+    ],
+    ids=["no table", "a table that run refuses"],
+)  # fmt: skip
+def test_an_older_file_stays_as_it_was(
+    headrace: Headrace, pipeline: Path, tmp_path: Path, text: str, shapes: list[str], refused: str
+) -> None:
+    model = saved(tmp_path / "m.onnx", text)
+    to = tmp_path / "served.onnx"
+    to.write_bytes(b"older")
+    before = contents(tmp_path)
+    words = ("--pipeline", pipeline, "--to", to, "--write")
+    code, out, err = headrace("adopt", model, *shapes, *words)
+    assert code == 2, err
+    assert refused in err
+    assert "untried" not in err
+    assert "Wrote" not in out
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("pipelined", [False, True])

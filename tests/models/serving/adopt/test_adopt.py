@@ -39,7 +39,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def adopted(path: Path, **shapes: tuple[int | str | None, ...]) -> Adoption:
-    return adopt(path, path.with_name("free.onnx"), shapes, LIMITS)
+    return adopt(path, path.with_name("free.onnx"), shapes, LIMITS).publish()
 
 
 def run(path: Path, **feed: Any) -> list[Any]:
