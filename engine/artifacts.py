@@ -412,7 +412,7 @@ def _early_fills(counts: Counts, before: Counts) -> Iterator[str]:
         if name == FILLED_BEFORE_LEARNING and n > before.get((stage, name), 0):
             yield (
                 f'[scrub.{stage}] filled {counted(n, "value")} with 0, "" or false, before it '
-                "had seen a value of their columns: set 'value' in a 'missing' stage, or begin "
+                "had learned a value of their columns: set 'value' in a 'missing' stage, or begin "
                 "with complete rows."
             )
 

@@ -76,8 +76,8 @@ class Moments(Statistic):
     Computing Sample Variances" (1979), which loses no digits to large means.
 
     Attributes:
-        count: numbers seen, shape (columns,).
-        mean: their mean, 0 where none was seen.
+        count: numbers learned, shape (columns,).
+        mean: their mean, 0 where none was learned.
         m2: sum of squared deviations from the mean.
     """
 
@@ -142,9 +142,9 @@ class FadingMoments(Statistic):
     Parts follow one another: ``a.merge(b)`` equals the whole where b's rows came after a's.
 
     Attributes:
-        count: numbers seen, shape (columns,).
+        count: numbers learned, shape (columns,).
         weight: sum of their weights; the newest has weight 1.
-        mean: their weighted mean, 0 where none was seen.
+        mean: their weighted mean, 0 where none was learned.
         m2: sum of weighted squared deviations from the mean.
         halflife: in numbers.
     """

@@ -143,7 +143,7 @@ METRICS: Mapping[str, MetricSpec] = {
     "headrace_missing_values_total": MetricSpec("counter", "Missing values that were filled."),
     "headrace_filled_before_learning_total": MetricSpec(
         "counter",
-        "Missing values of columns that had no value yet: they were filled with 0, or nothing.",
+        "Missing values filled with 0, or nothing, before a value of their column was learned.",
     ),
     "headrace_duplicates_total": MetricSpec("counter", "Rows recognized as duplicates."),
     "headrace_clipped_values_total": MetricSpec("counter", "Values clipped to their bounds."),

@@ -94,7 +94,7 @@ def parts_of(
 
 
 class FittedStage(Stage):
-    """A stage whose state is one statistic over its columns and the number of rows it has seen.
+    """A stage whose state is one statistic over its columns and the number of rows it has learned.
 
     `bind` of the stage sets `_columns` and calls `_begin`; its `apply` ends with `_learn`, or is
     `_passed`.

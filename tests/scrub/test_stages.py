@@ -50,7 +50,7 @@ def test_mean_of_the_batches_before(run: Run) -> None:
 @pytest.mark.usefixtures("steady")
 @pytest.mark.parametrize("strategy", ["mean", "median", "most_frequent"])
 @pytest.mark.parametrize("indicator", [False, True])
-def test_what_is_filled_before_a_value_was_seen_is_counted(
+def test_what_is_filled_before_a_value_was_learned_is_counted(
     run: Run, strategy: str, indicator: bool
 ) -> None:
     """Column by column: `late` has no value for two batches."""

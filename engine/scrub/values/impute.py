@@ -116,7 +116,7 @@ class Impute(FittedStage):
 
     @property
     def _unfitted(self) -> NDArray[np.bool_]:
-        """Return which columns to fill have no value yet, shape (columns to fill,)."""
+        """Return for which columns to fill no value was learned yet, shape (columns to fill,)."""
         learned = self._statistic
         assert isinstance(learned, CoMoments)
         return np.asarray(learned.single.count[: len(self._filled)] == 0)

@@ -232,11 +232,11 @@ class Missing(FittedStage, Fusible):
         return self._linked(batch, "fill", fills, fills, counts="filled", unfitted=unfitted)
 
     def _unfitted(self) -> NDArray[np.bool_] | None:
-        """Return which columns are filled with a default, because no value was seen yet, shape
+        """Return which columns are filled with a default, because no value was learned yet, shape
         (columns,); None if none are, or the pipeline gives the value."""
         if self._statistic is None or self.settings.value is not None:
             return None
-        unfitted = _unseen(self._statistic)
+        unfitted = _unlearned(self._statistic)
         return unfitted if unfitted.any() else None
 
     def _filled(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, list[int]]:
@@ -349,17 +349,17 @@ class Missing(FittedStage, Fusible):
         ]
 
 
-def _unseen(statistic: Statistic) -> NDArray[np.bool_]:
-    """Return which columns had no value yet, shape (columns,)."""
-    unseen: NDArray[np.bool_]
+def _unlearned(statistic: Statistic) -> NDArray[np.bool_]:
+    """Return for which columns no value was learned yet, shape (columns,)."""
+    unlearned: NDArray[np.bool_]
     if isinstance(statistic, Moments):
-        unseen = statistic.count == 0
+        unlearned = statistic.count == 0
     elif isinstance(statistic, Quantiles):
-        unseen = statistic.low > statistic.high
+        unlearned = statistic.low > statistic.high
     else:
         assert isinstance(statistic, Counts)
-        unseen = np.array([table.is_empty() for table in statistic.tables])
-    return unseen
+        unlearned = np.array([table.is_empty() for table in statistic.tables])
+    return unlearned
 
 
 def _centers(statistic: Statistic | None, columns: int) -> list[Any]:

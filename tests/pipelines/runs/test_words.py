@@ -96,15 +96,16 @@ def test_gaps_filled_before_anything_was_learned_are_told(
     code, _, err = headrace("run", file)
     assert code == 0, err
     assert f"[scrub.missing] filled {early} values with 0" in err
+    assert "before it had learned a value" in err
     assert counted()["headrace_filled_before_learning_total"] == early
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["counted"]["missing"] == {
         "filled": frame["a"].null_count(), "filled_before_learning": early,
     }  # fmt: skip
     code, _, err = headrace("run", file)  # nothing new: told once
-    assert (code, "filled before" in err, "before it had seen" in err) == (0, False, False)
+    assert (code, "filled before" in err, "before it had learned" in err) == (0, False, False)
     code, _, err = headrace("run", file, "--fresh", "--set", "scrub.missing.value=0.5")
-    assert (code, "before it had seen" in err) == (0, False)
+    assert (code, "before it had learned" in err) == (0, False)
 
 
 def test_check_says_what_a_first_batch_counts(
