@@ -13,6 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
+from engine.columnar.kernels import MAX_ABS
 from engine.columnar.statistics import Quantiles
 from engine.scrub.base import LearnSettings
 from engine.scrub.columns import expand_columns, extended, numbers
@@ -31,7 +32,8 @@ class HalfSpaceForest(FieldsSnapshot):
     Tan, Ting and Liu, "Fast Anomaly Detection for Streaming Data" (2011). Each tree halves a
     region around the first window's rows again and again, in a column drawn at random; a row falls
     from the root to a leaf. What is counted on the way in one window judges the rows of the next.
-    The region of a tree is drawn as in the paper, from smallest and largest number of each column.
+    The region of a tree is drawn as in the paper, from smallest and largest number of each column;
+    those too large for its arithmetic (`MAX_ABS`) lie outside.
 
     Every row is judged by full windows before it and nothing else, so the scores do not depend on
     how the stream is cut. A missing number falls into the upper half.
@@ -109,7 +111,7 @@ class HalfSpaceForest(FieldsSnapshot):
     def _with_trees(self, rows: Floats) -> Self:
         """Return the forest with trees for these rows, which become the reference."""
         rng = np.random.default_rng(self.seed)
-        known = np.isfinite(rows)
+        known = np.abs(rows) < MAX_ABS
         low = np.where(known, rows, np.inf).min(axis=0)
         high = np.where(known, rows, -np.inf).max(axis=0)
         low, high = np.where(low <= high, low, 0.0), np.where(low <= high, high, 1.0)

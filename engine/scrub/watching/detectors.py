@@ -2,7 +2,7 @@
 
 Each looks at every number of every column in the order of the rows, in compiled loops, so what it
 finds does not depend on how the stream is cut into batches. What is no number (null, NaN, infinity)
-is passed over, but for `Psi`.
+or too large for its arithmetic (`MAX_ABS`) is passed over, but for `Psi`.
 """
 
 from __future__ import annotations
@@ -150,11 +150,11 @@ class Psi(Detector):
     Scorecards", 2006). Drift is detected at a window's last row, and that window becomes the
     reference; the first window is the initial one.
 
-    What is no number is a bin of its own. Half a row is added to each bin, so that an empty one has
-    a logarithm. Without drift the index is about ``2 * bins / window``.
+    What is no number, or too large, is a bin of its own. Half a row is added to each bin, so that
+    an empty one has a logarithm. Without drift the index is about ``2 * bins / window``.
 
     Attributes:
-        rows: of the window that is not full yet, shape (n, columns), NaN for what is no number.
+        rows: of the window that is not full yet, shape (n, columns), NaN for what is in that bin.
         edges: of the bins, ascending, shape (columns, bins - 1); NaN before the first window.
         counts: rows of the reference in each bin, shape (columns, bins + 1).
         newest: the index of the last full window, shape (columns,); NaN before.

@@ -10,7 +10,9 @@ import polars as pl
 from pydantic import Field
 
 from engine import types
+from engine.columnar.kernels import MAX_ABS
 from engine.scrub.columns import expand_columns, numbers
+from engine.scrub.too_large import TooLarge
 from engine.scrub.watching.detectors import Adwin, Detector, Drifts, PageHinkley, Psi
 from engine.types import Batch, Names, Schema, Snapshot, Stage, Transform, UserError
 from engine.types.changes import Neutral
@@ -81,6 +83,7 @@ class Drift(Stage):
         self.settings: Drift.Settings = settings
         self._columns: tuple[str, ...] = ()
         self._detector: Detector | None = None
+        self._too_large = TooLarge()
 
     def bind(self, schema: Schema) -> Schema:
         detector = self.settings.detector
@@ -122,9 +125,11 @@ class Drift(Stage):
         if len(batch):
             block = batch.frame.select(self._columns)
             self._detector, drifts = self._detector.update(block)
+            self._too_large.note(block, MAX_ABS)
         if self.settings.log:
             self._tell(batch.frame, drifts)
-        return batch.counted(self.name, **{self.settings.detector: len(drifts)})
+        counts = {self.settings.detector: len(drifts), **self._too_large.counts()}
+        return batch.counted(self.name, **counts)
 
     def _tell(self, frame: pl.DataFrame, drifts: Drifts) -> None:
         for column, row in drifts[:LOGGED]:
@@ -136,6 +141,10 @@ class Drift(Stage):
         if len(drifts) > LOGGED:
             more = len(drifts) - LOGGED
             log.warning("more drift in the same batch", extra={"stage": self.name, "times": more})
+
+    def remarks(self) -> list[str]:
+        """Return a sentence for each column with numbers that are too large to learn from."""
+        return list(self._too_large.remarks(self.where, MAX_ABS))
 
     def snapshot(self) -> Snapshot:
         """Return the detector's fields."""

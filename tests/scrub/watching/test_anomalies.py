@@ -48,6 +48,20 @@ def test_rows_are_ranked_as_well_as_by_river(seed: int) -> None:
     assert auc > 0.97
 
 
+def test_numbers_too_large_lie_outside_the_regions() -> None:
+    """Trees are drawn as without them, and they score high."""
+    x, _ = clusters(200, 5)
+    options = {"window": 40, "n_trees": 3, "height": 4}
+    missing, large = x.copy(), x.copy()
+    missing[3], large[3] = math.nan, 1e308
+    large[4], missing[4] = -1e308, math.nan
+    without, _ = HalfSpaceForest.empty(6, **options).judge(missing, 200)
+    forest, _ = HalfSpaceForest.empty(6, **options).judge(large, 200)
+    np.testing.assert_array_equal(forest.splits, without.splits)
+    _, (typical, outside) = forest.judge(np.stack([x[5], large[3]]), 0)
+    assert outside > typical
+
+
 @settings(max_examples=30, deadline=None)
 @given(sizes=st.lists(st.integers(0, 90), max_size=6), learn=st.integers(0, 200))
 def test_cuts_do_not_matter(sizes: list[int], learn: int, same: Any) -> None:

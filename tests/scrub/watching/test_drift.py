@@ -199,6 +199,19 @@ def test_drift_is_logged_with_its_place(run: Run, caplog: pytest.LogCaptureFixtu
     assert done.counts["s", "adwin"] == 1
 
 
+@pytest.mark.parametrize("kind", ["adwin", "page_hinkley", "psi"])
+def test_numbers_too_large_are_counted_and_told(stage: Make, batch: Any, kind: str) -> None:
+    made = stage("drift", columns=["x", "y"], detector=kind)
+    made.bind({"x": pl.Float64(), "y": pl.Float64()})
+    first = made.apply(batch(x=[1.0, 1e200, None, -1e140], y=[1.0, 2.0, math.inf, math.nan]))
+    second = made.apply(batch(x=[1.0, 9e139, -3e300], y=[1.0, 2.0, 3.0]))
+    third = made.apply(batch(x=[1.0], y=[1.0]))
+    assert [b.counts.get(("s", "too_large")) for b in (first, second, third)] == [2, 1, None]
+    (remark,) = made.remarks()
+    assert "learned nothing from 3 numbers of column 'x' of size 1e+140 or more" in remark
+    assert "(the first: 1e+200)" in remark
+
+
 def test_the_metric_knows_every_detector() -> None:
     assert METRICS["headrace_drift_detections_total"].labels["detector"] == DETECTORS
 
