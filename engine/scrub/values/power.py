@@ -10,11 +10,10 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.columnar.kernels import MAX_ABS, inverse_power_transform, power_transform, scale_by
+from engine.columnar.kernels import inverse_power_transform, power_transform, scale_by
 from engine.columnar.statistics import Quantiles, inverse
 from engine.scrub.base import FittedStage, ForgetSettings
 from engine.scrub.columns import expand_columns, numbers, replaced
-from engine.scrub.too_large import too_large
 from engine.types import Affine, Batch, Names, Power, Scale, Schema, Snapshot, Transform, UserError
 from engine.types.arrays import Floats
 from engine.types.changes import Neutral
@@ -117,15 +116,9 @@ class Powers(FittedStage):
 
     def _changed(self, frame: pl.DataFrame) -> list[pl.Series]:
         columns = []
-        for column, above, below, shift, scale in self._rows_of_numbers():
+        for column, above, below, shift, scale in self._effects():
             x = frame.get_column(column).cast(pl.Float64)
             power = power_transform(x, above, below)
-            if not scale and too_large(x.to_frame(), MAX_ABS):  # stays as large as it is
-                power = (
-                    power.to_frame()
-                    .select(pl.when(x.abs() < MAX_ABS).then(power).otherwise(x))
-                    .to_series()
-                )
             columns.append(scale_by(power, shift, scale) if self._standardizes else power)
         return columns
 
@@ -149,6 +142,11 @@ class Powers(FittedStage):
                     values = values / scale + shift
                 columns.append(inverse_power_transform(values, above, below))
         return replaced(frame, columns)
+
+    def _effects(self) -> list[tuple[str, float, float, float, float]]:
+        """Return the rows of numbers as they are applied: a column without a scale becomes 0, but
+        what is infinite or too large stays as large as it is, which no power may change before."""
+        return [row if row[-1] else (row[0], 1.0, 1.0, 0.0, 0.0) for row in self._rows_of_numbers()]
 
     def _rows_of_numbers(self) -> list[tuple[str, float, float, float, float]]:
         """Yield column, its two exponents, shift and scale."""
@@ -206,7 +204,7 @@ class Powers(FittedStage):
 
     def transforms(self) -> Sequence[Transform] | None:
         """Return one `Power` per column, and an `Affine` if the result is standardized."""
-        rows = self._rows_of_numbers()
+        rows = self._effects()
         transforms_out: list[Transform] = [
             Power(column=c, above=a, below=b) for c, a, b, _, _ in rows
         ]

@@ -370,6 +370,36 @@ def test_powers_are_exact_to_the_last_digits(
     assert np.array_equal(got[:, -1], x, equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        (Powers, {"method": "log", "standardize": True}),
+        (Powers, {"exponent": 0.5, "standardize": True}),
+        (Powers, {"exponent": -0.5, "standardize": True}),
+        (Powers, {"exponent": 2.0, "standardize": True}),
+        (Powers, {}),
+        (Standardize, {}),
+        (Normalize, {}),
+        (Robust, {}),
+    ],
+)
+def test_beside_a_constant_infinite_and_too_large_numbers_stay(
+    tmp_path: Path, kind: Any, keys: dict[str, Any]
+) -> None:
+    """In the stage, whatever else the batch has, and in the model file."""
+    stage = kind("s", kind.Settings(columns=["x"], **keys))
+    stage.bind({"x": pl.Float64()})
+    stage.apply(batch_of(pl.DataFrame({"x": [1e30] * 200})))
+    large = [np.inf, -np.inf, 1e200, -1e308, 1e140]
+    x = [1e30, 5.0, -7.0, *large]
+    session = front(("x",), list(stage.transforms()), tmp_path)
+    exported = session.run(None, {"x": np.array(x)})[0][:, 0]
+    alone = [stage.apply(batch_of(pl.DataFrame({"x": [v]}))).frame["x"][0] for v in large[:2]]
+    done = stage.apply(batch_of(pl.DataFrame({"x": x}))).frame["x"].to_list()
+    assert done == exported.tolist() == [0.0, 0.0, 0.0, *large]
+    assert alone == large[:2]
+
+
 def front(
     names: tuple[str, ...], transforms: list[Transform], place: Path
 ) -> onnxruntime.InferenceSession:
