@@ -97,9 +97,9 @@ def nothing_left(parts: Parts, loop: Loop, read: int) -> Iterator[str]:
         )
         return
     changed = ", ".join(parts.endpoints.checkpoints.changed)
-    without = f"; what has changed since ({changed}) had no effect" if changed else ""
+    untried = f", so what has changed since ({changed}) applied to none" if changed else ""
     yield (
-        f"Nothing was left to read: the source has no record after the checkpoint{without}. To "
+        f"Nothing was left to read: the source has no record after the checkpoint{untried}. To "
         "start over from its first record, run with --fresh."
     )
 

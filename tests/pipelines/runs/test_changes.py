@@ -295,7 +295,7 @@ def test_a_slice_of_the_name_of_all_rows_is_refused(learned: Path) -> None:
         Run(learned).assemble()
 
 
-def test_a_changed_setting_after_the_end_is_named_as_without_effect(
+def test_a_changed_setting_after_the_end_applies_to_what_comes_and_nothing_came(
     small: Small, rows: Rows, tmp_path: Path, headrace: Headrace
 ) -> None:
     rows(200).write_csv(tmp_path / "rows.csv")
@@ -305,9 +305,12 @@ def test_a_changed_setting_after_the_end_is_named_as_without_effect(
     code, out, err = headrace("run", file, "--set", "train.lr=0.5", "--set", "train.threads=2")
     assert code == 0
     assert "[train] lr has changed since the checkpoint" in err
+    assert "it holds for what comes from here on" in err
     assert "threads" not in err
     (said,) = [line for line in out.splitlines() if line.startswith("Nothing was left to read")]
-    assert "[train] lr" in said
+    assert "no record after the checkpoint, so what has changed since ([train] lr)" in said
+    assert "applied to none" in said
+    assert "no effect" not in said
     assert "--fresh" in said
     code, out, _ = headrace("run", file)
     (said,) = [line for line in out.splitlines() if line.startswith("Nothing was left to read")]
