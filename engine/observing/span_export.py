@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,11 +26,11 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode, TraceFlags
 
 from engine.observing.metrics import Metrics
-from engine.observing.traces import Settings, Trace
+from engine.observing.traces import GRPC, Settings, Trace, protocol
 
 log = logging.getLogger("headrace.traces")
 MAX_QUEUED = 4_096
-"""The most spans that wait to be sent."""
+"""The most spans that wait to be sent, unless OTEL_BSP_MAX_QUEUE_SIZE says so."""
 STOP_SECONDS = 5.0
 """The most seconds that the end of a run waits for them."""
 
@@ -43,7 +43,7 @@ class SpanExport:
 
     Args:
         name: the pipeline's.
-        exporter: OpenTelemetry's; one for OTLP over HTTP unless given.
+        exporter: OpenTelemetry's; one for OTLP unless given.
     """
 
     def __init__(
@@ -55,8 +55,10 @@ class SpanExport:
         self._warned = self._closed = False
         self._reason = ""
         self._wall = 0.0
-        self._exporter = exporter or trace_exporter.OTLPSpanExporter(endpoint=_endpoint(settings))
-        self._logger = logging.getLogger(trace_exporter.__name__)
+        make, logger = otlp()
+        self._exporter = exporter or make(endpoint=_endpoint(settings))
+        self._capacity = int(os.environ.get("OTEL_BSP_MAX_QUEUE_SIZE") or MAX_QUEUED)
+        self._logger = logging.getLogger(logger)
         self._logger.addFilter(self._hear)
         self._provider = TracerProvider(
             sampler=None if settings.sample_rate is None else ALWAYS_ON,  # None: the environment's
@@ -64,13 +66,14 @@ class SpanExport:
             shutdown_on_exit=False,
         )
         itself: Any = self  # an exporter by its methods, wherever OpenTelemetry is installed
-        self._provider.add_span_processor(BatchSpanProcessor(itself, max_queue_size=MAX_QUEUED))
+        queue = BatchSpanProcessor(itself, max_queue_size=self._capacity)
+        self._provider.add_span_processor(queue)
         self._tracer = self._provider.get_tracer("headrace", version("headrace"))
 
     def send(self, trace: Trace) -> None:
         """Queue the spans of a trace."""
         spans = trace.spans()
-        if self._queued + len(spans) >= MAX_QUEUED:
+        if self._queued + len(spans) >= self._capacity:
             self.drop(trace)
             return
         wall = time.time() - time.perf_counter()
@@ -158,10 +161,23 @@ class SpanExport:
         return False
 
 
+def otlp() -> tuple[Callable[..., Any], str]:
+    """Return what makes the exporter of the environment's protocol, and the name of its logger.
+
+    Raises: ImportError if it is not installed.
+    """
+    if protocol() != GRPC:
+        return trace_exporter.OTLPSpanExporter, trace_exporter.__name__
+    from opentelemetry.exporter.otlp.proto.grpc import exporter
+    from opentelemetry.exporter.otlp.proto.grpc import trace_exporter as grpc_exporter
+
+    return grpc_exporter.OTLPSpanExporter, exporter.__name__
+
+
 def _endpoint(settings: Settings) -> str | None:
     """Return the URL for spans; None leaves it to the environment."""
     url = settings.endpoint
-    if url is None or urlsplit(url).path.strip("/"):
+    if url is None or urlsplit(url).path.strip("/") or protocol() == GRPC:
         return url
     return url.rstrip("/") + "/v1/traces"
 
@@ -184,4 +200,4 @@ def _link(traceparent: str) -> Link:
     return Link(context)
 
 
-__all__ = ["SpanExport"]
+__all__ = ["SpanExport", "otlp"]

@@ -39,6 +39,13 @@ MAX_PARTITIONS = 32
 """The most partitions whose positions a trace tells."""
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+HTTP, GRPC = "http/protobuf", "grpc"
+BATCHING = (
+    "OTEL_BSP_SCHEDULE_DELAY",
+    "OTEL_BSP_MAX_QUEUE_SIZE",
+    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
+    "OTEL_BSP_EXPORT_TIMEOUT",
+)
 URL = 'a URL such as "http://localhost:4318"'
 TRACEPARENT = re.compile(
     rb"traceparent.{1,2}?((?!ff)[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})", re.DOTALL
@@ -47,14 +54,15 @@ TRACEPARENT = re.compile(
 
 
 class Settings(types.Settings):
-    """``[traces]``: OpenTelemetry spans of a sample of the batches, sent by OTLP over HTTP; needs
-    ``pip install 'headrace[traces]'``. What has no key here, such as headers and certificates, is
-    set by the standard ``OTEL_*`` variables.
+    """``[traces]``: OpenTelemetry spans of a sample of the batches, sent by OTLP over HTTP, or over
+    gRPC where OTEL_EXPORTER_OTLP_PROTOCOL says so; needs ``pip install 'headrace[traces]'``, or
+    ``'headrace[traces-grpc]'``. What has no key here, such as headers and certificates, is set by
+    the standard ``OTEL_*`` variables.
 
     Attributes:
-        endpoint: the collector ("http://localhost:4318"), to which `/v1/traces` is added if it has
-            no path. Unless given, that of OTEL_EXPORTER_OTLP_ENDPOINT, or port 4318 of this
-            machine.
+        endpoint: the collector ("http://localhost:4318"), to which `/v1/traces` is added for HTTP
+            if it has no path. Unless given, that of OTEL_EXPORTER_OTLP_ENDPOINT, or port 4318 of
+            this machine (4317 for gRPC).
         sample_rate [share]: share (0-1) of batches that are traced; the first one always is. Unless
             given, OTEL_TRACES_SAMPLER decides, or it is 0.01.
         service_name: unless given, that of OTEL_SERVICE_NAME, or the pipeline's name.
@@ -268,21 +276,43 @@ class Traces:
 def require_exportable(settings: Settings) -> None:
     """Check what sending spans needs. Raises: UserError"""
     try:
-        import engine.observing.span_export  # noqa: F401  only where there are traces
+        import engine.observing.span_export  # only where there are traces
     except ImportError:
         raise UserError(
             "[traces] needs the packages opentelemetry-sdk and opentelemetry-exporter-otlp-proto-"
             "http, which are not installed: pip install 'headrace[traces]', or take the table out."
         ) from None
-    for name in () if settings.endpoint else ENDPOINTS:
+    name, found = _protocol()
+    if found == GRPC:
+        try:
+            engine.observing.span_export.otlp()
+        except ImportError:
+            raise UserError(
+                f"The environment's {name}: '{GRPC}' needs the package opentelemetry-exporter-otlp-"
+                "proto-grpc, which is not installed: pip install 'headrace[traces-grpc]', or set "
+                f"'{HTTP}' and send to the collector's port for HTTP, 4318 unless changed."
+            ) from None
+    elif found != HTTP:
+        raise UserError(f"The environment's {name}: expected {HTTP} or {GRPC}, got '{found}'.")
+    for name in () if settings.endpoint or found == GRPC else ENDPOINTS:
         if (url := os.environ.get(name)) and not _is_url(url):
             raise UserError(f"The environment's {name}: expected {URL}, got '{url}'.")
-    for name in PROTOCOLS:
-        if (protocol := os.environ.get(name)) and protocol != "http/protobuf":
+    for name in BATCHING:
+        if (size := os.environ.get(name)) and not (size.isdecimal() and int(size)):
             raise UserError(
-                f"The environment's {name}: expected http/protobuf, the only protocol of [traces], "
-                f"got '{protocol}': send to the collector's port for HTTP, 4318 unless changed."
+                f"The environment's {name}: expected a whole number above 0, got '{size}'."
             )
+
+
+def protocol() -> str:
+    """Return how spans are sent: `HTTP` or `GRPC`."""
+    return _protocol()[1]
+
+
+def _protocol() -> tuple[str, str]:
+    """Return the protocol after the variable that says it."""
+    given = ((name, os.environ[name]) for name in PROTOCOLS if os.environ.get(name))
+    return next(given, (PROTOCOLS[-1], HTTP))
 
 
 def _env_samples() -> bool:
@@ -335,4 +365,4 @@ def _producers(batch: Batch, most: int) -> tuple[str, ...]:
     return tuple(found)
 
 
-__all__ = ["Export", "Settings", "Trace", "Traces", "require_exportable"]
+__all__ = ["GRPC", "Export", "Settings", "Trace", "Traces", "protocol", "require_exportable"]

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,71 @@ def test_a_collector_gets_the_spans(file: Callable[..., Path]) -> None:
     assert dropped(run.metrics) == 0
 
 
+def test_a_collector_gets_the_spans_over_grpc(
+    file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grpc = pytest.importorskip("grpc")
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc")
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+    serve: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
+    requests: list[Any] = []
+
+    class Servicer(trace_service_pb2_grpc.TraceServiceServicer):
+        def Export(self, request: Any, context: Any) -> Any:
+            requests.append(request)
+            return trace_service_pb2.ExportTraceServiceResponse()
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    serve(Servicer(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    try:
+        run = Run(file(ALL.format(f"http://127.0.0.1:{port}")))
+        run.run()
+    finally:
+        server.stop(None).wait()
+    spans = [
+        span.name
+        for request in requests
+        for resource in request.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+    assert sorted(spans) == sorted(["batch", *STAGES, *SAVING] * 10)
+    assert dropped(run.metrics) == 0
+
+
+def test_the_environment_bounds_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collector that does not answer yet: two traces of eleven spans do not fit into twenty."""
+    from opentelemetry.sdk.trace.export import SpanExportResult
+
+    from engine.observing.span_export import SpanExport
+
+    class Collector:
+        answers = threading.Event()
+
+        def export(self, spans: Sequence[Any]) -> SpanExportResult:
+            self.answers.wait()
+            return SpanExportResult.SUCCESS
+
+        def shutdown(self) -> None: ...
+
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "20")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "5")
+    metrics, sink = Metrics(), Collector()
+    export = SpanExport(Settings(sample_rate=1.0), name="p", metrics=metrics, exporter=sink)
+    work = [(f"stage {i}", 1.0, 0.5) for i in range(10)]
+    export.send(Trace(start=1.0, work=work, end=2.0))
+    assert dropped(metrics) == 0
+    export.send(Trace(start=1.0, work=work, end=2.0))
+    assert dropped(metrics) == 11
+    sink.answers.set()
+    export.close()
+    assert dropped(metrics) == 11
+
+
 def test_a_collector_that_is_away_costs_spans_and_one_warning(
     file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -337,9 +403,11 @@ def test_no_more_traces_wait_for_a_commit_than_may() -> None:
         ("", ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector"),
          "The environment's OTEL_EXPORTER_OTLP_ENDPOINT: expected a URL such as "
          "\"http://localhost:4318\", got 'collector'."),
-        ("", ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
-         "The environment's OTEL_EXPORTER_OTLP_PROTOCOL: expected http/protobuf, the only protocol "
-         "of [traces], got 'grpc': send to the collector's port for HTTP, 4318 unless changed."),
+        ("", ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
+         "The environment's OTEL_EXPORTER_OTLP_PROTOCOL: expected http/protobuf or grpc, got "
+         "'http/json'."),
+        ("", ("OTEL_BSP_SCHEDULE_DELAY", "5s"),
+         "The environment's OTEL_BSP_SCHEDULE_DELAY: expected a whole number above 0, got '5s'."),
         ("", ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "10000"),
          "[traces] cannot be set up: max_export_batch_size must be less than or equal to "
          "max_queue_size: change that OTEL_* variable of the environment."),
@@ -358,6 +426,18 @@ def test_check_says_what_cannot_be_sent(
     code, out, err = headrace("check", file(f"\n[traces]\n{table}\n"))
     assert code == 2
     assert sentence in " ".join((out + err).split())
+
+
+def test_check_says_that_the_extra_of_grpc_is_missing(
+    headrace: Headrace, file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc", None)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")
+    code, out, err = headrace("check", file("\n[traces]\n"))
+    assert code == 2
+    said = " ".join((out + err).split())
+    assert "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: 'grpc' needs the package opentelemetry-" in said
+    assert "pip install 'headrace[traces-grpc]'" in said
 
 
 def test_check_says_that_the_extra_is_missing(
