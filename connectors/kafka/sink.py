@@ -39,6 +39,8 @@ from engine.types import (
 from engine.types.arrays import Ints
 from engine.types.changes import Free, Warned
 
+TRACEPARENT = "traceparent"
+"""W3C's header, which the rows of a traced batch carry."""
 PREVIEW_CHARS = 2_000
 """The characters of a rejected row in its dead letter."""
 
@@ -50,7 +52,7 @@ class KafkaSink(Sink, Buffered):
     At least once by default: what was written after the last checkpoint cannot be taken out of a
     topic, so after a crash those rows come again. Each carries where it came from in its headers
     (``headrace.topic``, ``headrace.partition``, ``headrace.offset``), so that a reader can drop the
-    second.
+    second. Rows of a traced batch carry its ``traceparent`` too.
 
     Exactly once where asked for: rows and the offsets of what was read are one Kafka transaction.
     Readers that read committed records see each row once.
@@ -101,6 +103,7 @@ class KafkaSink(Sink, Buffered):
         self.delivery = VerifiedProducer(settings, f"[sink] topic '{settings.topic}'")
         self._source: KafkaSource | None = None
         self._always = [(name, value.encode()) for name, value in settings.provenance.items()]
+        self._trace: list[tuple[str, bytes]] = []
 
     def transaction(self, source: Source) -> Transaction | None:
         """Return the transaction with `exactly_once`, else None.
@@ -131,6 +134,9 @@ class KafkaSink(Sink, Buffered):
     def on_wait(self, keep_alive: Callable[[], object]) -> None:
         self.delivery.keep_alive = keep_alive
 
+    def on_trace(self, traceparent: str) -> None:
+        self._trace = [(TRACEPARENT, traceparent.encode())]
+
     def bind(self, schema: Schema) -> None:
         for key in ("key", "timestamp"):
             column = getattr(self.settings, key)
@@ -146,12 +152,13 @@ class KafkaSink(Sink, Buffered):
 
         Raises: HeadraceError if the broker does not take them; UserError for permissions.
         """
+        always, self._trace = [*self._always, *self._trace], []
         if not frame.height:
             return None
         records = OutgoingRecords(
             values=self._encoder.encode(frame),
             keys=self._keys(frame),
-            headers=encode_headers(frame.height, self._always, _places(positions)),
+            headers=encode_headers(frame.height, always, _places(positions)),
             times=self._times(frame),
         )
         fits = records.sizes() <= self.settings.max_record_bytes

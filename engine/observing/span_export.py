@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,8 @@ from opentelemetry.exporter.otlp.proto.http import trace_exporter
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.sdk.trace.id_generator import IdGenerator
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Decision
 from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode, TraceFlags
 
 from engine.observing.metrics import Metrics
@@ -34,8 +36,32 @@ MAX_QUEUED = 4_096
 STOP_SECONDS = 5.0
 """The most seconds that the end of a run waits for them."""
 
+ROOT = "batch"
 CLOCK_SECONDS = 0.01
 """The most seconds that the times of spans may differ from the system's clock, which may be set."""
+
+
+class _Ids(IdGenerator):
+    """Random ids, but for a root span those that its `traceparent` has told before."""
+
+    def __init__(self) -> None:
+        self._rng = random.SystemRandom()  # users seed the shared one
+        self._told: tuple[int, int] | None = None
+
+    def tell(self, traceparent: str) -> None:
+        """Give the next root span the ids of a `traceparent`."""
+        _, trace_id, span_id, _ = traceparent.split("-")
+        self._told = int(trace_id, 16), int(span_id, 16)
+
+    def generate_trace_id(self) -> int:
+        return self._told[0] if self._told else self._rng.getrandbits(128) or 1
+
+    def generate_span_id(self) -> int:
+        told, self._told = self._told, None
+        return told[1] if told else self._rng.getrandbits(64) or 1
+
+    def is_trace_id_random(self) -> bool:
+        return True
 
 
 class SpanExport:
@@ -60,7 +86,9 @@ class SpanExport:
         self._capacity = int(os.environ.get("OTEL_BSP_MAX_QUEUE_SIZE") or MAX_QUEUED)
         self._logger = logging.getLogger(logger)
         self._logger.addFilter(self._hear)
+        self._ids = _Ids()
         self._provider = TracerProvider(
+            id_generator=self._ids,
             sampler=None if settings.sample_rate is None else ALWAYS_ON,  # None: the environment's
             resource=Resource.create(_service(settings, name)),
             shutdown_on_exit=False,
@@ -70,8 +98,20 @@ class SpanExport:
         self._provider.add_span_processor(queue)
         self._tracer = self._provider.get_tracer("headrace", version("headrace"))
 
+    def begin(self) -> str:
+        """Return the `traceparent` of a new trace; "" if the environment's sampler leaves it
+        out."""
+        trace_id, span_id = self._ids.generate_trace_id(), self._ids.generate_span_id()
+        result = self._provider.sampler.should_sample(
+            Context(), trace_id, ROOT, kind=SpanKind.CONSUMER
+        )
+        kept = result.decision is Decision.RECORD_AND_SAMPLE
+        return f"00-{trace_id:032x}-{span_id:016x}-01" if kept else ""
+
     def send(self, trace: Trace) -> None:
         """Queue the spans of a trace."""
+        if not trace.traceparent:  # by the environment's sampler
+            return
         spans = trace.spans()
         if self._queued + len(spans) >= self._capacity:
             self.drop(trace)
@@ -85,15 +125,16 @@ class SpanExport:
 
         operation = {"messaging.operation.name": "process", "messaging.operation.type": "process"}
         known = operation if "messaging.system" in trace.attributes else {}
+        self._ids.tell(trace.traceparent)
         root = self._tracer.start_span(
-            "batch",
+            ROOT,
             Context(),  # what a program that embeds the run traces itself is not its parent
             kind=SpanKind.CONSUMER,
             attributes={**trace.attributes, **known},
             links=[link for text in trace.links if (link := _link(text)).context.is_valid],
             start_time=at(trace.start),
         )
-        if not root.is_recording():  # by the environment's sampler
+        if not root.is_recording():  # OTEL_SDK_DISABLED, or a sampler that does not keep its word
             return
         with self._lock:
             self._queued += len(spans) + 1

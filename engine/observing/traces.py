@@ -92,6 +92,7 @@ class Trace:
         work: in the order of its end.
         attributes: by OpenTelemetry's names where there are any, and headrace's own.
         links: the `traceparent` of producers.
+        traceparent: its own, which the rows written of it carry; "" where it is not sent.
         error: what went wrong, in a few words; "" if nothing did.
         end: `time.perf_counter` seconds when its rows were committed; 0 before.
     """
@@ -100,6 +101,7 @@ class Trace:
     work: list[TimedWork]
     attributes: dict[str, Attribute] = field(default_factory=dict)
     links: tuple[str, ...] = ()
+    traceparent: str = ""
     error: str = ""
     end: float = 0.0
 
@@ -119,6 +121,11 @@ class Trace:
 
 class Export(Protocol):
     """Sends traces. No method waits for the network but `close`, which gives up soon."""
+
+    def begin(self) -> str:
+        """Return the `traceparent` of a new trace; "" if the environment's sampler leaves it
+        out."""
+        ...
 
     def send(self, trace: Trace) -> None: ...
 
@@ -249,6 +256,7 @@ class Traces:
         trace.attributes = {**self._describe(), "messaging.batch.message_count": batch.raw_rows}
         trace.attributes |= _positions(batch, trace.attributes)
         trace.links = _producers(batch, self._settings.max_links)
+        trace.traceparent = "" if self._export is None else self._export.begin()
         try:
             with self._hear() as more:
                 yield trace

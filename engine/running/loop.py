@@ -292,7 +292,7 @@ class Loop:
         with self._traces.following(batch) as trace:
             with self._timed(self.work.stage, batch.raw_rows):
                 done = self.work.process(batch)
-            written = self._done(batch, done)
+            written = self._done(batch, done, "" if trace is None else trace.traceparent)
             if trace is not None:
                 trace.add_rows(written.outcomes)
         moved = batch.raw_rows > 0 or batch.mark.positions != self.mark.positions or done.changed
@@ -304,10 +304,10 @@ class Loop:
         if self._watch is not None:
             self._watch(self, batch)
 
-    def _done(self, batch: Batch, done: WorkResult) -> WorkResult:
+    def _done(self, batch: Batch, done: WorkResult, traceparent: str = "") -> WorkResult:
         """Write the result of a batch, and count it; return it without what the sink refused."""
         with self._timed("write"):
-            done = self.outputs.write(batch, done)
+            done = self.outputs.write(batch, done, traceparent)
         self.totals.add(done)
         if self._reject_limit is not None:
             self._reject_limit.count(done.rows_in, done.batch.rejects, self.totals)

@@ -33,11 +33,18 @@ class Outputs:
         for sink in self.sinks.values():
             sink.on_wait(beat)
 
-    def write(self, batch: Batch, done: WorkResult) -> WorkResult:
+    def write(self, batch: Batch, done: WorkResult, traceparent: str = "") -> WorkResult:
         """Write rows to the sink and rejects to the dead letters; return the result with the rows
-        that the sink can never take."""
+        that the sink can never take.
+
+        Args:
+            traceparent: of the batch; "" if it is not traced.
+        """
         rejects = done.batch.rejects
         if self._sink is not None:
+            if traceparent:
+                with calls.Calling("sink", self._sink):
+                    self._sink.on_trace(traceparent)
             refused = calls.write(self._sink, done.rows, done.batch.frame.select(RESERVED))
             if refused is not None:
                 rejects = (*rejects, refused)

@@ -821,6 +821,11 @@ class Sink(ABC):
         thread, so that the wait does not count as a stall."""
         return
 
+    def on_trace(self, traceparent: str) -> None:
+        """Note the trace of the rows that the next `write` gets, as W3C's `traceparent`; called for
+        batches that are traced. A sink whose records have headers writes it there."""
+        return
+
     def bind(self, schema: Schema) -> None:
         """Refuse before the first row what can never be written.
 

@@ -26,7 +26,7 @@ from engine.run import Run
 from engine.types import Batch, Mark, Records, Values
 from tests.broker import Broker
 from tests.pipelines.conftest import Headrace, Rows, Small
-from tests.pipelines.kafka.test_kafka import broker, on_kafka
+from tests.pipelines.kafka.test_kafka import broker, consumed, on_kafka
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
 __all__ = ["broker", "on_kafka"]  # fixtures
@@ -46,6 +46,9 @@ class Sent:
         self.traces: list[Trace] = []
         self.dropped: list[Trace] = []
         self.send, self.drop = self.traces.append, self.dropped.append
+
+    def begin(self) -> str:
+        return parent(99)
 
     def close(self) -> None:
         pass
@@ -248,9 +251,9 @@ def test_the_environment_bounds_the_queue(monkeypatch: pytest.MonkeyPatch) -> No
     metrics, sink = Metrics(), Collector()
     export = SpanExport(Settings(sample_rate=1.0), name="p", metrics=metrics, exporter=sink)
     work = [(f"stage {i}", 1.0, 0.5) for i in range(10)]
-    export.send(Trace(start=1.0, work=work, end=2.0))
+    export.send(Trace(start=1.0, work=work, end=2.0, traceparent=export.begin()))
     assert dropped(metrics) == 0
-    export.send(Trace(start=1.0, work=work, end=2.0))
+    export.send(Trace(start=1.0, work=work, end=2.0, traceparent=export.begin()))
     assert dropped(metrics) == 11
     sink.answers.set()
     export.close()
@@ -351,6 +354,27 @@ def test_a_batch_of_a_topic_links_to_its_producers(
     assert [root.attributes["headrace.positions.next"] for root in roots] == [(100,)]
     where = {name: roots[0].attributes.get(f"messaging.{name}") for name in MESSAGING}
     assert where == dict(zip(MESSAGING, ["kafka", topic, "0", topic, 0, "process"], strict=True))
+
+
+def test_rows_of_a_topic_carry_the_trace_of_their_batch(
+    file: Callable[..., Path], broker: Broker
+) -> None:
+    """The span of the batch: a reader of its rows links to it. Rows of other batches have none."""
+    to, path = broker.topic(), file(kind="parquet")
+    text = path.read_text()
+    start, end, sink = (text.index(f"[{name}]") for name in ("model", "checkpoint", "sink"))
+    text = text[:start] + text[end:sink]
+    text += f'[sink]\nkind = "kafka"\nbootstrap_servers = "{broker.bootstrap_servers}"\n'
+    path.write_text(f'{text}topic = "{to}"\n')
+    ((root, *_),), _ = spans_of(path, Settings(sample_rate=1e-12))
+    context, (rows_in,) = root.context, root.attributes["headrace.positions.next"]
+    wanted = f"00-{context.trace_id:032x}-{context.span_id:016x}-01".encode()
+    told = {
+        int(headers["headrace.offset"]): headers.get("traceparent")
+        for headers in (dict(record.headers) for record in consumed(broker, to))
+    }
+    assert 0 < rows_in < len(told) == 1_000
+    assert told == {n: wanted if n < rows_in else None for n in range(1_000)}
 
 
 def test_what_does_not_count_is_a_failed_trace() -> None:
