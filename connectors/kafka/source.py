@@ -173,6 +173,15 @@ class KafkaSource(SharedSource, Buffered):
         """Return partition -> records after the mark, for partitions read here."""
         return self._positions.lag(mark)
 
+    def unread(self, mark: Mark) -> Mapping[str, int]:
+        """Return the same without what no reader gets: markers, and aborted transactions."""
+        passed = self._reader.passed()
+        ends = self._positions.ends
+        return {
+            text: max(0, ends[text] - passed[text]) if text in passed else behind
+            for text, behind in self.lag(mark).items()
+        }
+
     def progress(self, mark: Mark) -> float | None:
         """Return the share of the offsets between start and stop."""
         return self._positions.progress(mark)

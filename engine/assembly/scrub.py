@@ -16,7 +16,7 @@ from engine.assembly.endpoints import Endpoints
 from engine.assembly.served import LoadedModel
 from engine.config import Pipeline
 from engine.projection import projected
-from engine.scrub.side_source import SideSource, sides_of
+from engine.scrub.side_source import SideSource, SideStage, sides_of
 from engine.types import (
     DELAY,
     DROPPED,
@@ -174,8 +174,7 @@ class Scrub:
     @property
     def stateful(self) -> list[Stage]:
         """The stages with a state of the rows, which the place in a source beside them is not."""
-        stages = (stage for stage in self.stages if stage.name not in self.sides)
-        return [stage for stage in stages if stage.snapshot() is not None]
+        return [stage for stage in self.stages if _keeps_state(stage)]
 
     @property
     def sides(self) -> dict[str, SideSource]:
@@ -257,6 +256,12 @@ class Scrub:
             if column in schema and column not in declared and schema[column] != dtype
         }
         return calls.schema(source, {**declared, **types}) if types else schema
+
+
+def _keeps_state(stage: Stage) -> bool:
+    if isinstance(stage, SideStage) and stage.side is not None and not stage.keeps_what_it_read:
+        return False
+    return stage.snapshot() is not None
 
 
 __all__ = ["Scrub"]

@@ -118,6 +118,8 @@ def _check_sample(run: Run, sample: Batch | None, source: Source) -> Iterator[st
     if sample is None:
         out.print("The source has no records yet, so its stages are untried: that is no mistake.")
         return
+    for side in run.parts.scrub.sides.values():
+        side.is_trial = True
     table, batch = _steps(run, sample)
     out.print(table)
     if sample.labels is not None and not len(sample.labels):

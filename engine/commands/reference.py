@@ -313,7 +313,8 @@ def schema() -> dict[str, Any]:
     definitions["source.mix"]["properties"]["sources"]["additionalProperties"] = {"anyOf": parts}
     of_labels = [*(_to(f"source.{component}") for component in SOURCES), CUSTOM_TABLE]
     definitions["labels"]["properties"]["source"] |= {"anyOf": of_labels}
-    definitions["scrub.lookup"]["properties"]["source"] |= {"anyOf": of_labels}
+    for kind in ("lookup", "join"):
+        definitions[f"scrub.{kind}"]["properties"]["source"] |= {"anyOf": of_labels}
     columns: list[dict[str, Any]] = [
         {"type": "string"},
         {"type": "array", "items": {"type": "string"}},

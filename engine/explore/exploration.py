@@ -52,6 +52,8 @@ def explore(
         decimal=decimal_of(run.source),
     )
     stages: Stages = {stage.name: {} for stage in run.stages}
+    for side in run.parts.scrub.sides.values():
+        side.is_trial = True
     rejected: dict[str, int] = {}
     details: dict[str, str] = {}
     read, waiting = 0, list[pl.DataFrame]()

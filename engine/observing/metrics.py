@@ -135,10 +135,12 @@ METRICS: Mapping[str, MetricSpec] = {
         "counter", "What stages counted, such as late rows.", {"stage": (), "event": ()}
     ),
     "headrace_table_rows": MetricSpec(
-        "gauge", "Rows of a table that a stage reads from a source of its own.", {"stage": ()}
+        "gauge",
+        "Rows of a table, or events of a join, that a stage keeps of a source of its own.",
+        {"stage": ()},
     ),
     "headrace_table_lag_records": MetricSpec(
-        "gauge", "Records of that source which the table does not have yet.", {"stage": ()}
+        "gauge", "Records of that source which the stage has not read yet.", {"stage": ()}
     ),
     "headrace_missing_values_total": MetricSpec("counter", "Missing values that were filled."),
     "headrace_filled_before_learning_total": MetricSpec(

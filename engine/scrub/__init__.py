@@ -24,6 +24,7 @@ STAGES = {
     "window": "engine.scrub.windows.stage:Window",
     "history": "engine.scrub.features.history:History",
     "lookup": "engine.scrub.features.lookup:Lookup",
+    "join": "engine.scrub.joining.stage:Join",
 }
 """Kind -> import string; a user's own stage is named by its import string."""
 

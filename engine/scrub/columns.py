@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import polars as pl
 
 from engine.types import PART, RESERVED, Schema, UserError, nearest, require, type_name
+from engine.types.arrays import Ints
 
 
 def expand_columns(patterns: Iterable[str], schema: Schema, *, where: str) -> tuple[str, ...]:
@@ -96,9 +97,22 @@ def is_missing(column: str, dtype: pl.DataType) -> pl.Expr:
     return x.is_null() | x.is_nan().fill_null(False) if dtype.is_float() else x.is_null()
 
 
+def gathered(rows: pl.DataFrame, place: Ints) -> list[pl.Series]:
+    """Return the columns of some rows, by their numbers; nulls for -1.
+
+    Args:
+        place: shape (n,).
+    """
+    numbers = pl.Series(place)
+    if (place < 0).any():
+        numbers = numbers.set(pl.Series(place < 0), None)
+    return rows.select(pl.all().gather(numbers)).get_columns()
+
+
 __all__ = [
     "expand_columns",
     "extended",
+    "gathered",
     "holds",
     "is_missing",
     "nans",

@@ -5,6 +5,11 @@
 
 The place in it rides on the mark of each batch. A run that resumes reads the source anew, at least
 up to there, so that no row sees less of it than the rows before.
+
+A stage that keeps what it has read in its own state reads on from the saved place instead, as far
+as each batch needs it::
+
+    next_records(timeout) -> Records, or None where there are none now;  go_to(snapshot)
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import polars as pl
 
@@ -61,6 +66,8 @@ class SideSource:
         keep_alive: called with each read that brings something before the first batch, so that
             the wait does not count as a stall.
         poll_interval: the seconds between two looks for changes.
+        is_trial: whether the stage is only tried, as on a sample, so that no row is held back until
+            what it needs has come.
 
     Args:
         declared: its own ``schema``.
@@ -70,6 +77,7 @@ class SideSource:
         self.section = section
         self.keep_alive: Callable[[], object] = nothing
         self.poll_interval = POLL_SECONDS
+        self.is_trial = False
         self._looked = -POLL_SECONDS
         self._open_source, self._declared = open_source, declared
         self._source: Source | None = None
@@ -108,7 +116,7 @@ class SideSource:
             source.seek(Mark())
             self._require_least(source)
             yield from self._to_the_end(source)
-            self._identities = source.identities(Mark(positions=self._positions))
+            self._identify(source)
         self.close()
         self._follows, self._least = True, {}
 
@@ -125,6 +133,51 @@ class SideSource:
                 while rows < CHANGED_ROWS and (records := self._read(source, 0.0)) is not None:
                     rows += len(records)
                     yield records
+
+    def next_records(self, timeout: float) -> Records | None:
+        """Return the next records after its place; None if nothing came within `timeout` seconds.
+
+        Raises: EndOfStream after the last of a source that ends; HeadraceError if it cannot be
+            read, or is interrupted.
+        """
+        if self._stop.is_set():
+            raise HeadraceError(f"[{self.section}] was interrupted while rows waited for it.")
+        self._follows = True
+        self.is_another()
+        with naming(self.section):
+            source = self._opened(follows=True)
+            try:
+                records = self._read(source, timeout)
+            except EndOfStream:
+                self._identify(source)  # only now it knows that it was read to its end
+                raise
+            if records is not None:
+                self._identify(source)
+            return records
+
+    def go_to(self, value: Snapshot) -> None:
+        """Read on from a `snapshot`; from the beginning with None."""
+        self.close()
+        self._positions, self._identities = {}, {}
+        if value is not None:
+            self._positions, self._identities = value["positions"], value["identities"]
+
+    def lags(self) -> Mapping[str, int] | None:
+        """Return partition -> records that were not read yet; None where it cannot say that a
+        partition has no more."""
+        source = self._source
+        if not isinstance(source, SharedSource):
+            return None
+        return source.unread(Mark(positions=self._positions))
+
+    def is_endless(self) -> bool:
+        """Return whether more may come after any pause. Connects to nothing."""
+        with naming(self.section):
+            source = self._open_source(False)
+            try:
+                return source.unbounded()
+            finally:
+                calls.close(source, self.section)
 
     def is_another(self) -> bool:
         """Return whether the source has become another (a topic was deleted and created again),
@@ -247,6 +300,9 @@ class SideSource:
             self._positions = {**self._positions, **records.end_positions}
         return records
 
+    def _identify(self, source: Source) -> None:
+        self._identities = source.identities(Mark(positions=self._positions))
+
     def _require_least(self, source: Source) -> None:
         """Raises: UserError if the source ends before what an earlier run has read of it."""
         ends = source.lag(Mark(positions=dict.fromkeys(self._least, 0)))
@@ -274,6 +330,9 @@ class UnreadSource(SideSource):
     def changes(self) -> Iterator[Records]:
         yield from ()
 
+    def next_records(self, timeout: float) -> Records | None:
+        raise EndOfStream
+
     def is_another(self) -> bool:
         return False
 
@@ -283,9 +342,11 @@ class SideStage(Stage):
 
     Attributes:
         side: that source, set by the engine before `bind` if `side_table` names one.
+        keeps_what_it_read: whether its snapshot has more than the place in the source.
     """
 
     side: SideSource | None = None
+    keeps_what_it_read: ClassVar[bool] = False
 
     @property
     def side_table(self) -> Mapping[str, Any] | None:

@@ -303,6 +303,11 @@ class SharedSource(Source):
         """Return totals for the metrics: records ``skipped`` because they were gone before they
         were read, commits that were ``refused``."""
 
+    def unread(self, mark: Mark) -> Mapping[str, int]:
+        """Return partition -> records after the mark that `read` will give, as far as known: 0
+        where a partition has no more now. Called on the thread that reads."""
+        return self.lag(mark)
+
     @abstractmethod
     def keep_alive(self) -> None:
         """Tell others that this engine is alive; return at once. Called about every second on

@@ -14,8 +14,10 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from connectors.memory import MemorySource
 from engine.scrub import STAGES
-from engine.types import Batch, Mark, Schema
+from engine.scrub.side_source import SideSource, SideStage
+from engine.types import Batch, Mark, Schema, Stage
 from tests.scrub.pictures import some
 
 
@@ -68,9 +70,18 @@ def stage() -> Make:
     def make(kind: str, **settings: Any) -> Any:
         module, _, name = STAGES[kind].partition(":")
         made = getattr(importlib.import_module(module), name)
-        return made("s", made.Settings(**settings))
+        return beside(made("s", made.Settings(**settings)))
 
     return make
+
+
+def beside(stage: Stage) -> Stage:
+    """The stage; with dirty rows as what it reads beside the stream, if it does."""
+    if isinstance(stage, SideStage) and stage.side_table is not None:
+        frames = [dirty(rows, rows).drop("_partition", "_position") for rows in (60, 90)]
+        section = f"scrub.{stage.name}.source"
+        stage.side = SideSource(section, lambda whole: MemorySource.of(frames), {})
+    return stage
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ WINDOW: dict[str, Any] = {"by": ["key"], "time": "time", "lateness": "3h"}
 EACH = ["count", "sum", "mean", "min", "max", "deviation", "last", "time_since", "rate", "ratio"]
 EACH += ["distinct"]
 FADING = [name for name in EACH if name not in ("min", "max", "distinct")]
+EVENTS: dict[str, Any] = {"columns": ["y", "text"], "prefix": "of_"}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "constant": ("missing", {"columns": NUMBERS, "strategy": "constant", "value": 7}),
     "fraction": ("missing", {"columns": NUMBERS, "strategy": "constant", "value": 0.5}),
@@ -142,6 +143,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "lookup",
         {"path": TABLE, "by": {"key": "key"}, "prefix": "of_", "missing": "reject", "reload": "1h"},
     ),
+    "join": (
+        "join",
+        {"source": {}, "by": ["key"], "time": "time", "within": "5h", **EVENTS},
+    ),
+    "join_reject": (
+        "join",
+        {
+            "source": {},
+            "by": {"key": "key", "flag": "flag"},
+            "time": "time",
+            "within": "0s",
+            "wait": "9h",
+            "lateness": "3h",
+            "missing": "reject",
+            **EVENTS,
+        },
+    ),
     "history_all": ("history", {"columns": ["n"], "rows": 5}),
     "window_sliding": (
         "window",
@@ -164,7 +182,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"time": "time", "shape": "fading", "halflife": "6h", "aggregates": {"x": FADING}},
     ),
 }
-ONE_BY_ONE = ("last", "lag", "history", "lookup", "dup", "window", "split")
+ONE_BY_ONE = ("last", "lag", "history", "lookup", "join", "dup", "window", "split")
 ROW_BY_ROW = [case for case in CASES if case.startswith(ONE_BY_ONE)]
 ROW_BY_ROW += ["halfspace", "near", "near_images"]
 SIZES = (40, 0, 25, 1, 60)
@@ -390,6 +408,7 @@ def test_transforms_give_what_apply_gives(case: str, build: Build, stream: list[
         ("lag", None),
         ("history", None),
         ("lookup", None),
+        ("join", None),
         ("window_sliding", None),
     ],
 )

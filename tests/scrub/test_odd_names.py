@@ -17,6 +17,7 @@ from engine.config import Pipeline, load_class
 from engine.run import Run
 from engine.scrub import STAGES
 from engine.types import Batch, Mark, UserError, is_pattern
+from tests.scrub.conftest import beside
 
 NAMES = ("^a.*", "a$", "[x]", "a.b", "a b", 'a"b', "a'b", "a{}b", "%s", "a,b", "ä€", "$", "^")
 TABLE = str(Path(__file__).with_name("table.csv"))
@@ -41,6 +42,15 @@ STAGE_TABLES: dict[str, dict[str, Any]] = {
     "history": {"columns": ["x", "ab"], "by": ["k"], "rows": 3},
     "history by": {"columns": ["ab"], "by": ["x"], "rows": 3, "keys": 2},
     "lookup": {"path": TABLE, "by": {"k": "key"}, "prefix": "x"},
+    "join by": {
+        "source": {},
+        "by": {"k": "key"},
+        "time": "t",
+        "event_time": "n",
+        "within": 9,
+        "columns": ["y"],
+        "prefix": "x",
+    },
     "window by": {"by": ["x"], "time": "t", "length": 9, "aggregates": {"ab": ["sum", "last"]}},
     "drift": {"columns": ["x"]},
     "split": {"by": ["x"], "test": 0.3},
@@ -71,7 +81,7 @@ def scrubbed(table: str, name: str) -> tuple[pl.DataFrame, list[pl.DataFrame], A
         for key, value in STAGE_TABLES[table].items()
     }  # fmt: skip
     cls = load_class(kind, STAGES, "scrub")
-    stage = cls(kind, cls.Settings(**own))
+    stage = beside(cls(kind, cls.Settings(**own)))
     frame = rows(name, integers=table in ("categories", "duplicates", "lag by", "split stratify"))
     stage.bind(dict(frame.schema))
     batch = Batch(frame=frame, mark=Mark(), arrived=0.0, raw_rows=N)

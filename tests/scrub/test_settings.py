@@ -11,6 +11,7 @@ import pytest
 from engine.config import load_class, validate
 from engine.scrub import STAGES
 from engine.types import Schema, UserError
+from tests.scrub.conftest import beside
 
 SCHEMA: Schema = {
     "key": pl.String(), "n": pl.Int64(), "a": pl.Float64(), "b": pl.Float64(),
@@ -116,6 +117,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "near_duplicates": {"column": "key"}, "near_duplicate_images": {"column": "photo"},
     "missing": {"strategy": "last"}, "window": WINDOW,
     "lookup": {"path": TABLE, "by": {"key": "key"}},
+    "join": {"source": {}, "by": {"key": "key"}, "time": "n", "within": 1},
 }  # fmt: skip
 """What a kind needs besides the names of columns."""
 
@@ -163,7 +165,12 @@ def test_a_name_is_text_and_not_empty(kind: str, key: str, wrong: object) -> Non
 
 def refusal(kind: str, options: dict[str, Any]) -> str:
     found = load_class(kind, STAGES, "scrub.stage")
+
+    def bind() -> None:
+        settings = validate(found.Settings, options, "scrub.stage", "a test")
+        beside(found("stage", settings)).bind(SCHEMA)
+
     with pytest.raises(UserError) as caught:
-        found("stage", validate(found.Settings, options, "scrub.stage", "a test")).bind(SCHEMA)
+        bind()
     assert "\n" not in str(caught.value)
     return str(caught.value)

@@ -127,6 +127,11 @@ class Positions:
             text: max(0, end - done.get(text, starts.get(text, end))) for text, end in ends.items()
         }
 
+    @property
+    def ends(self) -> Mapping[str, int]:
+        """Partition -> the end of its log, as of the last answer."""
+        return self._ends
+
     def progress(self, mark: Mark) -> float | None:
         """Return the share of the offsets between start and stop."""
         if self._settings.stop == "never":

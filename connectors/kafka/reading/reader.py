@@ -77,6 +77,16 @@ class Reader:
         self.nbytes = held + sum(waiting.nbytes for waiting in self._waiting)
         return records
 
+    def passed(self) -> dict[str, int]:
+        """Return partition -> where the client reads next, of those without a record that
+        waits."""
+        consumer = self._connection.opened
+        if consumer is None:
+            return {}
+        waiting = {records.partition for records in self._waiting}
+        at = {partition_name(tp): consumer.position(tp) for tp in consumer.assignment()}
+        return {text: n for text, n in at.items() if n is not None and text not in waiting}
+
     def poll(self, consumer: KafkaConsumer, timeout: float) -> None:
         """Fetch the records that arrive within so many seconds."""
         fetched = self._fetched(consumer, timeout)

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import polars as pl
 from pydantic import Field
 
 from engine import types
 from engine.columnar.hashing import hashes
-from engine.scrub.columns import extended
+from engine.scrub.columns import extended, gathered
 from engine.scrub.event_time import EventTime
 from engine.scrub.features.lookup_file import FileTable
 from engine.scrub.features.lookup_fit import Fit, null_keys
@@ -183,8 +182,8 @@ class Lookup(SideStage):
         place[stale] = -1
         found = place >= 0
         self._rows, self._found = self._rows + len(batch), self._found + int(found.sum())
-        added = table.columns.select(pl.all().gather(_indices(place)))
-        done = batch.with_frame(frame.hstack(added.get_columns()))
+        added = gathered(table.columns, place)
+        done = batch.with_frame(frame.hstack(added))
         old = int(stale.sum())
         done = done.counted(
             self.name, unmatched=int(len(batch) - found.sum()) - old, stale=old, **counts
@@ -223,12 +222,6 @@ class Lookup(SideStage):
     def transforms(self) -> Sequence[Transform] | None:
         """Return None: no model file can contain it."""
         return None
-
-
-def _indices(place: Ints) -> pl.Series:
-    """Return rows to gather; null for none."""
-    series = pl.Series(place)
-    return series if (place >= 0).all() else series.set(pl.Series(place < 0), None)
 
 
 __all__ = ["Lookup"]

@@ -7,8 +7,6 @@ are the same.
 
 from __future__ import annotations
 
-import logging
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
@@ -18,16 +16,11 @@ import polars as pl
 from engine.columnar.hashing import Hashes, hashes, mix, spans
 from engine.scrub.features.lookup_fit import Fit
 from engine.scrub.features.lookup_runs import Changes, Runs
+from engine.scrub.odd_records import OddRecords
 from engine.scrub.side_source import SideSource
 from engine.types import NO_TIMESTAMP, POSITION, Records, Rejects, Schema, Values
 from engine.types.arrays import Bools, Ints
-from engine.types.plural import counted
 
-log = logging.getLogger("headrace.scrub")
-WARN_SECONDS = 60.0
-"""The seconds between two warnings of one kind."""
-UNREADABLE = "unreadable record", "unreadable records"
-KEYLESS = "record without a key or time", "records without a key or time"
 SHARED = "record whose key another record has, too", "records whose keys other records have, too"
 
 
@@ -50,8 +43,7 @@ class SideTable:
         self._runs: Runs | None = None
         self._loaded = False
         self._order = 0
-        self._warned: dict[tuple[str, str], float] = {}
-        self._odd: Counter[tuple[str, str]] = Counter()
+        self._odd = OddRecords(self.name)
 
     @property
     def columns(self) -> pl.DataFrame:
@@ -97,8 +89,7 @@ class SideTable:
 
     def remarks(self) -> Iterator[str]:
         """Yield a sentence for each kind of odd record."""
-        for what, n in self._odd.items():
-            yield f"{self.name} had {counted(n, *what)}: the log names the first."
+        yield from self._odd.remarks()
 
     # ------------------------------------------------------------------------------------ inside
 
@@ -127,7 +118,8 @@ class SideTable:
             since = before.get(records.partition, 0)
             counts["unreadable"] += int((records.positions[odd] >= since).sum())
             if applied.shared:
-                self._warn(SHARED, applied.shared, f"in '{records.partition}': the newest counts")
+                first = f"in '{records.partition}': the newest counts"
+                self._odd.warn(SHARED, applied.shared, first)
         return dict(counts)
 
     def _changes(
@@ -143,8 +135,8 @@ class SideTable:
         usable = np.zeros(n, np.bool_)
         usable[at] = True
         empty = _empty(records) & ~usable
-        self._warn_of(rejects, records, empty)
-        self._warn_of_keyless(records, at[~kept])
+        self._odd.note_rejects(rejects, records, empty)
+        self._odd.note_keyless(records, at[~kept])
         usable[at] = kept
         # Of a record that cannot be used, compaction leaves nothing, as of a tombstone. Rows that
         # are valid from a time on stay beside it: it may not have been to replace them.
@@ -164,28 +156,6 @@ class SideTable:
             deleted_order=order[gone],
         )
         return changes, np.flatnonzero(~usable & ~empty)
-
-    def _warn_of(self, rejects: list[Rejects], records: Records, empty: Bools) -> None:
-        """Warn of records that cannot be read, but for those without a value."""
-        for reject in rejects:
-            places = np.searchsorted(records.positions, reject.rows.get_column(POSITION).to_numpy())
-            odd = np.flatnonzero(~empty[places])
-            if len(odd):
-                first = reject.rows.row(int(odd[0]), named=True)
-                place = f"{first[POSITION]:,} of '{records.partition}' ({reject.reason})"
-                self._warn(UNREADABLE, len(odd), f"at {place}: {first['detail']}")
-
-    def _warn_of_keyless(self, records: Records, at: Ints) -> None:
-        if len(at):
-            first = f"at {records.positions[at[0]]:,} of '{records.partition}'"
-            self._warn(KEYLESS, len(at), f"{first}: they match nothing")
-
-    def _warn(self, what: tuple[str, str], n: int, first: str) -> None:
-        self._odd[what] += n
-        now = time.monotonic()
-        if now - self._warned.get(what, -WARN_SECONDS) >= WARN_SECONDS:
-            self._warned[what] = now
-            log.warning("%s has %s, first %s", self.name, counted(n, *what), first)
 
 
 def _record_hashes(records: Records) -> tuple[Hashes, Bools]:

@@ -283,10 +283,14 @@ def test_aborted_transactions_are_left_out_and_positions_go_on(isolation: str) -
     assert sorted(got) == sorted(kept + aborted)
     # Records and markers: 3 x (3 + 1); the end is behind the last marker.
     assert pieces[-1].next <= 12
+    mark = Mark(positions={f"{topic}/0": pieces[-1].next})
     for _ in range(2):
         with pytest.raises(EndOfStream):
             take(source, 1, 1_000)
+    assert source.lag(mark) == {f"{topic}/0": 12 - pieces[-1].next}
+    assert source.unread(mark) == {f"{topic}/0": 0}
     source.seek(Mark(positions={f"{topic}/0": 9}))
+    assert source.unread(Mark(positions={f"{topic}/0": 9})) == {f"{topic}/0": 3}
     rest = [source.format.decode(piece, schema)[0]["value"].to_list() for piece in drain(source)]
     assert rest == [["21", "22"]]
     source.close()

@@ -1,0 +1,1 @@
+"""The stage `join`: joins rows with the events of another stream."""
