@@ -53,7 +53,7 @@ from engine.types import (
     field_types,
     type_name,
 )
-from engine.types.arrays import Ints
+from engine.types.arrays import Ints, read_only
 
 NEWLINE = 10
 MOST_LEFT = 0.1
@@ -560,7 +560,7 @@ def _lines(values: Values) -> tuple[NDArray[np.uint8], Ints]:
 def _with_words(data: NDArray[np.uint8], bounds: Ints) -> tuple[NDArray[np.uint8], Ints]:
     """Return the lines with NaN and infinities as strings."""
     out, ends = np.empty(2 * len(data) + 2, np.uint8), np.zeros_like(bounds)
-    return out[: quote_words(data, bounds, out, ends)], ends
+    return out[: quote_words(read_only(data), read_only(bounds), out, ends)], ends
 
 
 def _parse(part: NDArray[np.uint8], rows: int, types: Schema, *, lenient: bool) -> pl.DataFrame:
@@ -575,7 +575,7 @@ def _parse(part: NDArray[np.uint8], rows: int, types: Schema, *, lenient: bool) 
 def _blanked(data: NDArray[np.uint8], bounds: Ints, keep: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Return the lines, with blanks (which the parser skips) for those not to keep."""
     out = data.copy()
-    mark_blank(out, bounds, keep)
+    mark_blank(out, read_only(bounds), keep)
     return out
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from connectors.formats.kernels.rows import gather_all
 from connectors.formats.kernels.varints import read_varint
 from engine.types import Values
-from engine.types.arrays import Ints
+from engine.types.arrays import Ints, read_only
 from engine.types.plural import counted
 
 
@@ -100,7 +100,7 @@ def locate_records(batch: RecordBatch, start: int) -> RecordSpans:
     raw, n = batch.raw, batch.record_count
     offsets, times = np.empty(n, np.int64), np.empty(n, np.int64)
     starts, sizes = np.empty((2, 3, n), np.int64)
-    read = _locate(raw, n, offsets, times, starts, sizes)
+    read = _locate(read_only(raw), n, offsets, times, starts, sizes)
     if read != len(raw):
         raise CorruptRecordError(
             f"The record batch at offset {batch.base_offset} is not what its header says: expected "

@@ -16,7 +16,7 @@ from connectors.formats.kernels import rows
 from connectors.formats.kernels.swar import compiled, copy
 from connectors.formats.kernels.varints import read_varint, varint_size, write_varint
 from engine.types import Values
-from engine.types.arrays import Ints
+from engine.types.arrays import Ints, read_only
 
 ByteArray = NDArray[np.uint8]
 MAX_BATCH_BYTES = 1 << 18
@@ -66,7 +66,7 @@ class OutgoingRecords:
         out = np.empty(nbytes, np.uint8)
         value, key = _spans(self.values, n), _spans(self.keys, n)
         head = _spans(self.headers, n, bare=1)
-        return out[: _write(at, first, since, self.times, *value, *key, *head, out)]
+        return out[: _write(at, first, since, read_only(self.times), *value, *key, *head, out)]
 
 
 def plan_batches(

@@ -14,6 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from engine.columnar.intrinsics import prefetch
+from engine.types.arrays import read_only
 
 Hashes = NDArray[np.uint64]
 
@@ -108,7 +109,7 @@ def _words(column: pl.Series) -> Hashes:
         words[present] = _words(column.drop_nulls())
     elif dtype.is_float():
         words = np.empty(len(column), np.uint64)
-        numbers = column.to_numpy().astype(np.float64, copy=False)
+        numbers = read_only(column.to_numpy().astype(np.float64, copy=False))
         _plain(numbers, numbers.view(np.uint64), words)
     elif dtype in (pl.String, pl.Binary) or isinstance(dtype, pl.Categorical | pl.Enum):
         words = _ends(column if dtype == pl.Binary else column.cast(pl.String).cast(pl.Binary))
@@ -209,7 +210,7 @@ def _wholes(column: pl.Series) -> Hashes:
 
 def _bits(column: pl.Series) -> Hashes:
     words = np.empty(len(column), np.uint64)
-    numbers = column.cast(pl.Float64).fill_null(0.0).to_numpy()
+    numbers = read_only(column.cast(pl.Float64).fill_null(0.0).to_numpy())
     _plain(numbers, numbers.view(np.uint64), words)
     return words
 
@@ -247,7 +248,7 @@ def spans(text: NDArray[np.uint8], starts: NDArray[np.int64], stops: NDArray[np.
 
 def _summed(text: NDArray[np.uint8], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Hashes:
     hashed = np.empty(len(starts), np.uint64)
-    _zobrist(text, starts, stops, ZOBRIST, hashed)
+    _zobrist(read_only(text), read_only(starts), read_only(stops), ZOBRIST, hashed)
     return hashed
 
 

@@ -20,11 +20,11 @@ from numba.core import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from engine.types.arrays import Floats
+from engine.types.arrays import Floats, read_only
 from engine.types.transforms import MAX_ABS
 
 Mask = NDArray[np.uint8]
-ALL: Mask = np.empty(0, np.uint8)
+ALL: Mask = read_only(np.empty(0, np.uint8))
 """The mask of a column without nulls."""
 _BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 BITS = _BYTES.view(np.uint64).ravel().copy()
@@ -40,13 +40,13 @@ def buffers(column: pl.Series) -> tuple[Floats, Mask]:
     if column.dtype != pl.Float64:
         column = column.cast(pl.Float64)
     if not column.null_count():
-        return column.to_numpy(), ALL
+        return read_only(column.to_numpy()), ALL
     array = column.rechunk().to_arrow()
     bitmap, values = array.buffers()
     at, n = array.offset, len(array)
     numbers = np.frombuffer(values, np.float64, n, at * 8)
-    mask = bytes_of(np.frombuffer(bitmap, np.uint8), at, n)
-    return numbers, mask
+    mask = bytes_of(read_only(np.frombuffer(bitmap, np.uint8)), at, n)
+    return read_only(numbers), read_only(mask)
 
 
 def places(frame: pl.DataFrame) -> tuple[NDArray[np.int64], object]:

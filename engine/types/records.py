@@ -17,6 +17,7 @@ from engine.errors import UserError
 
 if TYPE_CHECKING:
     pass
+from engine.types.arrays import read_only
 from engine.types.settings import _each
 
 Snapshot = Any
@@ -67,8 +68,8 @@ class Values:
     """Raw values in sequence in one buffer: value i is ``data[bounds[i]:bounds[i + 1]]``.
 
     Attributes:
-        data: the bytes, shape (total,), uint8, C-contiguous.
-        bounds: shape (n + 1,), int64, not decreasing.
+        data: the bytes, shape (total,), uint8, C-contiguous, not to be written to.
+        bounds: shape (n + 1,), int64, not decreasing, not to be written to.
         null: where there is no value, which is not an empty one, shape (n,); None where all are.
         tail: bytes at the end of each that are not its own (a line end put there for a parser).
     """
@@ -77,6 +78,10 @@ class Values:
     bounds: NDArray[np.int64]
     null: NDArray[np.bool_] | None = None
     tail: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", read_only(self.data))
+        object.__setattr__(self, "bounds", read_only(self.bounds))
 
     def __len__(self) -> int:
         return len(self.bounds) - 1

@@ -15,6 +15,7 @@ from polars.exceptions import PolarsError
 
 from connectors.formats.kernels.swar import compiled, copy
 from engine.types import PARTITION, POSITION, Records, Rejects, Values, bytes_as_hex
+from engine.types.arrays import read_only
 
 STAGE = "decode"
 BROKEN = "broken"
@@ -193,7 +194,7 @@ def gather_all(
     done = 0
     for data, starts, _ in parts:
         n = len(starts)
-        _copy(data, starts, bounds[done : done + n + 1], int(newline), out)
+        _copy(read_only(data), read_only(starts), bounds[done : done + n + 1], int(newline), out)
         done += n
     return Values(data=out, bounds=bounds, null=sizes < 0, tail=int(newline))
 

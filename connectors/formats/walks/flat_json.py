@@ -37,6 +37,7 @@ from connectors.formats.kernels.flat_json import (
 )
 from connectors.formats.kernels.rows import gather, is_utf8
 from engine.types import Schema, Values
+from engine.types.arrays import read_only
 
 FLAT_TYPES: dict[pl.DataType, int] = {
     pl.Float64(): FLOAT, pl.Int64(): INT64, pl.Int32(): INT32, pl.Boolean(): BOOL,
@@ -94,8 +95,9 @@ class FlatJson:
             (rest, last - last[0], inner, int(last[0])),
         ):
             walk_flat(
-                data, bounds, row, shift, self._names, self._bounds, self._taken, self._slots,
-                floats, ints, bools, texts, seen, verdicts, glue, masks, leads,
+                read_only(data), read_only(bounds), row, shift, self._names, self._bounds,
+                self._taken, self._slots, floats, ints, bools, texts, seen, verdicts, glue, masks,
+                leads,
             )  # fmt: skip
         taken = verdicts != LEFT
         if (verdicts == WIDE).any():

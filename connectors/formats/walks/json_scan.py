@@ -55,6 +55,7 @@ from connectors.formats.kernels.json_scan import (
 )
 from connectors.formats.kernels.paths import JsonShape, PathNode, PathStep
 from engine.types import element_type, field_types
+from engine.types.arrays import read_only
 
 BROKEN_REASONS = {
     BLANK: "the line is blank",
@@ -133,7 +134,7 @@ class Tree:
         self, data: NDArray[np.uint8], bounds: NDArray[np.int64], *, tokens: bool = False
     ) -> Scan:
         """Scan line i, ``data[bounds[i]:bounds[i + 1]]``; the line break may be part of it."""
-        n = len(bounds) - 1
+        n, data, bounds = len(bounds) - 1, read_only(data), read_only(bounds)
         verdicts, places = np.zeros(n, np.int64), np.zeros(n, np.int64)
         seen = np.zeros((n, len(self.nodes) if tokens else 0), np.int8)
         spans = np.zeros((*seen.shape, 2), np.int64)
@@ -148,7 +149,7 @@ class Tree:
         those in a text column; those with a point or exponent in an integer or decimal column,
         which it makes floats; and those with more digits than it reads. Lines that are not a
         JSON object are unchanged."""
-        n = len(bounds) - 1
+        n, data, bounds = len(bounds) - 1, read_only(data), read_only(bounds)
         marks = np.zeros(len(data) + 1, np.bool_)
         seen, spans = np.zeros((n, 0), np.int8), np.zeros((n, 0, 2), np.int64)
         verdicts = np.zeros(n, np.int64)
@@ -171,7 +172,8 @@ def twice(
     names = np.frombuffer(b"".join(encoded), np.uint8)
     ends = np.cumsum([0, *map(len, encoded)]).astype(np.int64)
     found = np.zeros(len(bounds) - 1, np.bool_)
-    mark_twice(data, bounds, names, ends, np.zeros(len(keys), np.int64), found)
+    lines = np.zeros(len(keys), np.int64)
+    mark_twice(read_only(data), read_only(bounds), names, ends, lines, found)
     return found
 
 
@@ -179,7 +181,7 @@ def halved_pairs(data: NDArray[np.uint8], bounds: NDArray[np.int64]) -> NDArray[
     """Return which lines have half of a surrogate pair."""
     found = np.zeros(len(bounds) - 1, np.bool_)
     if HALF.search(data.data):
-        mark_halves(data, bounds, found)
+        mark_halves(read_only(data), read_only(bounds), found)
     return found
 
 
