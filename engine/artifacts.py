@@ -192,12 +192,15 @@ def _write_model(parts: Parts, loop: Loop, files: dict[str, Path]) -> GateReport
         compression.to_json(files["compression"])
     if pipeline.model_path.is_file():  # a pipe has been read by somebody by now
         from engine.versions.publishing import log_version
+        from engine.versions.registry import job_of, register
         from engine.versions.store import Versions
 
         added = add_version(parts, rows=loop.totals.learned, data_time=loop.reporter.event_time)
         log_version(added)
         number = added.number
         files[f"version {number}"] = Versions(pipeline.versions_path).path(number)
+        if (job := job_of(pipeline)) is not None:
+            register(job, parts.metrics)
     return compression
 
 

@@ -465,6 +465,9 @@ class ExportSettings(Settings):
             and the pointer ``current`` to the one that serves. They stay with ``--fresh``, too.
         keep: how many of the newest versions stay, beside the one that serves, the one before it
             and the one in the shadow.
+        registry: "mlflow" registers each version in MLflow's model registry, under the pipeline's
+            name, and gives the one that serves the alias ``champion``. Needs ``pip install
+            'headrace[mlflow]'`` and MLFLOW_TRACKING_URI.
         max_quality_loss: how much worse than the version that serves a new one may be, surely, on
             the newest held-out rows: percent of MAE and RMSE; for classes points of error and
             of log loss. One that is worse is added and does not serve.
@@ -479,6 +482,7 @@ class ExportSettings(Settings):
     every_rows: Free[int | None] = Field(None, ge=1)
     versions: Free[Name | None] = None
     keep: Free[int] = Field(5, ge=1)
+    registry: Free[Literal["mlflow"] | None] = None
     max_quality_loss: Free[float] = Field(5.0, ge=0)
     holdout: Free[float] = Field(0.02, gt=0, lt=1)
     holdout_rows: Free[int] = Field(20_000, ge=100)
@@ -675,6 +679,11 @@ class Pipeline(BaseModel):
         """The folder of the versions that are published."""
         given = None if self.export is None else self.export.versions
         return Path(given or Path(self.folder) / "versions")
+
+    @property
+    def registry(self) -> str | None:
+        """The model registry of its versions; None without one, or where it serves."""
+        return self.export.registry if self.export is not None and self.infer is None else None
 
     @property
     def dead_letters_path(self) -> Path:

@@ -34,6 +34,7 @@ from engine.types import (
 )
 from engine.types.plural import counted
 from engine.user_code.contract_checks import misspelt_members
+from engine.versions.registry import require_registry
 
 log = logging.getLogger("headrace.run")
 
@@ -44,6 +45,8 @@ def require_sections(pipeline: Pipeline) -> None:
     for section in ("train", "evaluation", "export"):
         if getattr(pipeline, section) is not None and pipeline.model is None:
             raise UserError(f"{_head(file, section)} needs a [model], which is not there.")
+    if pipeline.registry is not None:
+        require_registry(file)
     if pipeline.labels is not None and pipeline.model is None:
         raise UserError(f"{_head(file, 'labels')} needs a [model] that learns, which is not there.")
     if pipeline.augment and pipeline.model is None:

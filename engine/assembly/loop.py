@@ -122,6 +122,7 @@ def _publisher(parts: Parts) -> Publisher | None:
     if export.every is None and export.every_rows is None:
         return None
     from engine.versions.publishing import Publisher, PublishJob
+    from engine.versions.registry import job_of
 
     job = PublishJob(
         table=pipeline.table(),
@@ -129,6 +130,7 @@ def _publisher(parts: Parts) -> Publisher | None:
         module=parts.module,
         versions=str(pipeline.versions_path),
         keep=export.keep,
+        registry=job_of(pipeline),
     )
     return Publisher(job, parts.metrics, every=export.every, every_rows=export.every_rows)
 

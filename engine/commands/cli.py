@@ -472,15 +472,20 @@ def _compress(options: argparse.Namespace) -> int:
 
 def _versions(options: argparse.Namespace) -> int:
     from engine.commands.progress import console
-    from engine.commands.versions import change, listed, versions_of
+    from engine.commands.versions import change, listed, registry_of, versions_of
+    from engine.versions.registry import follow
 
     versions = versions_of(options.file, options.set)
+    moves = options.promote is not None or options.rollback
+    registry = registry_of(options.file, options.set) if moves else None
     sentence = change(
         versions, promote=options.promote, rollback=options.rollback, shadow=options.shadow
     )
     console().print(listed(versions), highlight=False)
     if sentence:
         console().print(sentence, highlight=False, markup=False, soft_wrap=True)
+    if registry is not None:
+        follow(registry)
     versions.current()  # raises where no engine can serve what the pointer names
     if not sentence:
         versions.require_shadow()

@@ -12,6 +12,7 @@ from rich.text import Text
 from engine.config import Pipeline
 from engine.errors import HeadraceError, UserError
 from engine.versions.pointers import Pointer
+from engine.versions.registry import RegistryJob, job_of, require_registry
 from engine.versions.store import Versions
 from engine.versions.version import TornVersion, Version
 
@@ -38,6 +39,17 @@ def versions_of(what: str, overrides: Sequence[str] = ()) -> Versions:
     if pipeline.export is None:
         raise UserError(f"{what} has no [export] and no [infer], so its model has no versions.")
     return Versions(pipeline.versions_path)
+
+
+def registry_of(what: str, overrides: Sequence[str] = ()) -> RegistryJob | None:
+    """Return what registers the versions that a pipeline publishes; None for a folder, or without
+    [export] registry. Raises: UserError if it cannot be reached."""
+    if Versions.named(Path(what)) is not None:
+        return None
+    job = job_of(Pipeline.load(what, overrides))
+    if job is not None:
+        require_registry(what)
+    return job
 
 
 def change(
@@ -162,4 +174,4 @@ def _shadow(versions: Versions) -> Pointer | TornVersion | None:
         return error
 
 
-__all__ = ["change", "listed", "versions_of"]
+__all__ = ["change", "listed", "registry_of", "versions_of"]

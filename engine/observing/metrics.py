@@ -278,6 +278,9 @@ METRICS: Mapping[str, MetricSpec] = {
         "Versions of the model that were to be published while it learns; kept back: too bad.",
         {"outcome": ("published", "kept_back", "failed")},
     ),
+    "headrace_registry_failures_total": MetricSpec(
+        "counter", "Times that the model registry did not take the versions: tried again later."
+    ),
     "headrace_model_swaps_total": MetricSpec(
         "counter",
         "Versions that the pointer came to, by what became of them: swapped in, or why refused.",
@@ -455,6 +458,7 @@ class Metrics:
     cleaned_records: Counter
     model: Gauge
     model_versions: Counter
+    registry_failures: Counter
     model_swaps: Counter
     model_event_timestamp_seconds: Gauge
     model_freshness_seconds: Histogram

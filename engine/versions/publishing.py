@@ -28,6 +28,7 @@ from engine.system import limited_process
 from engine.system.limited_process import Limits
 from engine.types.plural import counted
 from engine.versions.pointers import Pointer
+from engine.versions.registry import RegistryJob, register
 from engine.versions.store import Versions
 from engine.versions.version import TornVersion, Version
 
@@ -56,6 +57,7 @@ class PublishJob:
         keep: how many versions stay.
         rows: learned so far.
         data_time: the newest time of a record, in seconds since the epoch; None if unknown.
+        registry: where versions are registered; None for nowhere.
     """
 
     table: Mapping[str, Any]
@@ -66,6 +68,7 @@ class PublishJob:
     keep: int
     rows: int = 0
     data_time: float | None = None
+    registry: RegistryJob | None = None
 
 
 def log_version(version: Version) -> None:
@@ -208,6 +211,8 @@ class Publisher:
         with suppress(TornVersion):
             pointer = Versions(Path(job.versions)).pointer.read()
             self._log_held(pointer, job)
+        if job.registry is not None:
+            register(job.registry, self._metrics, call=self._call, stopped=self._closing.is_set)
 
     def _log_held(self, pointer: Pointer | None, job: PublishJob) -> None:
         held = pointer is not None and pointer.held

@@ -39,6 +39,7 @@ UNITLESS = {
     "headrace_drift_detections_total",
     "headrace_model_swaps_total",
     "headrace_model_versions_total",
+    "headrace_registry_failures_total",
     "headrace_challenges_total",
     "headrace_classes",
     "headrace_classes_left_total",

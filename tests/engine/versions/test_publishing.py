@@ -13,6 +13,7 @@ import pytest
 from engine.observing.metrics import Metrics
 from engine.system.limited_process import Limits, ProcessFailed
 from engine.versions.publishing import PUBLISH, Publisher, PublishJob
+from engine.versions.registry import SYNC, RegistryJob
 from engine.versions.store import Versions
 from engine.versions.version import Details, Version
 from tests.waiting import HANG
@@ -245,3 +246,27 @@ def test_a_run_that_has_published_says_nothing_at_its_end(
     publisher.saved(checkpoint(tmp_path, 2), 150, None)
     publisher.close()
     assert "no version was published" not in caplog.text
+
+
+def test_a_registry_that_fails_takes_nothing_from_the_version(
+    tmp_path: Path, child: Child, metrics: Metrics
+) -> None:
+    registry = RegistryJob(folder=str(tmp_path / "versions"), name="p")
+    asked: list[RegistryJob] = []
+
+    def call(function: str, job: Any, limits: Limits, *, stopped: Callable[[], bool]) -> Any:
+        if function != SYNC:
+            return child(function, job, limits, stopped=stopped)
+        asked.append(job)
+        raise ProcessFailed("raised: nobody is there")
+
+    job = PublishJob(table={}, file="p.toml", versions=registry.folder, keep=3, registry=registry)
+    publisher = Publisher(job, metrics, call=call, every_rows=100)
+    publisher.begin(0)
+    publisher.saved(checkpoint(tmp_path, 1), 100, None)
+    publisher.wait()
+    publisher.close()
+    assert asked == [registry]
+    assert (counted(metrics, "published"), counted(metrics, "failed")) == (1, 0)
+    assert metrics.registry_failures._value.get() == 1
+    assert Versions(tmp_path / "versions").current().model_version == "state 1"

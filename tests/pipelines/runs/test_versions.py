@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import psutil
@@ -15,7 +17,10 @@ import pytest
 
 from engine.run import Run
 from engine.running.loop import Loop
+from engine.system import limited_process
 from engine.types import Batch
+from engine.versions.pointers import Pointer
+from engine.versions.registry import SYNC, URIS, RegistryJob
 from engine.versions.store import Versions
 from engine.versions.swapping import SwappingPredictor
 from models.serving.predictor import OnnxPredictor
@@ -317,3 +322,75 @@ def test_versions_are_published_while_the_run_learns(
     model = OnnxPredictor(OnnxPredictor.Settings(model=str(versions.model(1)), threads=1))
     assert model.scores(rows(100)).shape == (100,)
     assert not (tmp_path / "run" / "checkpoints" / "publishing").exists()
+
+
+# ---------------------------------------------------------------------------------------- registry
+
+REGISTRY = "export.registry=mlflow"
+
+
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> list[RegistryJob]:
+    """A registry that is away, and what it was to follow."""
+    jobs: list[RegistryJob] = []
+    others = limited_process.call
+
+    def call(function: str, job: Any, *arguments: Any, **keys: Any) -> Any:
+        if function != SYNC:
+            return others(function, job, *arguments, **keys)
+        jobs.append(job)
+        raise limited_process.ProcessFailed(f"nobody is at {os.environ['MLFLOW_TRACKING_URI']}")
+
+    monkeypatch.setattr(limited_process, "call", call)
+    monkeypatch.setattr("engine.versions.registry.find_spec", lambda _: object())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:Unspoken1@127.0.0.1:9")
+    return jobs
+
+
+def test_a_registry_that_is_away_stops_no_run(
+    rows: Rows, small: Small, headrace: Headrace, tmp_path: Path, away: list[RegistryJob]
+) -> None:
+    rows(400).write_csv(tmp_path / "data.csv")
+    run = Run(small(tmp_path / "data.csv", FAST, more=EXPORT), [REGISTRY])
+    run.run()
+    assert away == [RegistryJob(folder=str(tmp_path / "run" / "versions"), name="small")]
+    assert run.metrics.registry_failures._value.get() == 1
+    assert Versions(tmp_path / "run" / "versions").current().rows > 0
+
+
+def test_a_registry_follows_the_pointer(
+    trained: Versions, tmp_path: Path, headrace: Headrace, away: list[RegistryJob]
+) -> None:
+    file = tmp_path / "small.toml"
+    code, _, err = headrace("versions", file, "--set", REGISTRY)
+    assert (code, away) == (0, []), err
+    code, _, err = headrace("versions", file, "--promote", "1", "--set", REGISTRY)
+    assert code == 1
+    assert "The pointer has moved, and MLflow's registry does not follow (nobody is at http" in err
+    assert "Unspoken1" not in err
+    assert trained.pointer.read() == Pointer(number=1, held=True)
+    assert away == [RegistryJob(folder=str(trained.folder), name="small")]
+    code, _, err = headrace("versions", tmp_path / "serve.toml", "--promote", "--set", REGISTRY)
+    assert (code, len(away)) == (0, 1), err  # the pipeline that publishes has the name
+
+
+@pytest.mark.parametrize(
+    ("installed", "sentence"),
+    [
+        (False, "needs the package mlflow, which is not installed: pip install 'headrace[mlflow]'"),
+        (True, "needs the address of a registry: set MLFLOW_TRACKING_URI"),
+    ],
+)
+def test_what_a_registry_needs(
+    rows: Rows, small: Small, headrace: Headrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    installed: bool, sentence: str,
+) -> None:  # fmt: skip
+    found = object() if installed else None
+    monkeypatch.setattr("engine.versions.registry.find_spec", lambda _: found)
+    for name in URIS:
+        monkeypatch.delenv(name, raising=False)
+    rows(400).write_csv(tmp_path / "data.csv")
+    file = small(tmp_path / "data.csv", more=EXPORT)
+    code, out, err = headrace("check", file, "--set", REGISTRY)
+    assert code == 2
+    assert f"[export] registry = 'mlflow' in {file} {sentence}" in " ".join((out + err).split())
