@@ -29,7 +29,7 @@ demo-kafka: .venv/test ## install, start Apache Kafka (Java 17, Maven), learn fr
 kafka: .venv/test ## a broker of one's own until Ctrl-C (Java 17 and Maven)
 	$(BIN)/python -m tests.broker
 
-test: .venv/test ## install, then pass all tests (of the benchmarks: bench-check)
+test: .venv/test ## install, then pass the tests (HEADRACE_TESTS=full: all, as CI; of the benchmarks: bench-check)
 	$(BIN)/pytest -n $(JOBS) --dist worksteal --ignore tests/bench
 
 bench-check: .venv/test ## every benchmark once, small: they run and leave their figures (2 minutes)

@@ -13,20 +13,33 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.size import FULL, examples
+
 # Before torch is imported, and for every process that a test starts: threads that spin for a core
 # which another worker uses cost three times the processor's time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Processes that may not keep what they compiled compile all of headrace at each start: 0.2 s.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False  # nor pytest the tests whose asserts it rewrites
-settings.register_profile("headrace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "headrace",
+    deadline=None,
+    max_examples=examples(100),
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("headrace")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The slow ones first, and as much of them for each worker: xdist gives each of them a part of
     the list, and one that begins a slow test at the end is waited for. Those of a module stay
-    together, so that what they share is made once."""
+    together, so that what they share is made once. What is marked `full` runs in CI, and where it
+    is asked for by name."""
+    named = any("::" in arg for arg in config.args) or config.option.keyword
+    if not FULL and not named:
+        left_out = [item for item in items if item.get_closest_marker("full")]
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left_out)
     workers = getattr(config, "workerinput", {}).get("workercount", 1)
     modules: dict[Path, list[pytest.Item]] = {}
     for item in items:

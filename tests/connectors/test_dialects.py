@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from connectors.files.readers import text
 from engine.types import Mark, UserError
 from tests.connectors.conftest import drain, files, told
+from tests.size import examples
 
 Reject = tuple[str, int, str, str]
 
@@ -72,7 +73,7 @@ def test_an_unclosed_quote_within_the_longest_row_costs_its_line(tmp_path: Path)
 PIECES = st.sampled_from(['"', '""', "\n", ",", "a", "b\n", '"x",1\n', "1,2\n", '"q\nr",1\n'])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.lists(PIECES, max_size=25).map("".join))
 def test_rows_are_the_same_from_any_position_and_in_any_blocks(
     tmp_path_factory: pytest.TempPathFactory, body: str

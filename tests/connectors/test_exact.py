@@ -17,6 +17,7 @@ from connectors.formats.csv import Csv
 from connectors.formats.ndjson import Ndjson
 from engine.types import parse_type
 from tests.connectors.conftest import records, told
+from tests.size import examples
 
 BOUNDS = {f"int{n}": (-(1 << (n - 1)), (1 << (n - 1)) - 1) for n in (8, 16, 32, 64)} | {
     f"uint{n}": (0, (1 << n) - 1) for n in (8, 16, 32, 64)
@@ -90,7 +91,7 @@ HARD = ["9007199254740993.0", "12345678901234567.0", "1e18", "1e-400", "1e-324",
         "1e-999999999", "9007199254740993"]  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(TEXTS, KIND)
 @example(HARD, "decimal(20, 2)")
 @example(HARD, "int64")
@@ -103,7 +104,7 @@ def test_csv(texts: list[str], kind: str) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(texts=TEXTS, kind=KIND)
 @example(texts=HARD, kind="decimal(20, 2)")
 @example(texts=HARD, kind="int64")
@@ -118,7 +119,7 @@ def test_json(place: str, texts: list[str], kind: str) -> None:
     assert listed == [expected(text, kind) for text in texts]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(TEXTS, KIND, st.booleans(), st.booleans())
 @example(HARD, "decimal(20, 2)", False, True)
 @example(HARD, "int64", False, False)
@@ -135,7 +136,7 @@ def test_strict_json(texts: list[str], kind: str, quoted: bool, beside: bool) ->
         assert got == ("wrong_type" if refused else want)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6), st.booleans())
 @example('prix_é\u20ac\U0001f600"\\\n', True)
 def test_a_key_is_found_however_it_is_escaped(name: str, ascii: bool) -> None:

@@ -30,6 +30,7 @@ from connectors.kafka.source import KafkaSource
 from engine.types import Format, Records, Rejects, Schema, UserError
 from tests.broker import shared_broker
 from tests.connectors.conftest import decoded, drain, files, kafka_source, records, told
+from tests.size import examples
 
 SCHEMA: Schema = {"n": pl.Int64(), "s": pl.String()}
 SQUARES: Schema = {"n": pl.Int64(), "s": pl.Int64()}
@@ -174,14 +175,14 @@ def check(case: Case, parts: Sequence[bytes], raw: Records) -> None:
         assert reject.rows["detail"].str.ends_with(".").all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(data=st.data())
 def test_every_row_once_in_its_place(case: Case, data: st.DataObject) -> None:
     parts = data.draw(st.lists(st.sampled_from(list(case.values)), max_size=20))
     check(case, parts, records(*parts))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(data=st.data())
 def test_a_slice_is_its_rows(case: Case, data: st.DataObject) -> None:
     parts = data.draw(st.lists(st.sampled_from(list(case.values)), min_size=1, max_size=12))

@@ -14,6 +14,7 @@ from connectors.formats.inference.infer import infer_json_types
 from connectors.formats.ndjson import Ndjson
 from engine.types import Schema
 from tests.connectors.conftest import records, told
+from tests.size import examples
 
 NUMBERS = st.one_of(
     st.integers(-3, 3),
@@ -54,7 +55,7 @@ def as_bytes(row: dict[str, Any], ascii_only: bool) -> bytes:
     return json.dumps(row, ensure_ascii=ascii_only).encode() + b"\n"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(
     rows=ROWS,
     more=st.integers(0, 30),
@@ -88,7 +89,7 @@ def test_poison_costs_itself_and_nothing_else(
     assert mine == told(lost)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(rows=ROWS, poison=st.lists(st.tuples(st.integers(0), st.sampled_from(BROKEN)), max_size=4))
 def test_broken_lines_change_no_guess(
     rows: list[dict[str, Any]], poison: list[tuple[int, bytes]]

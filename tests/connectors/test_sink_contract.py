@@ -22,6 +22,7 @@ from engine.types import Mark, Records, Sink, Source, UserError, parse_schema
 from tests.broker import shared_broker
 from tests.connectors.conftest import ROWS, SCHEMA, drain, files, kafka_source, sink_of
 from tests.connectors.conftest import decoded as decoded_of
+from tests.size import examples
 
 Make = Callable[[], Sink]
 Read = Callable[[], pl.DataFrame]
@@ -261,7 +262,9 @@ def frames(draw: st.DrawFn) -> pl.DataFrame:
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(40),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(frame=frames())
 def test_what_a_sink_wrote_a_source_reads(kind: str, tmp_path: Path, frame: pl.DataFrame) -> None:

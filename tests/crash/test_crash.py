@@ -124,7 +124,7 @@ def ended(engines: list[Engine]) -> None:
 
 
 @pytest.mark.slow(24)
-@pytest.mark.parametrize("exactly_once", ["false", "true"])
+@pytest.mark.parametrize("exactly_once", [pytest.param("false", marks=pytest.mark.full), "true"])
 def test_every_record_through_rebalances(
     exactly_once: str, broker: Broker, pipeline: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -155,6 +155,7 @@ def test_every_record_through_rebalances(
         assert found.exactly_once, (str(found), disruption.done)
 
 
+@pytest.mark.full
 @pytest.mark.slow(45)
 def test_training_and_inference_through_kills_and_restarts(
     broker: Broker, pipeline: Callable[..., Path], tmp_path: Path
@@ -225,6 +226,7 @@ def learned(file: Path) -> int:
     return totals.learned
 
 
+@pytest.mark.full
 def test_weights_are_those_of_an_untroubled_run(
     broker: Broker, pipeline: Callable[..., Path], tmp_path: Path
 ) -> None:

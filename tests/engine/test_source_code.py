@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import engine
 
 ROOT = Path(engine.__file__).parents[1]
@@ -44,6 +46,7 @@ def effects(node: ast.expr, makes: set[str]) -> Iterator[str]:
             yield ast.unparse(part)
 
 
+@pytest.mark.full
 def test_without_its_asserts_the_code_does_the_same() -> None:
     """``python -O`` takes them away."""
     makes = lazy()

@@ -9,14 +9,17 @@ import pytest
 from tests.fuzz.kit import Limits, fuzz
 from tests.fuzz.mutate import mutated
 from tests.fuzz.targets import TARGETS
+from tests.size import FULL
+
+MUTATIONS = 72 if FULL else 12
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_damage_is_rows_letters_or_one_sentence(name: str, tmp_path: Path) -> None:
-    outcome = fuzz(name, 72, tmp_path)
+    outcome = fuzz(name, MUTATIONS, tmp_path)
     assert outcome.findings == {}
-    assert outcome.read + outcome.refused == 72
+    assert outcome.read + outcome.refused == MUTATIONS
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from models.learners.linear import LinearLearner
 from models.learners.online.losses import LossSettings, make_loss
 from models.learners.sampling import ResampledLearner, SamplingSettings
 from models.learners.tabular import TabularLearner
+from tests.size import examples
 
 CLASSES = {"regression": (), "binary": ("no", "yes"), "multiclass": ("a", "b", "c")}
 PAIRS = Path(__file__).with_name("synonyms.csv")
@@ -141,7 +142,7 @@ def test_every_kind_is_here() -> None:
 
 
 @every_kind
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(task=tasks, n=st.integers(0, 50), seed=st.integers(0, 99), probability=probabilities)
 def test_rows_shapes_and_types_hold(
     kind: str, task: str, n: int, seed: int, probability: float
@@ -386,7 +387,7 @@ def test_feature_dropout_drops_the_asked_share_of_the_asked_columns(share: float
     assert torch.equal(parts(done)[2], parts(rows)[2])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     task=tasks,
     n=st.integers(2, 60),

@@ -7,6 +7,7 @@ import pytest
 from tests.bench.bench_learning import FLOORS, headrace, stream
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["Phishing", "Bananas", "ImageSegments"])
 def test_accuracy_with_nothing_set(name: str) -> None:
     assert headrace(*stream(name)) >= FLOORS[name]

@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from models.augment import pixels
+from tests.size import examples
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def test_a_box_of_another_is_pasted(kind: str) -> None:
     assert torch.equal(pixels.pasted(images, two, zero, zero, zero, zero), images)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @example(kind="floats", n=3, channels=4, size=(9, 5), seed=37)  # a last bit above 1
 @given(
     kind=st.sampled_from(["bytes", "floats"]),
@@ -170,7 +171,7 @@ def test_the_neutral_numbers_change_nothing(kind: str) -> None:
     assert torch.equal(pixels.blended(images, np.arange(12)[::-1].copy(), zero * 0.0), images)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(n=st.integers(0, 40), side=st.integers(1, 300))
 def test_blocks_are_all_rows_once(n: int, side: int) -> None:
     images, rows = torch.empty((n, 3, side, 1), dtype=torch.uint8), np.arange(0, n, 2)

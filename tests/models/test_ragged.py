@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from engine.types.arrays import Ints
 from models.augment.ragged import SynonymTable, changed_rows, filtered, kept_tokens, swapped
+from tests.size import examples
 
 lengths_of = st.lists(st.integers(0, 9), max_size=30)
 shares = st.floats(0, 1)
@@ -24,7 +25,7 @@ def rows(values: Ints, offsets: Ints) -> list[list[int]]:
     return [values[a:b].tolist() for a, b in itertools.pairwise(offsets)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(lengths=lengths_of, share=shares, seed=st.integers(0, 99))
 def test_dropped_tokens_leave_the_order_and_one(
     lengths: list[int], share: float, seed: int
@@ -45,7 +46,7 @@ def test_dropped_tokens_leave_the_order_and_one(
             assert after == before
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(lengths=lengths_of, share=shares, seed=st.integers(0, 99))
 def test_swapped_tokens_stay_in_their_row_and_move_by_one(
     lengths: list[int], share: float, seed: int
@@ -61,7 +62,7 @@ def test_swapped_tokens_stay_in_their_row_and_move_by_one(
             assert sum(a != b for a, b in zip(before, after, strict=True)) >= len(before) - 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     pairs=st.lists(st.tuples(st.integers(0, 9), st.integers(10, 19)), max_size=20),
     values=st.lists(st.integers(0, 12), max_size=60),

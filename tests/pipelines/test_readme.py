@@ -22,6 +22,7 @@ from PIL import Image
 from engine.interpret import interpret
 from engine.run import Run
 from tests.forks import Command
+from tests.size import FULL
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -164,9 +165,8 @@ def test_the_ten_lines_of_python(place: Path) -> None:
     assert round(float(done.stdout), 4) == 0.8872
 
 
-FULL = os.environ.get("HEADRACE_DEMO") == "full"
-"""All seven years, as CI does; else a few months around the first that the report is about."""
 UNTIL = "2026" if FULL else "2024-05"
+"""All seven years, as CI does; else a few months around the first that the report is about."""
 
 
 def counted(since: str, folder: Path) -> Path:

@@ -22,6 +22,7 @@ def broker() -> Broker:
     return shared_broker()
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_every_shipped_pipeline_passes(
     broker: Broker, headrace: Headrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

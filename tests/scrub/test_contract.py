@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from engine.running.saving.checkpoint import Checkpoints
 from engine.scrub import STAGES
 from engine.types import PART, Affine, Batch, Clip, Codes, Fill, Power, Stage, Transform
+from tests.size import examples
 
 WORDS = str(Path(__file__).with_name("words.txt"))
 TABLE = str(Path(__file__).with_name("table.csv"))
@@ -343,7 +344,7 @@ def test_a_batch_is_not_judged_by_itself(
 
 
 @pytest.mark.parametrize("case", ROW_BY_ROW)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(sizes=st.lists(st.integers(0, 50), max_size=8))
 def test_cuts_do_not_matter(
     case: str, sizes: list[int], build: Build, rows: Rows, pieces: Cut, same: Same

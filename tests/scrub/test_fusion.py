@@ -18,6 +18,7 @@ from engine.scrub.values.outliers import Outliers
 from engine.scrub.values.scale import Normalize, Robust, Standardize
 from engine.types import Batch, Mark
 from tests.scrub.conftest import equal
+from tests.size import examples
 
 COLUMNS = ("a", "b", "c")
 KINDS: dict[str, tuple[type[Any], dict[str, Any]]] = {
@@ -81,7 +82,7 @@ def heard(took: list[str]) -> RecordTime:
     return hear
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=examples(80))
 @given(names, frames, st.sampled_from([None, 1, 17, 40]), st.tuples(*[st.sampled_from(TYPES)] * 3))
 def test_together_is_as_apart(
     kinds: list[str], parts: list[Any], frozen: int | None, types: tuple[pl.DataType, ...]

@@ -13,6 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from engine.types import Batch
+from tests.size import examples
 
 Make = Callable[..., Any]
 COLUMNS = ["x", "y", "n"]
@@ -74,7 +75,7 @@ def applied(stage: Any, batch: Callable[..., Batch]) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("case", EXACT)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=5), seed=st.integers(0, 20))
 def test_merged_is_the_whole(
     case: str, sizes: list[int], seed: int, stage: Make, batch: Any

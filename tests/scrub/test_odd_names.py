@@ -18,6 +18,7 @@ from engine.run import Run
 from engine.scrub import STAGES
 from engine.types import Batch, Mark, UserError, is_pattern
 from tests.scrub.conftest import beside
+from tests.size import examples
 
 NAMES = ("^a.*", "a$", "[x]", "a.b", "a b", 'a"b', "a'b", "a{}b", "%s", "a,b", "ä€", "$", "^")
 TABLE = str(Path(__file__).with_name("table.csv"))
@@ -112,7 +113,7 @@ def test_every_stage_takes_a_name_for_a_name(table: str, name: str) -> None:
     kind=st.sampled_from(["ndjson", "parquet", "csv"]),
 )  # fmt: skip
 @example(names=["^a.*", "ab"], kind="ndjson")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_what_a_sink_writes_a_source_reads(
     tmp_path_factory: pytest.TempPathFactory, names: list[str], kind: str
 ) -> None:

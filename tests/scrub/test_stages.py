@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from engine.columnar.hashing import hashes
 from engine.types import Batch, UserError
+from tests.size import examples
 
 INF, NAN = math.inf, math.nan
 PINNED = [6258203314994644589, 4549038829682717750, 11591891339104894550, 529801633415461679]
@@ -136,7 +137,7 @@ def test_first_one_wins(run: Run) -> None:
     assert [b.counts["s", "duplicates"] for b in done] == [1, 1, 1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     keys=st.lists(st.integers(0, 12), max_size=120),
     window=st.integers(1, 30),
@@ -173,7 +174,7 @@ def test_hashes_never_change() -> None:
     assert len(set(hashes(negative).tolist())) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(texts=st.lists(st.text(max_size=6), unique=True, max_size=50))
 def test_different_texts_have_different_hashes(texts: list[str]) -> None:
     column = pl.Series("t", texts, pl.String)
@@ -483,7 +484,7 @@ def reference(
     return out
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(
     rows=st.lists(
         st.tuples(st.integers(0, 2), st.integers(0, 30), st.none() | st.integers(0, 99)),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from engine.columnar.statistics import KeyedMoments
 from engine.types import Batch
+from tests.size import examples
 
 NAN = math.nan
 Run = Callable[..., list[Batch]]
@@ -36,7 +37,7 @@ def learned(frame: pl.DataFrame, sizes: list[int], **options: Any) -> list[Keyed
     return parts
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(rows=ROWS, sizes=st.lists(st.integers(0, 20), max_size=5))
 def test_parts_merged_are_polars_groups_of_the_whole(
     rows: list[tuple[Any, ...]], sizes: list[int]
@@ -67,7 +68,7 @@ def test_parts_merged_are_polars_groups_of_the_whole(
     assert (merged.age, merged.left) == (frame.height, 0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     keys=st.lists(st.integers(0, 12), min_size=1, max_size=80),
     cut=st.integers(1, 20),

@@ -28,6 +28,7 @@ from engine.columnar.statistics import (
     Quantiles,
     Statistic,
 )
+from tests.size import examples
 
 NUMBERS = st.floats(-1e6, 1e6, width=32) | st.sampled_from([math.nan, math.inf, -math.inf, 1e200])
 BLOCKS = arrays(np.float64, st.tuples(st.integers(0, 40), st.just(3)), elements=NUMBERS)
@@ -42,7 +43,7 @@ def numbers(column: NDArray[np.float64], limit: float = 1e140) -> NDArray[np.flo
     return column[np.abs(column) < limit]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(block=BLOCKS, sizes=SIZES)
 def test_moments_of_parts_are_numpys_of_the_whole(
     block: NDArray[np.float64], sizes: list[int]
@@ -62,7 +63,7 @@ def test_moments_of_parts_are_numpys_of_the_whole(
                 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(block=BLOCKS, sizes=SIZES)
 def test_extremes_of_parts_are_numpys_of_the_whole(
     block: NDArray[np.float64], sizes: list[int]
@@ -76,7 +77,7 @@ def test_extremes_of_parts_are_numpys_of_the_whole(
         assert extremes.high[j] == (column.max() if len(column) else -math.inf)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(block=BLOCKS, sizes=SIZES, halflife=st.floats(1, 100))
 def test_fading_moments_of_parts_are_polars_of_the_whole(
     block: NDArray[np.float64], sizes: list[int], halflife: float
@@ -116,7 +117,7 @@ def test_fading_moments_are_rivers_once_the_first_row_has_faded() -> None:
             assert learned.variance[0] == pytest.approx(variance.get(), rel=1e-9)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(block=BLOCKS, sizes=SIZES)
 def test_products_of_parts_are_numpys_of_the_whole(
     block: NDArray[np.float64], sizes: list[int]
@@ -213,7 +214,7 @@ def test_quantiles_keep_their_stated_error(order: str, rows: int) -> None:
     assert merged.quantile(1.0)[0].tolist() == block.max(axis=0).tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(block=BLOCKS, sizes=SIZES)
 def test_quantiles_lie_between_the_extremes_and_rise(
     block: NDArray[np.float64], sizes: list[int]
@@ -234,7 +235,7 @@ def test_quantiles_lie_between_the_extremes_and_rise(
 TEXTS = st.lists(st.none() | st.sampled_from("abcdefgh"), max_size=60)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(texts=TEXTS, sizes=SIZES)
 def test_counts_are_exact_while_they_fit(texts: list[str | None], sizes: list[int]) -> None:
     counts = Counts.empty(1, size=8)
@@ -246,7 +247,7 @@ def test_counts_are_exact_while_they_fit(texts: list[str | None], sizes: list[in
     assert expected[counts.top[0]] == max(expected.values(), default=0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(texts=TEXTS, sizes=SIZES, size=st.integers(1, 4))
 def test_counts_keep_their_stated_error(
     texts: list[str | None], sizes: list[int], size: int

@@ -22,6 +22,7 @@ from connectors.files.source import FilesSource
 from connectors.files.streams.follow import follower, scan
 from engine.types import HeadraceError, Mark, Rejects, Schema, Snapshot, UserError
 from tests.connectors.files.test_fingerprint import arrow, csv, lines, parquet, run
+from tests.size import examples
 
 LOOKS = 4
 """Looks after which nothing more is awaited: two for what must not change between them, and two
@@ -216,7 +217,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(steps=STEPS)
 def test_any_rotation_between_any_looks(
     steps: list[str], tmp_path_factory: pytest.TempPathFactory

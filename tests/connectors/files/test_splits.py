@@ -20,6 +20,7 @@ from connectors.files.readers.table import _opened
 from connectors.files.source import FilesSource
 from connectors.files.splits import EPOCH_STRIDE, SHARD_GROUPS
 from engine.types import EndOfStream, Mark, Records, Schema, UserError
+from tests.size import examples
 
 SCHEMA: Schema = {"n": pl.Int64()}
 SIZES = (40, 0, 7, 23)
@@ -104,7 +105,7 @@ def take(made: FilesSource, mark: Mark, rows: int | None) -> tuple[list[int], Ma
     return found, Mark(positions=positions)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(25))
 @given(
     st.integers(1, 4),
     st.integers(1, 4),

@@ -26,6 +26,7 @@ from connectors.kafka.source import KafkaSource
 from engine.types import POSITION, HeadraceError, Schema, UserError
 from tests.connectors.conftest import records, told
 from tests.registry import own_registry, shared_registry
+from tests.size import examples
 from tests.waiting import HANG, until
 
 Fields = list[dict[str, Any]]
@@ -132,7 +133,7 @@ def rows(*, deep: bool = True) -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(rows(), max_size=5))
 def test_columns_are_what_fastavro_reads(made: list[dict[str, Any]]) -> None:
     schema = columns(parsed(json.dumps(WIDE)))
@@ -153,7 +154,7 @@ def test_columns_are_what_fastavro_reads(made: list[dict[str, Any]]) -> None:
     assert frame.drop("_partition", "_position").to_dicts() == expected
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(rows(), st.integers(0, 200), st.binary(max_size=2))
 def test_a_damaged_record_moves_no_other(row: dict[str, Any], cut: int, more: bytes) -> None:
     """Cut short or with bytes behind: it is rejected, or (cut 0, none behind) whole."""
@@ -341,7 +342,7 @@ def test_schemas_of_several_writers_in_one_batch() -> None:
     ]  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=15))
 def test_a_mixture_is_as_each_alone(picks: list[int]) -> None:
     kinds = [

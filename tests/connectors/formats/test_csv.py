@@ -16,6 +16,7 @@ from connectors.formats.kernels.rows import NOT_UTF8
 from connectors.formats.values.casts import cast
 from engine.types import TYPES, HeadraceError, Records, Schema, Values
 from tests.connectors.conftest import records, told
+from tests.size import examples
 
 SCHEMA: Schema = {"x": pl.Float64(), "n": pl.Int64(), "s": pl.String(), "t": pl.Datetime("us")}
 CSV = Csv({"p": ["s", "x", "n", "t"]})
@@ -109,7 +110,7 @@ def test_a_poison_row_costs_itself(poison: bytes) -> None:
     assert value
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.lists(st.sampled_from([GOOD, b",,,\n", *POISON]), max_size=12))
 def test_a_batch_is_its_rows(parts: list[bytes]) -> None:
     """Decoding together gives what decoding one by one gives, and loses no row."""
@@ -152,7 +153,7 @@ def test_text_that_begins_like_something_packed_is_text(begin: str) -> None:
     assert frame.select("a", "b").rows() == [(f"{begin}2", 1), ("y", 2)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     st.lists(st.lists(st.sampled_from(['"', '""', ",", "a", "\n", "éé", "12345678"]), max_size=9)
              .map("".join), max_size=6),

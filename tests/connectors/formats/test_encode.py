@@ -19,6 +19,7 @@ from connectors.formats.encode import AvroEncoder, Encoder, JsonEncoder, RawEnco
 from connectors.formats.ndjson import Ndjson
 from engine.types import HeadraceError, UserError
 from tests.connectors.conftest import records
+from tests.size import examples
 
 KINDS: dict[str, tuple[pl.DataType, st.SearchStrategy[Any]]] = {
     "flag": (pl.Boolean(), st.booleans()),
@@ -69,7 +70,7 @@ def frames(draw: st.DrawFn) -> pl.DataFrame:
     )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(frames())
 def test_avro_comes_back_as_it_was(frame: pl.DataFrame) -> None:
     """By fastavro, another implementation, and by our own walk."""

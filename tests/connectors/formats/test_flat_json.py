@@ -18,6 +18,7 @@ from connectors.formats.ndjson import Ndjson
 from connectors.formats.walks.flat_json import FlatJson
 from engine.types import Values
 from tests.connectors.conftest import records, told
+from tests.size import examples
 
 SCHEMA = {
     "x": pl.Float64(), "n": pl.Int64(), "i": pl.Int32(), "b": pl.Boolean(), "s": pl.String(),
@@ -73,13 +74,13 @@ def check(rows: list[bytes], schema: Any = None) -> None:
     assert told(rejects) == told(expected_rejects)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(rows=st.lists(lines(), min_size=1, max_size=30))
 def test_the_walk_and_the_parser_agree(rows: list[bytes]) -> None:
     check([row.replace(b"\n", b" ") for row in rows])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(
     x=st.lists(NUMBERS, min_size=1, max_size=20),
     form=st.sampled_from(["{!r}", "{:.3e}", "{:.17g}", "{}e-7"]),
@@ -96,7 +97,7 @@ WRITTEN = st.from_regex(
 DOUBLES = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(texts=st.lists(WRITTEN | DOUBLES.map(repr) | DOUBLES.map("{:.6g}".format), min_size=1))
 def test_what_the_walk_takes_is_pythons_number_to_the_bit(texts: list[str]) -> None:
     flat = FlatJson.of({"x": pl.Float64(), "n": pl.Int64()})
@@ -111,7 +112,7 @@ def test_what_the_walk_takes_is_pythons_number_to_the_bit(texts: list[str]) -> N
     assert got["n"].to_list() == [len(text) for text in texts]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(rows=st.lists(lines(), min_size=1, max_size=8), data=st.data())
 def test_a_line_is_the_same_wherever_it_lies(rows: list[bytes], data: st.DataObject) -> None:
     """Whatever stands before it, and behind: lines are read by words, and compared with others."""
@@ -179,7 +180,7 @@ PATHS: dict[str, tuple[dict[str, pl.DataType], dict[str, str], bytes]] = {
 }
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(st.lists(LITERALS | st.sampled_from(["1e400", "1.0", "-0", "true"]), min_size=1, max_size=5))
 def test_numbers_in_text_are_as_they_are_written(literals: list[str]) -> None:
     """Whatever way a line takes; beside poison too. What nobody reads rejects no row."""

@@ -25,6 +25,7 @@ from connectors.formats.inference.infer import (
 from connectors.formats.ndjson import Ndjson
 from engine.types import Mark, Schema, UserError, parse_schema, parse_type, type_name
 from tests.connectors.conftest import decoded, drain, files, records, told
+from tests.size import examples
 
 WORDS = [
     "1", "-7", "007", "+8", "1.5", "1e5", "nan", "-inf", "Infinity", "NA", "-", "true", "FALSE",
@@ -87,7 +88,7 @@ def test_words_for_missing_values_are_found_where_no_text_has_them() -> None:
     }  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=4), min_size=1, max_size=3))
 def test_whatever_is_guessed_is_taken(parts: list[list[str]]) -> None:
     """However the rows came, the same decoder takes every one."""
@@ -101,7 +102,7 @@ def test_whatever_is_guessed_is_taken(parts: list[list[str]]) -> None:
     assert (frame.height, told(rejects)) == (len(rows), [])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from("xyz"), SCALARS, max_size=3), max_size=5))
 def test_whatever_is_guessed_of_json_is_taken(rows: list[dict[str, object]]) -> None:
     lines = [json.dumps(row).encode() + b"\n" for row in rows]

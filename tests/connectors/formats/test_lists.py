@@ -21,6 +21,7 @@ from connectors.formats.values.columns import Columns
 from connectors.memory import MemorySource
 from engine.types import MAX_NESTING, UserError, parse_schema, parse_type
 from tests.connectors.conftest import records, told
+from tests.size import examples
 
 LOST = "wrong_type"
 BIG = "out_of_range"
@@ -160,7 +161,7 @@ ELEMENTS = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(
     st.lists(st.lists(ELEMENTS, max_size=4), min_size=1, max_size=6),
     st.sampled_from(["int64", "float64", "bool", "list[int64]", "date"]),

@@ -20,6 +20,7 @@ from connectors.formats.kernels.rows import NOT_UTF8
 from connectors.formats.ndjson import Ndjson
 from engine.types import Schema, UserError
 from tests.connectors.conftest import decoded, drain, files, records, told
+from tests.size import examples
 
 SCHEMA: Schema = {"x": pl.Float64(), "n": pl.Int64(), "s": pl.String(), "b": pl.Binary()}
 GOOD = {
@@ -41,7 +42,7 @@ POISON = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.sampled_from([*GOOD, *POISON]), max_size=12))
 def test_one_row_or_one_reject_for_each_value(parts: list[bytes]) -> None:
     frame, rejects = Ndjson().decode(records(*parts), SCHEMA)
@@ -190,7 +191,7 @@ def lines(draw: st.DrawFn) -> bytes:
     return line[:at] if cut == 0 else line + draw(st.sampled_from([b"", b"\n", b" ", b"}\n"]))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(st.lists(lines(), min_size=1, max_size=20))
 def test_many_records_are_as_each_alone(parts: list[bytes]) -> None:
     frame, rejects = Ndjson(PATHS).decode(records(*parts), WIDE)
@@ -333,7 +334,7 @@ nested = st.recursive(
 
 
 @given(st.lists(st.tuples(nested, st.sampled_from(["1", '"bad"', "x"])), min_size=1, max_size=9))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 def test_objects_in_text_stand_as_they_are_written(rows: list[tuple[Any, str]]) -> None:
     """Escapes and numbers too; beside rows that are rejected."""
     written = [json.dumps(value) for value, _ in rows]

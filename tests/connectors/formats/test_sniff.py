@@ -16,6 +16,7 @@ from connectors.files import inspection
 from connectors.formats.inference.sniff import sniff_dialect
 from engine.types import Mark, UserError
 from tests.connectors.conftest import decoded, drain, files
+from tests.size import examples
 
 SEMICOLONS = {"delimiter": ";"}
 COMMAS = {"delimiter": ";", "decimal": ","}
@@ -93,7 +94,7 @@ TABLES = st.integers(2, 4).flatmap(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(TABLES, st.sampled_from(",;\t|"), st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
 def test_no_delimiter_is_found_that_is_none(
     table: list[list[str]], delimiter: str, quoting: Any

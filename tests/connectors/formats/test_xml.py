@@ -19,6 +19,7 @@ from engine.types import HeadraceError, Mark, Schema, UserError
 from tests.broker import shared_broker
 from tests.connectors.conftest import decoded, drain, files, kafka_source, records, told
 from tests.connectors.files.test_file_rows import folder, read
+from tests.size import examples
 
 ORDER = b"""<order id="7" xmlns:x="urn:x">
   <x:customer><name first="Ada">Lovelace</name><name>B</name></x:customer>
@@ -186,7 +187,7 @@ def test_documents_of_a_folder(tmp_path: Path) -> None:
     assert [reason for reason, *_ in rejects] == ["broken"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 99), st.text("ab<&>'\"] ö\n", max_size=9), st.integers(0, 3)),

@@ -31,6 +31,7 @@ from connectors.kafka.client_internals import (
 from engine.types import EndOfStream, Mark, Values
 from tests.broker import shared_broker
 from tests.connectors.conftest import drain, kafka_source, take
+from tests.size import examples
 
 BYTES = st.none() | st.binary(max_size=200)
 HEADER = st.tuples(st.text(max_size=5), BYTES)
@@ -58,7 +59,7 @@ def values(chunk: Chunk, *, newline: bool) -> list[bytes | None]:
     ]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(
     records=st.lists(RECORD, min_size=1, max_size=20),
     codec=st.sampled_from(list(CODECS.values())),
@@ -79,7 +80,7 @@ def test_a_batch_as_columns_is_the_batch_record_by_record(
         assert (chunk.data[chunk.bounds[1:] - 1] == 10).all()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(records=st.lists(RECORD, min_size=1, max_size=5), data=st.data())
 def test_a_broken_batch_is_an_error_and_no_crash(records: list[Any], data: st.DataObject) -> None:
     raw = bytearray(batch(records))
@@ -176,7 +177,7 @@ def fetched(records: bytes) -> tuple[FetchRequest, bytes]:
     return FetchRequest[version](topics=[]), bytes(made.encode(framed=True, header=True))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 5_000), min_size=1, max_size=4),
     cuts=st.lists(st.integers(1, 4_000), min_size=1, max_size=6),

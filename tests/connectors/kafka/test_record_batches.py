@@ -33,6 +33,7 @@ from connectors.kafka.record_batches import (
 from engine.types import HeadraceError, Values
 from tests.broker import Broker, shared_broker, skip_without_tools
 from tests.crash import kit
+from tests.size import examples
 from tests.waiting import HANG, until
 
 BYTES = st.none() | st.binary(max_size=200)
@@ -65,7 +66,7 @@ def outgoing(records: list[Any]) -> OutgoingRecords:
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     records=st.lists(RECORD, min_size=1, max_size=30),
     codec=st.sampled_from([0, 1, 2, 3, 4]),
@@ -103,14 +104,14 @@ def test_records_without_keys_and_headers() -> None:
     ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.binary(max_size=40))
 def test_keys_are_hashed_as_kafka_does(key: bytes) -> None:
     found = murmur2(np.frombuffer(b"x" + key, np.uint8), 1, len(key))
     assert found == default.murmur2(key) & 0x7FFFFFFF
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     keys=st.lists(st.none() | st.binary(max_size=3), max_size=60),
     partitions=st.integers(1, 5),

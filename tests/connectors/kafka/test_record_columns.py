@@ -19,6 +19,7 @@ from connectors.kafka.record_columns import RecordColumns, record_schema
 from engine.types import Records, UserError, Values
 from tests.broker import shared_broker
 from tests.connectors.conftest import drain, kafka_source
+from tests.size import examples
 
 BYTES = st.binary(max_size=6)
 HEADERS = st.lists(st.tuples(st.sampled_from(["a", "b", "ab", "ö"]), BYTES), max_size=4)
@@ -61,7 +62,7 @@ def test_what_a_record_has_is_columns() -> None:
     assert [len(r) for r in rejects] == [1]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(rows=st.lists(st.tuples(st.none() | BYTES, HEADERS), min_size=1, max_size=8))
 def test_every_key_and_header_is_kafkas_own_readers(
     rows: list[tuple[bytes | None, list[tuple[str, bytes]]]],

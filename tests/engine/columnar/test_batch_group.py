@@ -22,6 +22,7 @@ from engine.loading.loader import Loader
 from engine.types import Batch, Features, Mark, Schema, Stage
 from tests.scrub.conftest import equal
 from tests.scrub.test_fusion import COLUMNS, KINDS, number, stages
+from tests.size import examples
 
 pytestmark = pytest.mark.usefixtures("idle")
 SCHEMA: Schema = {**dict.fromkeys(COLUMNS, pl.Float64()), "y": pl.Float64()}
@@ -102,7 +103,7 @@ parts = st.lists(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(kinds, parts, st.booleans(), st.sampled_from([None, 20]))
 @example(["mean", "normalize"], [[(0.0,) * 4, (0.0, 0.0, 5e-324, 0.0)]], False, None)
 def test_together_is_as_one_by_one(

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.columnar.state_table import Rounds, StateTable
+from tests.size import examples
 
 STRIDE = 64
 """Hashes whose lowest bits are equal, so that their places in the index collide."""
@@ -53,7 +54,7 @@ def one_by_one(
     return before, after, forgotten, expired
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(
     keys=st.lists(st.integers(0, 9), max_size=80),
     cuts=st.lists(st.integers(0, 80), max_size=4),

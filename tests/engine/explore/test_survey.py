@@ -23,6 +23,7 @@ from engine.explore.survey import SLICES, VALUES, Survey, as_time
 from engine.explore.time_axis import TimeAxis, find_time
 from engine.scrub.features.derive import Derive
 from engine.types import Batch, Mark, UserError
+from tests.size import examples
 
 HOUR = 3_600_000_000
 
@@ -57,7 +58,7 @@ numbers = st.one_of(st.none(), st.integers(-50, 50).map(float), st.just(float("n
 rows = st.lists(st.tuples(numbers, numbers, st.sampled_from(["a", "b", None])), max_size=300)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(rows, st.lists(st.integers(0, 300), max_size=5))
 def test_figures_are_those_of_polars(given_rows: list[Any], cuts: list[int]) -> None:
     frame = pl.DataFrame(
@@ -83,7 +84,7 @@ def test_figures_are_those_of_polars(given_rows: list[Any], cuts: list[int]) -> 
             assert sum(part.rows for part in made.slices) == frame.height
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(st.integers(2, 5), st.integers(3, 200), st.integers(0, 9), st.lists(st.integers(0, 200)))
 def test_correlations_are_numpys(columns: int, n: int, seed: int, cuts: list[int]) -> None:
     rng = np.random.default_rng(seed)
@@ -143,7 +144,7 @@ def test_a_full_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.repeated == 30_000
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(
     st.lists(st.integers(0, 400), min_size=3, max_size=300),
     st.lists(st.integers(0, 300), max_size=3),
@@ -557,7 +558,7 @@ def test_a_column_of_numbers_that_are_too_large_is_in_no_stage(size: float) -> N
     assert '"x"' not in findings.suggestion.partition("\n\n")[2]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(st.sampled_from([1.0, 1e100, 1e139, 1e-60]), st.sampled_from([1.0, 1e100, 1e139, 1e-60]))
 def test_correlations_do_not_depend_on_the_scale(a: float, b: float) -> None:
     rng = np.random.default_rng(5)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.loading.budget import Budget
+from tests.size import examples
 from tests.waiting import HANG
 
 
@@ -57,7 +58,7 @@ def test_a_budget_of_nothing_and_negative_bytes_are_our_mistakes() -> None:
         Budget(1).acquire("raw", -1)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 50)), max_size=30))
 def test_the_ledger_adds_up(entries: list[tuple[str, int]]) -> None:
     budget = Budget(100)

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from engine.loading.budget import Budget, Wakeup
 from engine.loading.channel import Channel, Closed, Empty
 from engine.types import EndOfStream
+from tests.size import examples
 from tests.waiting import HANG
 
 
@@ -92,7 +93,7 @@ def test_items_come_out_in_order_each_once() -> None:
     assert list(drain(channel)) == [3, 1, 2, 1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 60), max_size=40),
     total=st.integers(1, 80),
@@ -126,7 +127,7 @@ def test_nothing_is_lost_doubled_or_held_too_long(
     assert (budget.used, channel.nbytes, len(channel)) == (0, 0, 0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 60), max_size=30),
     total=st.integers(1, 50),
@@ -507,7 +508,7 @@ def test_close_gives_room_to_the_other_channels() -> None:
     assert budget.held() == {"closing": 0, "staying": 6}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 30), min_size=1, max_size=30),
     total=st.integers(1, 60),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from engine.loading.collate import Collate
 from engine.types import Batch, Features, Mark, UserError
+from tests.size import examples
 
 INF = math.inf
 NAN = math.nan
@@ -143,7 +144,7 @@ def test_bind_refuses_what_would_fail_later(features: Features, sentence: str) -
 number = st.none() | st.floats(allow_nan=True, allow_infinity=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.tuples(number, number, number), min_size=1, max_size=30))
 def test_every_row_is_kept_finite_or_rejected_once(
     rows: list[tuple[object, object, object]],

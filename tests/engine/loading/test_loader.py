@@ -44,6 +44,7 @@ from engine.types import (
     Schema,
     Stage,
 )
+from tests.size import examples
 from tests.waiting import HANG, until
 
 SCHEMA: Schema = {"a": pl.Int64()}
@@ -123,7 +124,7 @@ def test_the_mark_is_after_the_batch_in_hand() -> None:
     assert marks == [{"memory": n} for n in (10, 20, 30, 40, 50, 60, 70, 80, 90, 95)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(1, 40), st.integers(0, 12))
 def test_saved_anywhere_and_restored_the_rest_is_the_same(
     sizes: list[int], rows: int, taken: int

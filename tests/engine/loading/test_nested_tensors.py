@@ -18,6 +18,7 @@ from engine.config import ModelSettings
 from engine.loading.collate import Collate
 from engine.loading.nested_tensors import bucket, nested_features
 from engine.types import Batch, Features, Mark, Schema, Tensors, UserError
+from tests.size import examples
 
 IDS = pl.List(pl.Int64())
 
@@ -231,7 +232,7 @@ def test_buckets(longest: int, most: int, buckets: tuple[int, ...], length: int)
 lists = st.lists(st.lists(st.integers(0, 9), max_size=12), max_size=20)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(lists, st.none() | st.integers(1, 9), st.integers(0, 5))
 def test_lists_are_what_plain_python_makes_of_them(
     rows: list[list[int]], most: int | None, start: int

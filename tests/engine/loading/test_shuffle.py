@@ -20,6 +20,7 @@ from engine.config import LoaderSettings
 from engine.loading.loader import Loader
 from engine.loading.shuffle import SHUFFLE_STATE
 from engine.types import EndOfStream, Mark, Records, Schema, Source
+from tests.size import examples
 
 pytestmark = pytest.mark.usefixtures("idle")
 SCHEMA: Schema = {"a": pl.Int64()}
@@ -104,7 +105,7 @@ def test_the_order_is_uniform() -> None:
     assert ((first - 500) ** 2 / 500).sum() < 16.3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 60), min_size=1, max_size=4),
     shuffle_rows=st.integers(1, 50),
@@ -139,7 +140,7 @@ def test_saved_anywhere_the_rest_is_the_same_and_no_row_is_lost_or_doubled(
         assert [part for part, _ in rest[: len(left)]] == left
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(st.integers(1, 200), st.integers(1, 60), st.integers(1, 20), st.floats(0, 1))
 def test_of_a_file_everything_is_the_same(
     n: int, shuffle_rows: int, batch_rows: int, where: float

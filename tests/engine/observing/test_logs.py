@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from engine.observing import logs
 from engine.types import UserError
+from tests.size import examples
 
 log = logging.getLogger("headrace.test")
 NASTY = "row 1\n12:00:00 ERROR   headrace forged\r\x1b[2J\u2028\u202e\x00end"
@@ -132,7 +133,7 @@ def test_nothing_from_outside_forges_a_line(
     assert not any(line.startswith("12:00:00 ERROR   headrace forged") for line in lines(stderr))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.text())
 def test_escaped_text_is_one_printable_line(text: str) -> None:
     assert logs.escape(text).isprintable()

@@ -31,6 +31,7 @@ from engine.observing.metrics import (
 from engine.running.work import report_quality
 from engine.types import HeadraceError
 from tests.promtool import promtool
+from tests.size import examples
 from tests.waiting import HANG
 
 UNITS = ("seconds", "bytes", "records", "values", "rows", "items", "steps", "ratio", "keys")
@@ -237,7 +238,7 @@ def test_a_watched_value_that_takes_long_is_remembered(monkeypatch: pytest.Monke
 # ---------------------------------------------------------------------------------- hostile labels
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.text() | st.text(alphabet='\n\r"\\{}\ud800\u2028 =1', max_size=200))
 def test_a_label_value_is_one_bounded_printable_line(value: str) -> None:
     safe = safe_label(value)
@@ -252,7 +253,7 @@ def test_long_labels_that_differ_stay_apart(name: str) -> None:
     assert len({safe_label(name.format(number)) for number in range(12)}) == 12
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(st.text(alphabet='\n\r"\\{}\ud800\x00 #ab=1', max_size=100))
 def test_hostile_labels_cannot_forge_lines(value: str) -> None:
     metrics = Metrics()

@@ -33,6 +33,7 @@ from engine.quality.measures import (
 )
 from engine.quality.report import rare_classes, tables
 from engine.types import Features, UserError
+from tests.size import examples
 
 
 def rows(n: int, rate: float, seed: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -231,7 +232,7 @@ def test_what_the_shares_alone_come_to_stands_beside() -> None:
     assert ClassificationSums.empty(2, 0).prior_metrics() == {}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(
     scores=st.lists(st.floats(0, 1), min_size=1, max_size=50),
     cuts=st.lists(st.integers(0, 50), max_size=4),

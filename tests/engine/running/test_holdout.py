@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from engine.running.holdout import COMMON_COUNT, COMMON_SAMPLE_ROWS, MAX_FRAMES, Holdout
 from engine.types import PART, RESERVED
+from tests.size import examples
 
 
 def rows(n: int, start: int = 0, partition: str = "a.csv", content: int = 0) -> pl.DataFrame:
@@ -50,7 +51,7 @@ def kept(holdout: Holdout) -> pl.DataFrame:
     return frame
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(
     cuts=st.lists(st.integers(0, 2_400), max_size=30),
     epochs=st.integers(1, 3),

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from engine.running.label_join import AGREE, Arrivals, Frames, LabelJoin
 from engine.running.saving.checkpoint import decode, encode
+from tests.size import examples
 
 HORIZON, LATENESS = 40, 8
 Item = tuple[bool, int, int, int]
@@ -145,7 +146,7 @@ def cut(items: Sequence[Item], sizes: Iterable[int]) -> Iterator[Sequence[Item]]
     yield items[at:]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(streams(), st.lists(st.integers(0, 25), max_size=6), st.integers(0, 6))
 def test_any_cut_and_a_restart_join_as_one_by_one(
     items: list[Item], sizes: list[int], restart: int
@@ -164,7 +165,7 @@ def test_any_cut_and_a_restart_join_as_one_by_one(
     assert again.waiting == want.waiting
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(
     st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 300)), max_size=40),
     st.sets(st.integers(0, 40)),

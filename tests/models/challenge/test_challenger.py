@@ -163,6 +163,7 @@ def test_a_change_over_many_rows_is_followed() -> None:
     assert error(follows.scores, y) < 0.6 * error(stays.scores, y)
 
 
+@pytest.mark.full
 def test_changes_without_end_cost_no_more_than_three_times_a_model_alone() -> None:
     """And most are followed all the same."""
     n, every = 40_000, 4_000
@@ -321,6 +322,7 @@ def brier(scores: Floats, y: NDArray[Any]) -> float:
 # --------------------------------------------------------------------------------------- decisions
 
 
+@pytest.mark.full
 def test_the_cut_into_batches_changes_no_decision() -> None:
     """One challenge won, and one under way at the end."""
     rows = concept("regression", (1_000, -WEIGHTS), (2_500, WEIGHTS), n=2_800)

@@ -117,6 +117,7 @@ def test_scores_that_are_not_numbers_pass_nowhere() -> None:
 # ----------------------------------------------------------------------------- a verdict that holds
 
 
+@pytest.mark.full
 def test_the_model_itself_and_one_as_good_pass_every_time() -> None:
     for seed in range(RUNS):
         target, base, _ = binary(300, seed)
@@ -129,6 +130,7 @@ def test_the_model_itself_and_one_as_good_pass_every_time() -> None:
             assert passes(compare_regression(number, one, other, RULES))
 
 
+@pytest.mark.full
 def test_a_worse_model_never_passes() -> None:
     """Nor does one that is only as good by chance: few rows are no proof."""
     for seed in range(RUNS):

@@ -150,6 +150,7 @@ def test_a_wide_network_is_served_in_int8(tmp_path: Path, model: Model) -> None:
     assert sorted(p.name for p in path.parent.iterdir()) == ["model.int8.onnx", "model.onnx"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("task", TASKS)
 def test_figures(tmp_path: Path, model: Model, task: str) -> None:
     """Each candidate's are its own: judged on the newer rows, timed, weighed."""

@@ -81,7 +81,10 @@ def body(kind: str, **keys: Any) -> Body:
 
 @pytest.fixture(
     scope="module",
-    params=[FEW, pytest.param(tuple(KINDS.keys() - {*FEW}), marks=pytest.mark.slow)],
+    params=[
+        FEW,
+        pytest.param(tuple(KINDS.keys() - {*FEW}), marks=[pytest.mark.slow, pytest.mark.full]),
+    ],
     ids=["few", "others"],
 )
 def converted(request: pytest.FixtureRequest) -> Mapping[str, Any]:

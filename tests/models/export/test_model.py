@@ -52,6 +52,7 @@ from models.export.model_files import SEAL, whole, write
 from models.export.onnx_graph import OPSET, Graph
 from models.learners.linear import LinearLearner
 from models.learners.tabular import TabularLearner
+from tests.size import examples
 
 Scores = NDArray[np.floating[Any]]
 FusedStages = Sequence[tuple[str, Any, dict[str, Any]]]
@@ -584,7 +585,9 @@ class Passing(Learner):
 
 @given(st.lists(PIECES, max_size=5), st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=5))
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(40),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_any_order_of_transforms(
     tmp_path: Path, pieces: list[Transform], rows: list[tuple[float | None, float | None]]

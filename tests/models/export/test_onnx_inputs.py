@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from engine.types import UserError
 from models.export.onnx_inputs import OnnxInputs
+from tests.size import examples
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_no_rows() -> None:
         max_size=20,
     )
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_whatever_the_rows_hold(rows: list[tuple[float | None, str | None]]) -> None:
     frame = pl.DataFrame(rows, schema={"x": pl.Float64, "key": pl.String}, orient="row")
     chunked = pl.concat([frame.head(3), frame.slice(3)], rechunk=False)

@@ -27,6 +27,7 @@ from models.layers.recurrent import Recurrent, RecurrentSettings
 from models.layers.shape import Place, Shape
 from models.net_input import NetInput
 from models.network import build_network, expert_loads
+from tests.size import examples
 
 IDS = NetInput(name="words", form="ids", columns=("w",), sizes=(30,))
 ARRAY = NetInput(name="past", form="array", columns=("p",), shape=(9, 3))
@@ -183,7 +184,7 @@ NETWORKS = {name: network_of(*case).eval() for name, case in [*CASES.items(), *R
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(
     lengths=st.lists(st.integers(0, 9), min_size=1, max_size=5),
     extra=st.integers(0, 5),

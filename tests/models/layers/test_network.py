@@ -92,6 +92,7 @@ class Positional(nn.Module):
         return self.network(**dict(zip(self._names, values, strict=True)))
 
 
+@pytest.mark.full
 @pytest.mark.slow(seconds=24)
 def test_it_is_exported_for_any_number_of_rows_and_any_length() -> None:
     import onnxruntime

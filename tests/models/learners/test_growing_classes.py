@@ -23,6 +23,7 @@ from models.learners.prototypes.learner import PrototypeLearner
 from models.learners.tabular import TabularLearner
 from models.learners.trees.learner import TreesLearner
 from tests.pipelines.runs.test_crash import same
+from tests.size import examples
 
 FEATURES = Features(
     numeric=("x", "y"), inputs={"numeric": ("x", "y")}, target="label", task="multiclass",
@@ -132,7 +133,7 @@ def trained(frame: pl.DataFrame, sizes: list[int]) -> tuple[Training, pl.DataFra
     return work, pl.concat([part for part in rows if part.width > frame.width])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(
     labels=st.lists(st.sampled_from("abcdef"), min_size=1, max_size=40),
     sizes=st.lists(st.integers(0, 20), max_size=4),

@@ -22,6 +22,7 @@ from river import datasets, linear_model, optim, preprocessing
 from engine.types import Batch, Features, Mark, Tensors, UserError
 from models.learners import sgd
 from models.learners.linear import LinearLearner
+from tests.size import examples
 
 TASKS: dict[str, Any] = {
     "binary": linear_model.LogisticRegression,
@@ -151,7 +152,7 @@ def test_a_code_outside_the_table_is_unknown(code: int) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 @given(cuts=st.lists(st.integers(0, 1250), max_size=6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 def test_cutting_into_batches_changes_nothing(task: str, cuts: list[int]) -> None:
     whole, cut = learner(task), learner(task)
     assert scores(whole, task, []).tobytes() == scores(cut, task, cuts).tobytes()

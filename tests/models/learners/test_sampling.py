@@ -21,6 +21,7 @@ from models.export.model import export
 from models.learners.linear import LinearLearner
 from models.learners.sampling import ResampledLearner, SamplingSettings
 from models.learners.tabular import TabularLearner
+from tests.size import examples
 
 BINARY = Features(numeric=("x0", "x1"), target="y", task="binary", classes=("no", "yes"))
 THREE = Features(numeric=("x0", "x1"), target="y", task="multiclass", classes=("a", "b", "c"))
@@ -105,7 +106,7 @@ def test_rivers_rates() -> None:
         assert made.rates == pytest.approx(rates)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 2), max_size=40), max_size=8),
     st.sampled_from(["under", "over", "hybrid"]),
@@ -205,6 +206,7 @@ def rare(n: int, rng: np.random.Generator) -> pl.DataFrame:
     return pl.DataFrame({"x0": x[:, 0], "x1": x[:, 1], "y": np.where(y, "yes", "no")})
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["tabular", "linear"])
 def test_corrected_probabilities_are_as_calibrated_as_without_sampling(
     kind: str, tmp_path: Path

@@ -23,6 +23,7 @@ from models.learners.online.losses import LossSettings, make_loss
 from models.learners.online.optimizer import Optimizer, OptimizerSettings
 from models.learners.online.target_transform import TargetScale, TargetScales
 from models.learners.tabular import TabularLearner
+from tests.size import examples
 
 Make = Callable[..., Features]
 Batches = Callable[..., list[Batch]]
@@ -228,7 +229,7 @@ def test_the_average_follows_young_fast_then_by_its_decay() -> None:
         st.lists(st.floats(0, 1e4, width=32), min_size=1, max_size=9), min_size=1, max_size=4
     ),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_the_way_back_undoes_the_way_there(
     warp: str, standard: bool, batches: list[list[float]]
 ) -> None:

@@ -22,6 +22,7 @@ TABLE: dict[str, Any] = {
 }
 
 
+@pytest.mark.full
 def test_the_advised_setting_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether it names the right part, and gains are as it says, is measured by the benchmark
     `bottleneck`: a busy machine holds a run elsewhere than a quiet one."""

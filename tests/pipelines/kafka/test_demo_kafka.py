@@ -12,12 +12,14 @@ import polars as pl
 import pytest
 
 from tests.broker import shared_broker
-from tests.pipelines.test_readme import FULL, counted
+from tests.pipelines.test_readme import counted
+from tests.size import FULL
 
 DEMO = Path(__file__).parents[3] / "deploy" / "kafka" / "demo.py"
 SENSORS = 21
 
 
+@pytest.mark.full
 @pytest.mark.slow(47 if FULL else 25)
 def test_make_demo_kafka(tmp_path: Path) -> None:
     """Both engines end with an error below every baseline's, and the frozen one predicts every row

@@ -173,6 +173,7 @@ def test_plain_avro_by_a_schema_file(
     assert results().select("a", "y", "gone").rows() == [(i, i / 4, "x") for i in range(50)]
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_an_engine_outlives_its_registry(tmp_path: Path, on_avro: Callable[..., Path]) -> None:
     """A record of a new schema comes while the registry is down: the run waits, says so, goes on

@@ -64,6 +64,7 @@ threads = 1
 MEMORY = "process_resident_memory_bytes"
 
 
+@pytest.mark.full
 @pytest.mark.slow(95)
 def test_a_minute_of_work_and_a_minute_without_a_broker(
     pipeline: Callable[..., Path], tmp_path: Path

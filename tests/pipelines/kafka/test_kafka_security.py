@@ -506,6 +506,7 @@ def test_a_permission_that_is_taken_back_ends_the_run(
     taken_back(broker, what, take)
 
 
+@pytest.mark.full
 @pytest.mark.slow(23)
 def test_a_user_who_is_deleted_is_not_tried_for_ever(
     tmp_path: Path, taken_back: Callable[..., None]

@@ -74,6 +74,7 @@ def answers(
     return done["prediction"].to_list()
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_texts(headrace: Headrace, tmp_path: Path) -> None:
     text_rows(1_500, 0).write_parquet(tmp_path / "learn.parquet")

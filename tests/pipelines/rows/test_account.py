@@ -19,6 +19,7 @@ from engine.run import Run
 from engine.running.loop import Loop
 from engine.types import Batch, Mark, UserError
 from tests.pipelines.conftest import Headrace
+from tests.size import examples
 
 VALUE = st.none() | st.sampled_from([0, 1, -2.5, 1e39, -1e300, 2**70, "abc", "é", [1]])
 KEY = st.none() | st.sampled_from(["n", "e", "s", "never", '"'])
@@ -79,7 +80,7 @@ def write(folder: Path, rows: list[tuple[Any, ...]], odd: list[str]) -> int:
     return len(lines)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(rows=st.lists(ROW, max_size=40), odd=st.lists(ODD, max_size=4), stop=st.integers(1, 12))
 def test_every_record_has_one_end(rows: list[tuple[Any, ...]], odd: list[str], stop: int) -> None:
     with TemporaryDirectory() as name:

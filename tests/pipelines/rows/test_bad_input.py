@@ -253,6 +253,7 @@ def _cleaning(folder: Path, name: str, keys: str) -> Path:
 # -------------------------------------------------------------------------------------- single rows
 
 
+@pytest.mark.full
 def test_a_wrong_type_in_row_10_000(
     tmp_path: Path, rows: Rows, small: Small, kept_going: Callable[..., tuple[pl.DataFrame, Totals]]
 ) -> None:

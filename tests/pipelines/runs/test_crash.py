@@ -329,6 +329,7 @@ def test_killed_runs_end_where_an_uninterrupted_one_does(tmp_path: Path) -> None
     assert totals["read"] == ROWS == outputs[0].height + letters[0].height
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_what_draws_by_chance_draws_the_same_after_a_kill(tmp_path: Path) -> None:
     """Every row as often as it is read, in the same order, learned from as often."""
@@ -348,6 +349,7 @@ def test_what_draws_by_chance_draws_the_same_after_a_kill(tmp_path: Path) -> Non
     assert set(times["len"]) == {2, 3}
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_late_labels_are_joined_the_same_after_kills(tmp_path: Path) -> None:
     """Delays of up to one and a half horizons; a tenth never comes, one in twenty comes twice."""

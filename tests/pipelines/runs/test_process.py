@@ -72,6 +72,7 @@ def start(file: Path, *, forked: bool = False) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_signal_at_any_moment_ends_as_documented(file: Path, headrace: Headrace) -> None:
     """Imports, opening, learning, export, compression, the table: a line at most, no traceback.
@@ -369,6 +370,7 @@ def test_code_of_the_users_that_exits_ends_no_run_well(
 # ------------------------------------------------------------------------- what nobody was told of
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_no_socket_and_no_file_that_nobody_asked_for(
     file: Path, tmp_path: Path, results: Callable[[], pl.DataFrame]

@@ -92,6 +92,7 @@ def learned(made: Engine, more_than: float = 0) -> str:
     return until(look, process=made.process, what="anything learned")
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_the_demos_pipeline_under_watch_is_stopped_and_goes_on(tmp_path: Path) -> None:
     with engine(tmp_path) as first:

@@ -91,6 +91,7 @@ categories = ["c"]
 """
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_nothing_is_compiled_after_the_first_record(tmp_path: Path) -> None:
     (tmp_path / "endless.py").write_text(SOURCE)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from engine.errors import UserError
 from engine.scrub.key_store import KeyStore, RecentKeys
 from engine.types import Batch
+from tests.size import examples
 
 INF, NAN = math.inf, math.nan
 Run = Callable[..., list[Batch]]
@@ -105,7 +106,7 @@ def reference(
     return out, left, gaps
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     rows=st.lists(
         st.tuples(

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from engine.scrub.features.image import _notes
 from engine.types import Batch
 from tests.scrub.conftest import photo
+from tests.size import examples
 
 Run = Callable[..., list[Batch]]
 
@@ -270,7 +271,7 @@ def test_what_is_no_image_costs_its_own_row(run: Run, case: str) -> None:
     assert "\n" not in reject.rows["detail"][0]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(data=st.data())
 def test_no_bytes_end_the_run(run: Run, data: st.DataObject) -> None:
     """Damaged at random: the row goes on or is rejected, its neighbours go on."""
@@ -290,7 +291,7 @@ def test_no_bytes_end_the_run(run: Run, data: st.DataObject) -> None:
     assert {0, 2} <= set(done.frame["_position"].to_list())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.tuples(*[st.integers(1, 60)] * 4), st.sampled_from(["crop", "stretch"]), st.booleans())
 def test_every_size_becomes_the_one_asked_for(
     run: Run, sizes: tuple[int, int, int, int], resize: str, jpeg: bool

@@ -18,6 +18,7 @@ from engine.columnar.hash_index import HashIndex
 from engine.scrub.features.lookup import Lookup
 from engine.types import Batch, UserError
 from tests.scrub.conftest import batch_of, schema_of
+from tests.size import examples
 
 Make = Callable[..., Any]
 START = datetime(2026, 1, 1)
@@ -90,7 +91,7 @@ def test_whole_numbers_of_any_width_are_equal(tmp_path: Path) -> None:
 
 
 @given(n=st.integers(0, 400), seed=st.integers(0, 9))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_the_index_finds_what_it_was_given_and_nothing_else(n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     hashes = np.unique(rng.integers(0, 600, n).astype(np.uint64))
@@ -104,7 +105,7 @@ def test_the_index_finds_what_it_was_given_and_nothing_else(n: int, seed: int) -
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_as_of_is_a_search_row_by_row(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

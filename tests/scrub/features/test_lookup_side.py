@@ -30,6 +30,7 @@ from engine.types import (
     Values,
 )
 from tests.scrub.conftest import batch_of, schema_of
+from tests.size import examples
 
 TOMBSTONE = None
 Item = tuple[int, str | None, bytes | None]
@@ -255,7 +256,7 @@ WRITES = st.lists(st.tuples(KEYS, st.none() | st.integers(0, 9)), max_size=40)
     each=st.integers(1, 7),
     compacted=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_it_is_what_compaction_leaves_however_it_is_read(
     writes: list[tuple[str, int | None]], cuts: list[int], each: int, compacted: bool
 ) -> None:
@@ -318,7 +319,7 @@ def test_rows_that_came_later_do_not_hide_those_that_were_valid_before() -> None
     cuts=st.lists(st.integers(0, 25), max_size=4),
     most=st.none() | st.integers(1, 5),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_as_of_is_a_search_through_what_was_written(
     writes: list[Any], cuts: list[int], most: int | None
 ) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from engine.columnar.hashing import hashes
 from engine.types import Batch, UserError
+from tests.size import examples
 
 SPACES = [*re.findall(r"\s", "".join(map(chr, range(0x3100)))), "a", "\u200b", "\u3001", "\u1681"]
 Run = Callable[..., list[Batch]]
@@ -44,7 +45,7 @@ def test_hashed_tokens_are_those_of_plain_python(run: Run, split: str, lower: bo
     assert done.frame.schema["x"] == pl.List(pl.Int64())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.none() | st.text(alphabet="ab ,\n", max_size=12), max_size=8), st.integers(0, 3))
 def test_any_texts_in_any_slice(run: Run, texts: list[str | None], start: int) -> None:
     frame = pl.DataFrame({"x": pl.Series(texts, dtype=pl.String)})
@@ -58,7 +59,7 @@ def test_any_texts_in_any_slice(run: Run, texts: list[str | None], start: int) -
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.lists(st.none() | st.text(max_size=20) | st.text(alphabet=SPACES, max_size=9)))
 def test_the_walk_splits_where_the_expression_does(run: Run, texts: list[str | None]) -> None:
     frame = pl.DataFrame({"x": pl.Series(texts, dtype=pl.String)})

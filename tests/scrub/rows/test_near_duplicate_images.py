@@ -22,6 +22,7 @@ from engine.scrub.rows.near_duplicate_images import NearDuplicateImages
 from engine.scrub.rows.perceptual import hashed, perceptual_hashes
 from engine.types import Batch
 from tests.scrub.pictures import encoded, scene
+from tests.size import examples
 
 Run = Callable[..., list[Batch]]
 Make = Callable[..., Any]
@@ -119,7 +120,7 @@ def reference(hashes: list[int | None], window: int, distance: int) -> list[int]
     return good
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     seed=st.integers(0, 1_000),
     window=st.integers(1, 40),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from engine.columnar.hashing import utf8_buffer
 from engine.scrub.rows.near_duplicates import MISSED, _minima, band_of
 from engine.types import Batch
+from tests.size import examples
 
 Run = Callable[..., list[Batch]]
 Make = Callable[..., Any]
@@ -123,7 +124,7 @@ def test_the_estimate_has_the_stated_error() -> None:
     assert np.sqrt(np.mean(np.square(off))) < 1.6 * math.sqrt(np.mean(expected))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     texts=st.lists(st.none() | st.text(alphabet="abç", max_size=8), max_size=60),
     window=st.integers(1, 30),

@@ -16,6 +16,7 @@ from engine.scrub.rows.split import PARTS, Split
 from engine.scrub.values.missing import Missing
 from engine.scrub.values.scale import Standardize
 from engine.types import PART, Batch, Mark, UserError
+from tests.size import examples
 
 
 def batch(frame: pl.DataFrame, start: int = 0) -> Batch:
@@ -44,7 +45,7 @@ rows = st.integers(1, 80)
 cuts = st.lists(st.integers(0, 80), max_size=4)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=200), cuts, st.integers(0, 5))
 def test_a_key_never_crosses_and_cuts_change_nothing(
     keys: list[int], at: list[int], seed: int
@@ -90,7 +91,7 @@ def test_another_seed_deals_out_another_way() -> None:
     assert one != parts(frame, test=0.5, by=["user"], seed=1)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=120), cuts)
 def test_each_value_has_its_share_to_one_row(labels: list[str], at: list[int]) -> None:
     frame = pl.DataFrame({"y": labels})
@@ -112,7 +113,7 @@ def sizes_of_tests(frame: pl.DataFrame, folds: int, **own: Any) -> tuple[list[in
     return sizes, tested.tolist()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(rows, st.integers(2, 8))
 def test_folds_are_those_of_scikit_learn_in_size(n: int, folds: int) -> None:
     frame = pl.DataFrame({"a": range(n)})
@@ -123,7 +124,7 @@ def test_folds_are_those_of_scikit_learn_in_size(n: int, folds: int) -> None:
         assert sorted(sizes) == sorted(theirs)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(st.lists(st.sampled_from("ab"), min_size=16, max_size=80), st.integers(2, 4))
 def test_stratified_folds_have_the_classes_of_scikit_learns(labels: list[str], folds: int) -> None:
     if min(labels.count("a"), labels.count("b")) < folds:

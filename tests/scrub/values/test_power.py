@@ -16,6 +16,7 @@ from sklearn.preprocessing import PowerTransformer
 from engine.columnar.kernels import inverse_power_transform, power_transform
 from engine.scrub.values.power import HIGH, LOW, yeo_johnson
 from engine.types import Batch
+from tests.size import examples
 
 INF, NAN = math.inf, math.nan
 Run = Callable[..., list[Batch]]
@@ -98,7 +99,7 @@ def test_the_inverse_gives_the_raw_numbers(make: Any) -> None:
         np.testing.assert_allclose(again[name].to_numpy(), column, rtol=1e-7, atol=1e-9 * scale)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     x=st.floats(-1e6, 1e6) | st.sampled_from([0.0, 1e-300, -1e-9]),
     above=st.integers(-50, 300).map(lambda n: n / 100),
@@ -153,7 +154,7 @@ def test_nothing_is_fitted_before_min_rows_and_then_ever_more_rarely(
     assert 10 < len(set(exponents)) < 30
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     values=st.lists(st.floats(-(2.0**40), 2.0**40, width=32), min_size=1, max_size=40),
     weights=st.lists(st.integers(0, 5), min_size=40, max_size=40),

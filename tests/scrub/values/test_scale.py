@@ -15,6 +15,7 @@ from sklearn.preprocessing import RobustScaler
 
 from engine.loading.collate import Collate
 from engine.types import Batch, Features
+from tests.size import examples
 
 INF, NAN = math.inf, math.nan
 Run = Callable[..., list[Batch]]
@@ -27,7 +28,7 @@ RANK = 0.005
 
 
 @pytest.mark.usefixtures("steady")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     values=st.lists(
         st.integers(-1000, 1000).map(float) | st.sampled_from([NAN, INF, None]), min_size=1
@@ -182,7 +183,7 @@ def test_standardize_with_a_halflife_follows_a_level_that_moves(run: Run) -> Non
     assert plain.frame["x"].to_numpy().mean() > 1  # which without it would stand far off
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     values=st.lists(st.integers(-1000, 1000).map(float) | st.just(NAN), min_size=2, max_size=60),
     cut=st.integers(1, 30),
@@ -204,7 +205,7 @@ def test_a_halflife_of_batches_is_that_of_the_whole(
 
 @pytest.mark.usefixtures("steady")
 @pytest.mark.parametrize("kind", ["standardize", "normalize", "robust", "standardize_by"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     values=st.lists(st.sampled_from([0.0, 1.0, 5.0, NAN, INF, -INF, None]), min_size=1),
     cut=st.integers(1, 20),

@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from engine.scrub.watching.anomalies import HalfSpaceForest
 from engine.types import Batch
+from tests.size import examples
 
 Run = Callable[..., list[Batch]]
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
@@ -62,7 +63,7 @@ def test_numbers_too_large_lie_outside_the_regions() -> None:
     assert outside > typical
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(sizes=st.lists(st.integers(0, 90), max_size=6), learn=st.integers(0, 200))
 def test_cuts_do_not_matter(sizes: list[int], learn: int, same: Any) -> None:
     x, _ = clusters(200, 5)

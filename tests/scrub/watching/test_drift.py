@@ -19,6 +19,7 @@ from engine.observing.metrics import METRICS
 from engine.scrub.base import DETECTORS
 from engine.scrub.watching.detectors import Adwin, Detector, PageHinkley, Psi
 from engine.types import Batch, UserError
+from tests.size import examples
 
 NAN = math.nan
 Run = Callable[..., list[Batch]]
@@ -94,7 +95,7 @@ DETECT: dict[str, Callable[[int], Detector]] = {
 
 
 @pytest.mark.parametrize("kind", DETECT)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(sizes=st.lists(st.integers(0, 120), max_size=8), seed=st.integers(0, 50))
 def test_cuts_do_not_matter(kind: str, sizes: list[int], seed: int, same: Any) -> None:
     rng = np.random.default_rng(seed)
@@ -157,6 +158,7 @@ def test_psi_without_drift_is_as_small_as_stated() -> None:
     assert np.mean(values[1:]) == pytest.approx(2 * 10 / 1_000, rel=0.3)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("kind", "least", "most"), [("adwin", 10, 120), ("page_hinkley", 30, 120)])
 def test_the_stated_delay_of_one_deviation(run: Run, kind: str, least: int, most: int) -> None:
     rng = np.random.default_rng(6)

@@ -16,6 +16,7 @@ from engine.columnar.hashing import hashes
 from engine.scrub.windows.kernels import ARENA
 from engine.types import Batch
 from tests.scrub.windows.reference import NAMES, Reference, Row, close
+from tests.size import examples
 
 INF, NAN = math.inf, math.nan
 Run = Callable[..., list[Batch]]
@@ -89,7 +90,7 @@ ROWS = st.lists(
 
 @pytest.mark.usefixtures("folding")
 @pytest.mark.parametrize("case", SMALL)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(
     steps=ROWS,
     own=st.booleans(),

@@ -20,6 +20,7 @@ from engine.loading.sources.labelled_source import (
     is_of_labels,
 )
 from engine.types import EndOfStream, Mark, Schema, UserError
+from tests.size import examples
 
 ROWS: Schema = {"id": pl.Int64(), "at": pl.Int64()}
 LABELS: Schema = {**ROWS, "y": pl.Int64()}
@@ -75,7 +76,7 @@ def times(steps: list[int]) -> list[int]:
 steps = st.lists(st.integers(-3, 40), max_size=60)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(steps, steps, st.integers(1, 20), st.integers(1, 20), st.integers(0, 130))
 def test_a_restart_goes_on_in_the_order_of_times(
     rows: list[int], labels: list[int], size: int, other: int, done: int

@@ -17,6 +17,7 @@ from engine.config import Pipeline
 from engine.loading.sources.mix import Mix, sources_of
 from engine.run import Run
 from engine.types import EndOfStream, HeadraceError, Mark, Schema, UserError
+from tests.size import examples
 
 SCHEMA: Schema = {"who": pl.String(), "n": pl.Int64()}
 
@@ -57,7 +58,7 @@ sizes = st.integers(0, 90)
 weights = st.sampled_from([0.5, 1.0, 2.0, 7.0])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(
     st.tuples(sizes, sizes, sizes),
     st.tuples(weights, weights, weights),
@@ -82,7 +83,7 @@ def test_a_restart_goes_on_with_the_same_rows(
         assert own == list(range(len(own)))
 
 
-@settings(deadline=None, max_examples=6)
+@settings(deadline=None, max_examples=examples(6))
 @given(st.lists(st.floats(0.05, 10), min_size=2, max_size=4))
 def test_shares_are_the_weights_within_a_percent(given_weights: list[float]) -> None:
     parts = {f"s{i}": (20_000, w) for i, w in enumerate(given_weights)}

@@ -25,6 +25,7 @@ from engine.running.saving.checkpoint import (
     encode,
 )
 from engine.types import HeadraceError, UserError
+from tests.size import examples
 
 IDENTITY = {"pipeline": "p", "schema": '{"a": "Float64"}'}
 STATE: dict[str, Any] = {
@@ -92,7 +93,7 @@ plain = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(plain)
 def test_any_plain_value_comes_back_to_the_bit(value: Any) -> None:
     state, identity, _ = decode(b"".join(encode({"value": value}, IDENTITY)))
@@ -100,7 +101,7 @@ def test_any_plain_value_comes_back_to_the_bit(value: Any) -> None:
     assert identity == IDENTITY
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.data())
 def test_any_cut_or_changed_byte_is_found(data: st.DataObject) -> None:
     whole = b"".join(encode(STATE, IDENTITY))

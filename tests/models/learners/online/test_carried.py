@@ -86,6 +86,7 @@ def test_it_is_a_recurrent_net_over_all_rows_of_a_key(cell: str) -> None:
             np.testing.assert_allclose(got[at], expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", CASES)
 def test_weights_depend_on_the_rows_and_not_on_batches(case: str) -> None:
     """Keys are forgotten and expire meanwhile, and some rows are not learned."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from engine.types import UserError
 from models.learners.online.replay.buffer import Replay, ReplayRows, ReplaySettings
+from tests.size import examples
 
 
 def ring(**changes: Any) -> Replay:
@@ -29,7 +30,7 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 @given(size=st.integers(1, 12), batches=st.lists(st.integers(0, 15), min_size=1, max_size=8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_it_holds_the_newest_rows(size: int, batches: list[int]) -> None:
     replay, seen = ring(replay_rows=size), 0
     for n in batches:

@@ -157,7 +157,13 @@ def test_interpret_slices_by_how_late_the_label_came(late: Late) -> None:
     assert not any("reads columns that these rows do not have" in each for each in found.left_out)
 
 
-@pytest.mark.parametrize("policy", ["", 'on_missing = "no"', CORRECTED])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        *(pytest.param(each, marks=pytest.mark.full) for each in ("", 'on_missing = "no"')),
+        CORRECTED,
+    ],
+)
 def test_the_cut_into_batches_changes_nothing(
     policy: str, late: Late, results: Results, tmp_path: Path
 ) -> None:

@@ -122,6 +122,7 @@ def test_labels_follow_the_threshold_in_training_in_the_file_and_in_serving(
     assert of(onnx.load(model).metadata_props)["threshold"] == "0.25"
 
 
+@pytest.mark.full
 def test_held_out_rows_say_what_rows_never_seen_say_also_after_fifteen_epochs(
     tmp_path: Path,
 ) -> None:

@@ -55,6 +55,7 @@ def test_every_row_is_accounted_for_and_the_model_knows_the_true_shares(tmp_path
     assert said.mean() == pytest.approx(0.02, abs=0.005)
 
 
+@pytest.mark.full
 def test_resumed_it_goes_on_to_the_bit(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     whole = Run(pipeline(tmp_path, 8_000, sampling={"smote_neighbors": 3}))

@@ -112,6 +112,7 @@ def test_a_network_of_layers_has_a_score_for_each(both: Write, tmp_path: Path) -
     judged(both(model='kind = "module"\nhead = {}'), tmp_path / "whole")
 
 
+@pytest.mark.full
 def test_a_stopped_run_ends_where_an_uninterrupted_one_does(both: Write) -> None:
     whole, stopped = both("whole"), both("stopped")
     Run(whole).run()

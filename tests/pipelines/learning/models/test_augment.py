@@ -97,7 +97,7 @@ def test_all_is_learned_and_the_metrics_tell_it(tmp_path: Path) -> None:
     assert 'headrace_augmented_records_total{augment="gaps"}' in page
 
 
-@pytest.mark.parametrize("kind", ["tabular", "linear"])
+@pytest.mark.parametrize("kind", [pytest.param("tabular", marks=pytest.mark.full), "linear"])
 def test_resumed_it_goes_on_to_the_bit(kind: str, tmp_path: Path) -> None:
     more: dict[str, Any] = {}
     if kind == "linear":
@@ -127,6 +127,7 @@ def test_resumed_it_goes_on_to_the_bit(kind: str, tmp_path: Path) -> None:
     assert encode(plain.learner.state_dict(), {}) != encode(expected, {})
 
 
+@pytest.mark.full
 def test_threads_and_depth_change_nothing(tmp_path: Path) -> None:
     rows(tmp_path)
     states = []
@@ -167,6 +168,7 @@ keep = 2
 """
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_killed_and_resumed_it_ends_where_an_uninterrupted_run_does(tmp_path: Path) -> None:
     """SIGKILL as soon as there is a checkpoint, twice."""
@@ -195,6 +197,7 @@ def kill(file: Path, checkpoints: Path) -> None:
         process.wait()
 
 
+@pytest.mark.full
 def test_it_helps_where_rows_are_few_and_columns_many(tmp_path: Path) -> None:
     """150 rows learned over and over; the error on 3,000 others, by what is learned from."""
     losses = {}
@@ -323,6 +326,7 @@ def seeing(folder: Path, augment: dict[str, Any], **model: Any) -> Pipeline:
     return Pipeline.of(made)
 
 
+@pytest.mark.full
 def test_images_and_texts_are_augmented_and_resumed_to_the_bit(tmp_path: Path) -> None:
     augment = {**SEEN, "synonyms": {"table": str(tmp_path / "likes.csv"), "share": 0.5}}
     for name in ("a", "b"):

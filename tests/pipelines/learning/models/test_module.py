@@ -139,6 +139,7 @@ def test_a_module_learns_its_inputs(pipeline: Write, headrace: Headrace) -> None
     assert (last["label"] == last["prediction"]).mean() >= 0.95
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_stopped_or_killed_run_ends_where_an_uninterrupted_one_does(pipeline: Write) -> None:
     whole, stopped, killed = map(pipeline, ("whole", "stopped", "killed"))

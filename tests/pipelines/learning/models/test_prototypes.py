@@ -135,6 +135,7 @@ def test_a_stopped_run_ends_where_an_uninterrupted_one_does(few: Write) -> None:
     same(ends(whole), ends(stopped))
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_killed_run_ends_where_an_uninterrupted_one_does(few: Write) -> None:
     whole, killed = few("whole"), few("killed")
@@ -221,6 +222,7 @@ def test_a_network_learns_classes_as_they_come(
     assert share_right(pl.read_parquet(out / "*.parquet")) > 0.8
 
 
+@pytest.mark.full
 def test_a_network_whose_classes_leave_stops_and_goes_on(few: Write) -> None:
     whole, stopped = (
         of_kind(

