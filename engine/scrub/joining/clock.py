@@ -14,24 +14,24 @@ from engine.types.arrays import Bools, Ints
 
 AGREE = 8
 """Times in sequence that are far from the clock until it goes there."""
-AT, FAR, LEAST, BACK, MOST = range(5)
-"""Places in the state: the clock; how many times in sequence were far ahead, and the least of them;
-how many were far behind, and the newest of them."""
+AT, NEAR, FAR, LEAST, BACK, MOST = range(6)
+"""Places in the state: the clock; how many times were near it, up to `AGREE`; how many in sequence
+were far ahead, and the least of them; how many were far behind, and the newest of them."""
 
 
 def _begun() -> Ints:
-    return np.array([NEVER, 0, -NEVER, 0, NEVER])
+    return np.array([NEVER, 0, 0, -NEVER, 0, NEVER])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Clock:
     """The newest time of a stream. A value: `walk` returns the clock that follows.
 
-    A time that is more than `ahead` ticks after the clock, or before it, moves it only where eight
-    in sequence are.
+    A time that is more than `ahead` ticks after the clock moves it only where eight in sequence
+    are. So many before it move it back, unless eight were near it: then they are late.
 
     Attributes:
-        state: see `AT` and the others, shape (5,).
+        state: see `AT` and the others, shape (6,).
     """
 
     state: Ints = field(default_factory=_begun)
@@ -67,24 +67,24 @@ def _walk(times, ahead, at_once, state, clocks, far):  # type: ignore[no-untyped
     for i in range(times.shape[0]):
         time = times[i]
         if time != NEVER and state[AT] == NEVER and at_once:
-            state[AT] = time
+            state[AT], state[NEAR] = time, 1
         elif time != NEVER and (state[AT] == NEVER or time - state[AT] > ahead):
             state[BACK], state[MOST] = 0, NEVER
             state[FAR], state[LEAST] = state[FAR] + 1, min(state[LEAST], time)
             if state[FAR] == AGREE:
                 least = state[LEAST]
                 state[AT] = time if time - least <= ahead else least
-                state[FAR], state[LEAST] = 0, -NEVER
+                state[NEAR], state[FAR], state[LEAST] = AGREE, 0, -NEVER
             far[i] = state[AT] != NEVER and time - state[AT] > ahead
         elif time != NEVER:
             state[FAR], state[LEAST] = 0, -NEVER
-            if state[AT] - time > ahead:
+            if state[AT] - time > ahead and state[NEAR] < AGREE:
                 state[BACK], state[MOST] = state[BACK] + 1, max(state[MOST], time)
-            else:
+            elif state[AT] - time <= ahead:
                 state[BACK], state[MOST] = 0, NEVER
-                state[AT] = max(state[AT], time)
+                state[AT], state[NEAR] = max(state[AT], time), min(state[NEAR] + 1, AGREE)
             if state[BACK] == AGREE:
-                state[AT] = state[MOST]
+                state[AT], state[NEAR] = state[MOST], AGREE
                 state[BACK], state[MOST] = 0, NEVER
         clocks[i] = state[AT]
 

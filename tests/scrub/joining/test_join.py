@@ -206,6 +206,9 @@ def test_a_clock_goes_back_where_eight_times_in_sequence_are() -> None:
     clock, clocks, far = Clock().walk(times, 100, at_once=True)
     assert clocks.tolist() == [*[9_999] * (2 * AGREE), *[AGREE - 1] * 6]
     assert (clock.time, times[far].tolist()) == (AGREE - 1, [200, 300, 301])
+    # It is known by now: dead letters of long ago, read again, are late.
+    later, clocks, _ = clock.walk(np.full(2 * AGREE, -9_999), 100, at_once=True)
+    assert (later.time, set(clocks.tolist())) == (AGREE - 1, {AGREE - 1})
 
 
 # ------------------------------------------------------------------------------------------- memory
