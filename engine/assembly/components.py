@@ -61,7 +61,7 @@ def configure(
 def make_stages(
     pipeline: Pipeline,
     exported: Collection[str],
-    side_source: Callable[[str, Mapping[str, Any]], SideSource],
+    side_source: Callable[[str, SideStage], SideSource],
 ) -> list[Stage]:
     """Build the stages of [scrub] in order, except those a model file contains.
 
@@ -72,7 +72,7 @@ def make_stages(
     stages = [_stage(pipeline, name, table) for name, table in tables if name not in exported]
     for stage in stages:
         if isinstance(stage, SideStage) and stage.side_table is not None:
-            stage.side = side_source(f"scrub.{stage.name}.source", stage.side_table)
+            stage.side = side_source(f"scrub.{stage.name}.source", stage)
     return stages
 
 

@@ -14,7 +14,7 @@ from engine.config import Pipeline, SourceTable, detached_source, key_location
 from engine.loading.sources.labelled_source import SECTION, LabelledSource
 from engine.loading.sources.mix import Mix, SourceGroup, sources_of
 from engine.running.saving.checkpoint import Checkpoints
-from engine.scrub.side_source import SideSource, UnreadSource
+from engine.scrub.side_source import SideSource, SideStage, UnreadSource
 from engine.types import Sink, Source, Transaction, UserError, parse_schema
 from engine.user_code.calls import naming
 
@@ -77,9 +77,7 @@ class Endpoints:
         source = self.another_source()
         return source.labels if isinstance(source, LabelledSource) else source
 
-    def side_source(
-        self, section: str, table: Mapping[str, Any], *, read: bool = True
-    ) -> SideSource:
+    def side_source(self, section: str, stage: SideStage, *, read: bool = True) -> SideSource:
         """Return what a stage reads beside the stream.
 
         Args:
@@ -87,13 +85,13 @@ class Endpoints:
 
         Raises: UserError for a wrong setting.
         """
-        pipeline = self._pipeline
+        pipeline, table = self._pipeline, stage.side_table or {}
+        way = "whole, by every engine, and then followed"
+        if stage.keeps_what_it_read:
+            way = "by every engine, as far as its rows need it"
         for key in SHARED_KEYS:
-            if key in table:
-                raise UserError(
-                    f"[{section}] in {pipeline.file} is read whole, by every engine, and then "
-                    f"followed: take '{key}' out."
-                )
+            if key in table and not (key == "start" and stage.keeps_what_it_read):
+                raise UserError(f"[{section}] in {pipeline.file} is read {way}: take '{key}' out.")
         declared = parse_schema(pipeline.settings(SourceTable, table, section).declared)
         own = {k: v for k, v in table.items() if k != "schema"}
         once = detached_source(own)

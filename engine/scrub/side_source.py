@@ -134,8 +134,9 @@ class SideSource:
                     rows += len(records)
                     yield records
 
-    def next_records(self, timeout: float) -> Records | None:
-        """Return the next records after its place; None if nothing came within `timeout` seconds.
+    def next_records(self, timeout: float, max_rows: int = READ_ROWS) -> Records | None:
+        """Return the next records after its place, at most `max_rows`; None if nothing came within
+        `timeout` seconds.
 
         Raises: EndOfStream after the last of a source that ends; HeadraceError if it cannot be
             read, or is interrupted.
@@ -145,9 +146,9 @@ class SideSource:
         self._follows = True
         self.is_another()
         with naming(self.section):
-            source = self._opened(follows=True)
+            source = self._source or self._begun()
             try:
-                records = self._read(source, timeout)
+                records = self._read(source, timeout, max_rows)
             except EndOfStream:
                 self._identify(source)  # only now it knows that it was read to its end
                 raise
@@ -272,6 +273,17 @@ class SideSource:
         self._source = source
         return source
 
+    def _begun(self) -> Source:
+        """Open the source to read on, with the place in each of its partitions: records that come
+        to one without any belong to the next run."""
+        source = self._opened(follows=True)
+        if isinstance(source, SharedSource):
+            mark = source.resume_after_rebalance(Mark(positions=self._positions))
+            source.seek(mark)
+            self._positions = mark.positions
+            self._identify(source)
+        return source
+
     def _to_the_end(self, source: Source) -> Iterator[Records]:
         start = time.monotonic()
         rows = 0
@@ -292,9 +304,9 @@ class SideSource:
                 return  # a class that cannot be told to end: what there was in so long a time
         raise HeadraceError(f"[{self.section}] was interrupted before it was read.")
 
-    def _read(self, source: Source, timeout: float) -> Records | None:
+    def _read(self, source: Source, timeout: float, max_rows: int = READ_ROWS) -> Records | None:
         records = calls.read(
-            source, READ_ROWS, READ_BYTES, timeout, self.section, marked=self._positions
+            source, max_rows, READ_BYTES, timeout, self.section, marked=self._positions
         )
         if records is not None:
             self._positions = {**self._positions, **records.end_positions}
@@ -330,7 +342,7 @@ class UnreadSource(SideSource):
     def changes(self) -> Iterator[Records]:
         yield from ()
 
-    def next_records(self, timeout: float) -> Records | None:
+    def next_records(self, timeout: float, max_rows: int = READ_ROWS) -> Records | None:
         raise EndOfStream
 
     def is_another(self) -> bool:

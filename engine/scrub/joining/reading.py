@@ -12,10 +12,10 @@ from engine.columnar.hashing import hashes
 from engine.scrub.event_time import NEVER
 from engine.scrub.features.lookup_fit import Fit
 from engine.scrub.joining.clock import Clock
-from engine.scrub.joining.recent_events import Events, RecentEvents
+from engine.scrub.joining.recent_events import SPARE, Events, RecentEvents
 from engine.scrub.joining.settings import Lengths
 from engine.scrub.odd_records import OddRecords
-from engine.scrub.side_source import WAIT_SECONDS, SideSource
+from engine.scrub.side_source import READ_ROWS, WAIT_SECONDS, SideSource
 from engine.types import POSITION, EndOfStream, Records, Schema, Snapshot
 
 IN_ORDER = ""
@@ -46,6 +46,8 @@ class EventReader:
         self._clocks: dict[str, Clock] = {}
         self._order = 0
         self._ended = False
+        # What is read ahead must not push out what rows ask for.
+        self._at_once = max(1, min(READ_ROWS, recent.most // SPARE))
 
     def advance(self, need: int, oldest: int, until: float) -> Mapping[str, int]:
         """Read until the clock of each partition is after `need`, or there are no more events.
@@ -60,7 +62,7 @@ class EventReader:
         timeout = 0.0
         while not self._ended and self._behind(need):
             try:
-                records = self._side.next_records(timeout)
+                records = self._side.next_records(timeout, self._at_once)
             except EndOfStream:
                 self._ended = True
                 break

@@ -99,12 +99,14 @@ class RecentEvents:
     """Events by key and time.
 
     Args:
-        most: events that are kept; of more, the oldest are forgotten.
         columns: what rows get of an event, of any height.
+
+    Attributes:
+        most: events that are kept; of more, the oldest are forgotten.
     """
 
     def __init__(self, most: int, columns: pl.DataFrame) -> None:
-        self._most, self._empty = most, columns.clear()
+        self.most, self._empty = most, columns.clear()
         self._runs: list[_SortedEvents] = []
 
     def __len__(self) -> int:
@@ -129,7 +131,7 @@ class RecentEvents:
         while len(self._runs) > 1 and len(self._runs[-1]) * MERGED > len(self._runs[-2]):
             last = [self._runs.pop().events, self._runs.pop().events]
             self._append(Events.joined(last[::-1]), oldest)
-        return self._forget(oldest) if len(self) > self._most else 0
+        return self._forget(oldest) if len(self) > self.most else 0
 
     def expire(self, oldest: int) -> None:
         """Drop runs of which no row asks for an event again: none is of `oldest` or later."""
@@ -180,9 +182,9 @@ class RecentEvents:
         """Forget the oldest events; return how many."""
         every = Events.joined([run.events for run in self._runs])
         every = every.take(every.times >= oldest)
-        gone = max(0, len(every) - self._most)
+        gone = max(0, len(every) - self.most)
         if gone:
-            gone += self._most // SPARE
+            gone += self.most // SPARE
             kept = np.ones(len(every), np.bool_)
             kept[np.lexsort((every.order, every.times))[:gone]] = False
             every = every.take(kept)

@@ -25,7 +25,7 @@ class JoinSettings(types.Settings):
 
     Attributes:
         source: where the events come from, with the keys of ``[source]``: ``[scrub.NAME.source]``.
-            Every engine reads all of it, so it has no group.
+            Every engine reads all of it, so it has no group; `start` says where a topic is begun.
         by: the key columns; or column = "column of the events" for each.
         columns: those of the events that are added, names or globs; all but the keys and the time
             unless given.

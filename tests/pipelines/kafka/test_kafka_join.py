@@ -118,6 +118,21 @@ def test_two_topics_are_joined_as_they_were_written(topics: Topics) -> None:
     assert counts.get(("clicks", "events_late"), 0) == counts.get(("clicks", "late"), 0) == 0
 
 
+def test_what_comes_between_two_runs_is_read_where_the_first_began_with_the_latest(
+    topics: Topics,
+) -> None:
+    rows, clicks = streams()
+    half = clicks["at"][N // 2]
+    early, late = clicks.filter(pl.col("at") <= half), clicks.filter(pl.col("at") > half)
+    topics.table["scrub"]["clicks"]["source"]["start"] = "latest"
+    topics.write(rows[: N // 2], early)
+    Run(Pipeline.of(topics.table)).run()
+    assert topics.results()["price"].null_count() == N // 2
+    topics.write(rows[N // 2 :], late)
+    Run(Pipeline.of(topics.table)).run()
+    assert topics.results()["price"].to_list()[N // 2 :] == expected(rows[N // 2 :], late)
+
+
 def test_a_row_of_now_waits_until_the_events_have_come_that_far(
     topics: Topics, tmp_path: Path
 ) -> None:

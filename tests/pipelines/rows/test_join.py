@@ -158,7 +158,7 @@ def test_check_says_what_cannot_work(tmp_path: Path, table: Table, headrace: Hea
         ("within", "10", "expects a duration"),
         ("by", '["user"]', "needs column 'user'"),
         ("time", "n", "expects whole numbers for 'within'"),
-        ("source.start", "latest", "take 'start' out"),
+        ("source.group_id", "g", "as far as its rows need it: take 'group_id' out"),
     ):
         code, out, err = headrace("check", file, "--set", f"scrub.clicks.{key}={value}")
         assert code == 2, out + err

@@ -44,14 +44,14 @@ class InOrder(Source):
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
         for name in self.logs:
-            if (records := self.some(name)) is not None:
+            if (records := self.some(name, max_rows)) is not None:
                 return records
         raise EndOfStream
 
-    def some(self, name: str) -> Records | None:
+    def some(self, name: str, most: int) -> Records | None:
         """The next events of a partition; None if there are none now."""
         at = self._next[name]
-        events = self.logs[name][at : at + self.each]
+        events = self.logs[name][at : at + min(self.each, most)]
         if not events:
             return None
         self._next[name] += len(events)
@@ -78,7 +78,7 @@ class Partitions(InOrder, SharedSource):
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
         for _ in self.logs:
             self.turn = (self.turn + 1) % len(self.logs)
-            if (records := self.some(list(self.logs)[self.turn])) is not None:
+            if (records := self.some(list(self.logs)[self.turn], max_rows)) is not None:
                 return records
         return None
 
