@@ -20,7 +20,7 @@ from engine.running.late_training import LateTraining
 from engine.running.loop import Loop
 from engine.running.reject_limit import RejectLimit
 from engine.running.reporter import Reporter
-from engine.running.saving.checkpoint import Saved, size_of
+from engine.running.saving.codec import Saved, size_of
 from engine.running.saving.migration import migrate
 from engine.running.saving.saver import Saver
 from engine.running.warm_up import warm_up

@@ -9,7 +9,7 @@ from engine.assembly.identity import identity_of
 from engine.assembly.parts import Parts
 from engine.config import detached_tables
 from engine.observing.metrics import Metrics
-from engine.running.saving.checkpoint import require_plain
+from engine.running.saving.codec import require_plain
 from engine.scrub.base import restore as restore_stages
 from engine.scrub.base import snapshots
 from engine.types import EndOfStream, Mark, SharedSource, Snapshot

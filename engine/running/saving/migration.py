@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from engine.projection import named_columns
-from engine.running.saving.checkpoint import Saved
+from engine.running.saving.codec import Saved
 from engine.scrub.base import FittedStage, snapshots
 from engine.types import (
     Features,

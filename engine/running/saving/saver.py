@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.running.reporter import Reporter
-from engine.running.saving.checkpoint import CheckpointFailed, Checkpoints, Saved, require_plain
+from engine.running.saving.checkpoint import CheckpointFailed, Checkpoints
+from engine.running.saving.codec import Saved, require_plain
 from engine.types import HeadraceError, Mark, SharedSource, Sink, Snapshot, Source, Transaction
 from engine.user_code import calls
 

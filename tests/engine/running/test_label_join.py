@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.running.label_join import AGREE, Arrivals, Frames, LabelJoin
-from engine.running.saving.checkpoint import decode, encode
+from engine.running.saving.codec import decode, encode
 from tests.size import examples
 
 HORIZON, LATENESS = 40, 8

@@ -12,15 +12,8 @@ from typing import Any
 import pytest
 
 from engine.run import Run
-from engine.running.saving.checkpoint import (
-    DIGEST_BYTES,
-    LAYOUT,
-    MAGIC,
-    NAMED,
-    Checkpoints,
-    decode,
-    encode,
-)
+from engine.running.saving.checkpoint import Checkpoints
+from engine.running.saving.codec import DIGEST_BYTES, LAYOUT, MAGIC, NAMED, decode, encode
 from engine.types import UserError
 from tests.pipelines.conftest import Headrace, Rows, Small
 from tests.size import FULL

@@ -17,13 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.running.saving.checkpoint import (
-    CheckpointFailed,
-    Checkpoints,
-    CorruptCheckpoint,
-    decode,
-    encode,
-)
+from engine.running.saving.checkpoint import CheckpointFailed, Checkpoints
+from engine.running.saving.codec import CorruptCheckpoint, decode, encode
 from engine.types import HeadraceError, UserError
 from tests.size import examples
 

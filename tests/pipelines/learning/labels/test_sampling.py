@@ -12,7 +12,7 @@ import pytest
 
 from engine.config import Pipeline
 from engine.run import Run
-from engine.running.saving.checkpoint import encode
+from engine.running.saving.codec import encode
 from engine.types import UserError
 
 

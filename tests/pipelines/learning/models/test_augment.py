@@ -15,7 +15,7 @@ import pytest
 from engine.commands.preflight import preflight
 from engine.config import Pipeline
 from engine.run import Run
-from engine.running.saving.checkpoint import encode
+from engine.running.saving.codec import encode
 from engine.types import UserError
 from tests.forks import Command
 from tests.scrub.pictures import encoded
