@@ -45,6 +45,8 @@ class EventReader:
         self._odd = OddRecords(self._name)
         self._clocks: dict[str, Clock] = {}
         self._order = 0
+        self._answered = NEVER
+        """What rows needed at most that have been joined."""
         self._ended = False
         # What is read ahead must not push out what rows ask for.
         self._at_once = max(1, min(READ_ROWS, recent.most // SPARE))
@@ -76,6 +78,7 @@ class EventReader:
             if left <= 0 and not more:
                 break
             timeout = WAIT_SECONDS if more else min(WAIT_SECONDS, left)
+        self._answered = max(self._answered, need)
         return counts
 
     def remarks(self) -> Iterator[str]:
@@ -88,13 +91,14 @@ class EventReader:
             "source": self._side.snapshot(),
             "clocks": {name: clock.snapshot() for name, clock in self._clocks.items()},
             "order": self._order,
+            "answered": self._answered,
         }
 
     def restore(self, value: Snapshot) -> None:
         """Read on from a `snapshot`."""
         self._side.go_to(value["source"])
         self._clocks = {name: Clock.restore(state) for name, state in value["clocks"].items()}
-        self._order = value["order"]
+        self._order, self._answered = value["order"], value["answered"]
         self._ended = False
 
     # ------------------------------------------------------------------------------------ inside
@@ -136,10 +140,13 @@ class EventReader:
             order=order,
             columns=rows.columns[kept],
         )
-        late = (seen > NEVER) & (times < seen - self._lengths.lateness)
+        lateness = self._lengths.lateness
+        late = (seen > NEVER) & (times < seen - lateness)
+        missed = (seen <= self._answered) & (times <= self._answered - lateness)
         return {
             "events": len(kept),
             "events_late": int(late.sum()),
+            "events_missed": int(missed.sum()),
             "events_ahead": int(far.sum()),
             "unreadable": len(records) - len(kept),
             "events_forgotten": self._recent.add(events, oldest),

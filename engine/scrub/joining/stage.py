@@ -44,8 +44,8 @@ class Join(SideStage):
     or a topic has no more for now and the wall clock has come that far, rows go on without. What a
     row gets depends on its time, on the order of the rows and on that of the events in their
     partition, and not on how either is cut into batches, nor on kills. On a topic there is one
-    exception, events that were not there in time. Events of which the oldest are forgotten are
-    another.
+    exception, events that were not there in time (``events_missed``). Events of which the oldest
+    are forgotten are another.
 
     An event that came more than `lateness` after a newer one of its partition (``events_late``) is
     not seen by rows between the two. A row that is more than `lateness` older than the newest
@@ -246,6 +246,12 @@ class Join(SideStage):
                 f"{counted(seen['late'], 'row')} came more than 'lateness' = "
                 f"{self.settings.lateness!r} after a newer one, so some rows may lack theirs: "
                 "raise it."
+            )
+        if seen["events_missed"]:
+            sentences.append(
+                f"{self.where}: {counted(seen['events_missed'], 'event')} came when rows that they "
+                "may have been for had gone on without: where that matters, raise 'lateness', "
+                "which those rows are held back for."
             )
         if seen["ahead"]:
             sentences.append(

@@ -179,6 +179,21 @@ def test_late_rows_and_events_are_counted_and_told() -> None:
     assert said.startswith("[scrub.s]: 1 event and 1 row came more than 'lateness' = 5 after")
 
 
+def test_events_that_come_after_the_rows_that_they_are_for_are_counted_and_told() -> None:
+    log = [Event("b", 0, -1)] * AGREE
+    stage = stage_of(Partitions({"t/0": log}), lateness=2)
+    assert joined(stage, [("a", 10)]) == [None]
+    log += [Event("a", 9, 1), Event("a", 11, 2), Event("a", 13, 3)]
+    done = apply(stage, [("a", 12), ("a", 14)])
+    assert done.frame["x"].to_list() == [2, 3]
+    assert counts(done) == {"events": 3, "events_missed": 1}
+    assert "[scrub.s]: 1 event came when rows that they may have been for" in stage.remarks()[0]
+    other = stage_of(Partitions({"t/0": log}), lateness=2)
+    other.restore(stage.snapshot())
+    log += [Event("a", 14, 4), Event("a", 15, 5)]
+    assert counts(apply(other, [("a", 15)])) == {"events": 2, "events_missed": 1}
+
+
 def test_one_wrong_time_neither_reads_nor_forgets_everything() -> None:
     events = numbered([("a", at) for at in range(0, 2_000, 2)])
     stage = stage_of(InOrder({"e": events}, each=10), ahead=100)
