@@ -13,7 +13,7 @@ from rich.text import Text
 
 from engine.assembly import adoption as adopting
 from engine.commands.progress import console, put
-from engine.errors import UserError
+from engine.errors import HeadraceError, UserError
 from engine.run import Run
 from engine.system import atomic
 from engine.types.plural import counted
@@ -38,7 +38,8 @@ def adopt(
     """Print what the file holds and the [infer] table; write the table into the pipeline file.
     With `write`, nothing is written unless all is.
 
-    Raises: UserError for a file that `run` would refuse, or a pipeline file that has [infer].
+    Raises: UserError for a file that `run` would refuse, or a pipeline file that has [infer];
+        HeadraceError if it cannot be written.
     """
     run = None if pipeline is None else Run(pipeline, overrides)
     if write:
@@ -47,13 +48,23 @@ def adopt(
     adoption = adopting.adopt(file, to, dict(map(_shape, shapes)))
     try:
         table = _table(file, adoption, parts, write=write)
+        if pipeline is not None and write:
+            _write(Path(pipeline), table, adoption)
     finally:
         adoption.discard()
-    if pipeline is None or not write:
-        return
-    path = Path(pipeline)
+
+
+def _write(path: Path, table: str, adoption: Adoption) -> None:
+    """Write the table into the pipeline file, and give the changed file its name; or neither."""
     text = path.read_text(encoding="utf-8")
-    atomic.write(path, f"{text.rstrip()}\n\n{table}")
+    try:
+        with atomic.written(path) as temporary:
+            atomic.stage(temporary, [f"{text.rstrip()}\n\n{table}".encode()])
+            _published(adoption)
+    except OSError as error:
+        raise HeadraceError(
+            f"'{path}' cannot be written: {error.strerror or error}; it stays as it was."
+        ) from error
     console().print(f"Wrote [infer] into {path}.", highlight=False, markup=False)
 
 
@@ -72,8 +83,6 @@ def _table(file: Path, adoption: Adoption, parts: Parts | None, *, write: bool) 
     if not write:
         put(f"\n{table}")
     adopting.require_served(table, adoption, parts)
-    if write:
-        _published(adoption)
     return table
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -139,6 +141,32 @@ def test_an_older_file_stays_as_it_was(
     assert "untried" not in err
     assert "Wrote" not in out
     assert contents(tmp_path) == before
+
+
+def test_a_pipeline_that_cannot_be_written_leaves_the_model_as_it_was(
+    headrace: Headrace, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = saved(
+        tmp_path / "m.onnx", "g (float[1] a, float[1] b) => (float[1] y) { y = Add(a, b) }"
+    )
+    to = tmp_path / "served.onnx"
+    to.write_bytes(b"older")
+    before = contents(tmp_path)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.system.atomic.os.fsync", full)
+        words = ("--pipeline", pipeline, "--to", to, "--write")
+        code, out, err = headrace("adopt", model, *words)
+    assert code == 1, err
+    assert f"'{pipeline}' cannot be written: No space left on device; it stays as it was." in err
+    assert "Wrote" not in out
+    assert contents(tmp_path) == before
+    code, _, err = headrace("adopt", model, *words)
+    assert code == 0, err
+    assert to.read_bytes() != b"older"
 
 
 @pytest.mark.parametrize("pipelined", [False, True])
