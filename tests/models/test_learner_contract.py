@@ -34,6 +34,7 @@ from models.learners.sampling import ResampledLearner, SamplingSettings
 from models.learners.tabular import TabularLearner
 from models.learners.trees.learner import TreesLearner
 from tests.models.export.modules import in_this_process
+from tests.size import few
 
 KINDS = {
     "tabular": TabularLearner,
@@ -232,7 +233,15 @@ INPUTS = {
 """Case of a learner of named inputs -> these; those that its forward asks for unless given."""
 
 
-@pytest.fixture(scope="module", params=CASES)
+FEW = (
+    "replay", "several targets", "everything", "augmented, balanced", "augmented linear",
+    "nested classes", "logistic", "challenged, balanced", "accumulated", "module, recurrent",
+    "layers", "state", "trees of classes", "growing", "prototypes, embedded",
+)  # fmt: skip
+"""A case of each kind of learner, and of each option with a state."""
+
+
+@pytest.fixture(scope="module", params=few(CASES, FEW))
 def case(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -27,6 +27,7 @@ from models.challenge.token_bucket import STEP_ROWS
 from models.learners.linear import LinearLearner
 from models.learners.sampling import ResampledLearner, SamplingSettings
 from models.learners.tabular import TabularLearner
+from tests.size import few
 
 Floats = NDArray[np.float64]
 Rows = tuple[Floats, NDArray[Any]]
@@ -281,7 +282,7 @@ STEADY: dict[str, Callable[[np.random.Generator, int], Rows]] = {
 }
 
 
-@pytest.fixture(params=STEADY)
+@pytest.fixture(params=few(STEADY, ("season", "t of 2.1", "very rare")))
 def steady(request: pytest.FixtureRequest) -> Rows:
     """A stream without change that looks like one."""
     return STEADY[request.param](np.random.default_rng(0), 20_000)

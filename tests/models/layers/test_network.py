@@ -229,6 +229,7 @@ def accuracy(
     ],
     ids=["recurrent", "attention", "convolution"],
 )
+@pytest.mark.full
 def test_the_order_of_a_sequence_is_learned(
     layers: list[LayerSettings], steps: int, lr: float
 ) -> None:

@@ -15,6 +15,7 @@ from engine.commands.preflight import preflight
 from engine.run import Run
 from tests.connectors.conftest import shard
 from tests.pipelines.runs.test_crash import finish_through_kills
+from tests.size import few
 
 N = 3_000
 Make = Callable[[Path], dict[str, Any]]
@@ -94,7 +95,7 @@ def output(folder: Path, name: str) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", few(KINDS, (images, xml)), ids=lambda make: make.__name__)
 def test_a_pipeline_is_checked_and_run_and_kills_change_nothing(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ from engine.scrub.joining.stage import Join
 from engine.types import Batch, HeadraceError, UserError
 from tests.scrub.conftest import batch_of
 from tests.scrub.joining.streams import Event, InOrder, Partitions, expected, rows_frame, stage_of
+from tests.size import examples
 
 Rows = Sequence[tuple[str | None, int | None]]
 KEYS = st.sampled_from(["a", "b", "c", None])
@@ -102,7 +103,7 @@ def test_events_without_a_key_or_time_are_counted_and_told(
 
 
 @given(rows=ROWS, events=EVENTS, lengths=LENGTHS, cuts=CUTS, each=st.integers(1, 9))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 def test_it_is_a_search_through_all_events_however_both_are_cut(
     rows: Rows, events: Any, lengths: dict[str, int], cuts: list[int], each: int
 ) -> None:
@@ -119,7 +120,7 @@ def test_it_is_a_search_through_all_events_however_both_are_cut(
     cuts=CUTS,
     each=st.integers(1, 9),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 def test_partitions_of_a_topic_have_clocks_of_their_own(
     rows: Rows, events: Any, times: list[int], lengths: dict[str, int], cuts: list[int], each: int
 ) -> None:
@@ -134,7 +135,7 @@ def test_partitions_of_a_topic_have_clocks_of_their_own(
 
 
 @given(rows=ROWS, events=EVENTS, lengths=LENGTHS, cuts=CUTS, each=st.integers(1, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_a_run_that_resumes_after_each_batch_goes_on_as_if_nothing_was(
     rows: Rows, events: Any, lengths: dict[str, int], cuts: list[int], each: int
 ) -> None:

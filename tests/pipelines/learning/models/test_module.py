@@ -249,6 +249,7 @@ def test_the_examples_of_the_readme_learn(tmp_path: Path, pipeline: Write) -> No
 EXPORT = "[export]\nholdout = 0.1\ncompress = false\n"
 
 
+@pytest.mark.full
 def test_what_a_module_has_learned_is_served(pipeline: Write, headrace: Headrace) -> None:
     """From one file, behind the stage that none can contain; a row without text has no answer."""
     file = pipeline()

@@ -157,6 +157,7 @@ def test_it_learns_and_what_is_broken_is_a_dead_letter(
     assert (last["label"] == last["prediction"]).mean() >= 0.95
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_stopped_or_killed_run_ends_where_an_uninterrupted_one_does(
     pipeline: Callable[..., Path],
