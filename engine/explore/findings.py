@@ -564,22 +564,7 @@ def _of_columns(
         yield "Always the same value in " + _listed(
             constant, lambda c: f"{c.name!r} ({c.top[0][0]})"
         )
-    numbers = [c for c in columns if c.reads]
-    if numbers:
-        yield "Text that reads as numbers, to be declared so in [source.schema], in " + _listed(
-            numbers, lambda c: f"{c.name!r}{c.but}"
-        )
-    if commas:
-        yield 'Numbers with a decimal comma, which [source] decimal = "," reads, in ' + _listed(
-            commas, lambda c: f"{c.name!r}{c.but}"
-        )
-    special = [c for c in columns if c.special and c not in commas]
-    if special:
-        yield (
-            "Text that writes numbers as no cast reads them, for a 'derive' stage to read, in "
-            + _listed(special, lambda c: f"{c.name!r} ({c.special}{c.but})")
-        )
-    yield from _of_truths(columns)
+    yield from _of_texts(columns, commas)
     keys = [c for c in columns if c.key(rows)]
     if keys:
         yield "Numbers that name things instead of measuring them, in " + _listed(
@@ -600,6 +585,26 @@ def _of_columns(
             sorted(moving, key=lambda c: -(c.drift or 0)),
             lambda c: f"{c.name!r} (stability index {c.drift:.2f})",
         )
+
+
+def _of_texts(columns: Sequence[ColumnProfile], commas: Sequence[ColumnProfile]) -> Iterator[str]:
+    """Return one sentence per kind of text that means numbers or truth values."""
+    numbers = [c for c in columns if c.reads]
+    if numbers:
+        yield "Text that reads as numbers, to be declared so in [source.schema], in " + _listed(
+            numbers, lambda c: f"{c.name!r}{c.but}"
+        )
+    if commas:
+        yield 'Numbers with a decimal comma, which [source] decimal = "," reads, in ' + _listed(
+            commas, lambda c: f"{c.name!r}{c.but}"
+        )
+    special = [c for c in columns if c.special and c not in commas]
+    if special:
+        yield (
+            "Text that writes numbers as no cast reads them, for a 'derive' stage to read, in "
+            + _listed(special, lambda c: f"{c.name!r} ({c.special}{c.but})")
+        )
+    yield from _of_truths(columns)
 
 
 def _of_truths(columns: Sequence[ColumnProfile]) -> Iterator[str]:
