@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.scrub.event_time import NEVER
 from engine.types import Snapshot
-from engine.types.arrays import Bools, Ints
+from engine.types.arrays import Bools, Ints, read_only
 
 AGREE = 8
 """Times in sequence that are far from the clock until it goes there."""
@@ -49,7 +49,7 @@ class Clock:
             at_once: whether the first time begins it; otherwise eight have to be there.
         """
         state, clocks, far = self.state.copy(), np.empty_like(times), np.zeros(len(times), np.bool_)
-        _walk(times, ahead, at_once, state, clocks, far)
+        _walk(read_only(times), ahead, at_once, state, clocks, far)
         return type(self)(state=state), clocks, far
 
     def snapshot(self) -> Snapshot:

@@ -19,7 +19,7 @@ from engine.columnar.hash_index import HashIndex
 from engine.columnar.hashing import Hashes
 from engine.scrub.event_time import NEVER
 from engine.types import Snapshot
-from engine.types.arrays import Bools, Ints
+from engine.types.arrays import Bools, Ints, read_only
 
 MERGED = 8
 """A run is merged into one that is not this many times as large."""
@@ -225,8 +225,9 @@ class _SortedEvents:
         found = np.full((2, len(place)), -1)
         events = self.events
         _find(
-            place, asked.times, asked.oldest, asked.newest, asked.until, self._starts, events.times,
-            events.seen, found,
+            read_only(place), read_only(asked.times), read_only(asked.oldest),
+            read_only(asked.newest), read_only(asked.until), read_only(self._starts),
+            read_only(events.times), read_only(events.seen), found,
         )  # fmt: skip
         return found
 

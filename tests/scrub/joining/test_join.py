@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.scrub.joining import clock, recent_events
 from engine.scrub.joining.clock import AGREE, Clock
 from engine.scrub.joining.stage import Join
 from engine.types import Batch, HeadraceError, UserError
@@ -219,11 +220,11 @@ def test_an_event_of_the_far_future_hides_none_of_those_after_it() -> None:
 
 def test_a_clock_goes_back_where_eight_times_in_sequence_are() -> None:
     times = np.array([9_999, *range(AGREE - 1), 9_998, *range(AGREE), 3, 200, 4, 300, 301])
-    clock, clocks, far = Clock().walk(times, 100, at_once=True)
+    known, clocks, far = Clock().walk(times, 100, at_once=True)
     assert clocks.tolist() == [*[9_999] * (2 * AGREE), *[AGREE - 1] * 6]
-    assert (clock.time, times[far].tolist()) == (AGREE - 1, [200, 300, 301])
+    assert (known.time, times[far].tolist()) == (AGREE - 1, [200, 300, 301])
     # It is known by now: dead letters of long ago, read again, are late.
-    later, clocks, _ = clock.walk(np.full(2 * AGREE, -9_999), 100, at_once=True)
+    later, clocks, _ = known.walk(np.full(2 * AGREE, -9_999), 100, at_once=True)
     assert (later.time, set(clocks.tolist())) == (AGREE - 1, {AGREE - 1})
 
 
@@ -334,6 +335,20 @@ def test_what_cannot_work_is_refused(options: dict[str, Any], said: str) -> None
 def test_integers_do_not_say_how_long_to_wait_for_a_topic() -> None:
     with pytest.raises(UserError, match="datetime or date in 'time' to 'wait'"):
         stage_of(Partitions({"t/0": []}), wait=5)
+
+
+def test_its_loops_are_compiled_once_wherever_a_state_comes_from() -> None:
+    """A checkpoint's arrays cannot be written to."""
+    stage = stage_of(InOrder({"e": numbered([("a", at) for at in range(20)])}))
+    apply(stage, [("a", 5)])
+    saved = stage.snapshot()
+    for run in saved["events"]:
+        for array in run.values():
+            if isinstance(array, np.ndarray):
+                array.flags.writeable = False
+    stage.restore(saved)
+    assert apply(stage, [("a", 7)]).frame["x"].to_list() == [7]
+    assert {len(loop.signatures) for loop in (clock._walk, recent_events._find)} == {1}
 
 
 def test_columns_that_changed_since_the_checkpoint_are_named() -> None:
