@@ -270,7 +270,7 @@ def _batch_rows_caveat(parts: Parts) -> str:
     """Describe what a change of `batch_rows` costs; "" if nothing."""
     if not parts.keeps_state:
         return ""
-    changed = [f"[scrub.{stage.name}]" for stage in parts.scrub.stateful]
+    changed = [stage.where for stage in parts.scrub.stateful if stage.learns_by_batch]
     if parts.pipeline.trains:
         changed += ["the model's steps"] * parts.model.learner_class.learns_by_batch
     caveat = "needs --fresh"

@@ -357,6 +357,8 @@ class SideStage(Stage):
         keeps_what_it_read: whether its snapshot has more than the place in the source.
     """
 
+    learns_by_batch = False
+
     side: SideSource | None = None
     keeps_what_it_read: ClassVar[bool] = False
 

@@ -358,6 +358,7 @@ class Stage(ABC):
         settings: its own.
         single_pass: it requires that rows come only once: read again, all would look like
             duplicates, late, or their own past.
+        learns_by_batch: what it does to a row depends on batch boundaries.
         bound: the columns before and after it, as `bind` was given and returned them; set by the
             engine.
     """
@@ -365,6 +366,7 @@ class Stage(ABC):
     name: str
     settings: Any = None
     single_pass: ClassVar[bool] = False
+    learns_by_batch: ClassVar[bool] = True
     bound: tuple[Schema, Schema] | None = None
 
     def __init__(self, name: str, settings: Any) -> None:

@@ -42,6 +42,7 @@ class History(Stage):
     """
 
     single_pass = True
+    learns_by_batch = False
 
     class Settings(types.Settings):
         """``[scrub.NAME]`` with ``kind = "history"``

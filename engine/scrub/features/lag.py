@@ -45,6 +45,7 @@ class Lag(Stage):
     """
 
     single_pass = True
+    learns_by_batch = False
 
     class Settings(types.Settings):
         """``[scrub.NAME]`` with ``kind = "lag"``

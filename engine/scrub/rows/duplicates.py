@@ -28,6 +28,7 @@ class Duplicates(Stage):
     """
 
     single_pass = True
+    learns_by_batch = False
 
     class Settings(types.Settings):
         """``[scrub.NAME]`` with ``kind = "duplicates"``

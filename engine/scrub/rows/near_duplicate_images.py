@@ -44,6 +44,7 @@ class NearDuplicateImages(Stage):
     """
 
     single_pass = True
+    learns_by_batch = False
 
     class Settings(types.Settings):
         """``[scrub.NAME]`` with ``kind = "near_duplicate_images"``

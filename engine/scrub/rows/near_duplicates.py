@@ -55,6 +55,7 @@ class NearDuplicates(Stage):
     """
 
     single_pass = True
+    learns_by_batch = False
 
     class Settings(types.Settings):
         """``[scrub.NAME]`` with ``kind = "near_duplicates"``

@@ -56,6 +56,8 @@ class Split(Stage):
     Put it first, or after the stage that makes its columns: stages before it learn from all rows.
     """
 
+    learns_by_batch = False
+
     class Settings(types.Settings):
         """``[scrub.NAME]`` with ``kind = "split"``
 

@@ -140,6 +140,8 @@ class Anomalies(Stage):
     strange no more.
     """
 
+    learns_by_batch = False
+
     class Settings(LearnSettings):
         """``[scrub.NAME]`` with ``kind = "anomalies"``
 

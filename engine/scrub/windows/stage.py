@@ -44,6 +44,7 @@ class Window(Stage):
 
     Settings = WindowSettings
     single_pass = True
+    learns_by_batch = False
 
     def __init__(self, name: str, settings: WindowSettings) -> None:
         super().__init__(name, settings)
