@@ -47,6 +47,7 @@ NOT_FORWARDED: Mapping[tuple[type, type], Mapping[str, str]] = {
     (Mix, SharedSource): {
         "settings": "set when it is made",
         "sample": "read by weight, as in a run",
+        "unread": "asked by stages of their own sources, which are no mixes",
     },
     (FileDeadLetterSource, Source): {
         "settings": "it has none",
