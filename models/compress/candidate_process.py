@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from engine.system import limited_process
 from engine.system.limited_process import Limits
-from models.export.model_files import SCORE
+from models.export.model_files import score_of
 from models.serving.session import active_provider, load
 
 if TYPE_CHECKING:  # the float32 model is run without what makes candidates
@@ -90,7 +90,7 @@ def run_job(job: CandidateJob) -> Result:
     sessions = [load(p, job.providers, 1) for p in (Path(job.base), path)]
     provider = active_provider(sessions[1])
     clock = time.thread_time if provider.startswith("CPU") else time.perf_counter
-    scores = sessions[1].run([SCORE], job.judging)[0]
+    scores = sessions[1].run([score_of(sessions[1])], job.judging)[0]
     batch, single = (
         _pairs([_runner(s, _rows(job.judging, n)) for s in sessions], job.rounds, clock)
         for n in (PROBE_ROWS, 1)
@@ -104,7 +104,8 @@ def _rows(feed: Feed, n: int) -> Feed:
 
 
 def _runner(session: Any, feed: Feed) -> Callable[[], object]:
-    return lambda: session.run([SCORE], feed)
+    name = score_of(session)
+    return lambda: session.run([name], feed)
 
 
 def _pairs(

@@ -287,6 +287,14 @@ def _said(value: float | str) -> tuple[str, ...]:
     return (str(int(value)), str(bool(value)).lower())
 
 
+def columns_of(
+    features: Features, transforms: Sequence[Transform], schema: Schema
+) -> frozenset[str]:
+    """Return the names that inputs of a graph may have."""
+    read = (*features.numeric, *features.categories, *features.nested)
+    return frozenset((*schema, *read, *(transform.column for transform in transforms)))
+
+
 def _layers(transforms: Sequence[Transform]) -> list[list[Transform]]:
     """Group consecutive transforms of one type over disjoint columns into one vector operation."""
     layers: list[list[Transform]] = []
@@ -300,4 +308,4 @@ def _layers(transforms: Sequence[Transform]) -> list[list[Transform]]:
     return layers
 
 
-__all__ = ["StageGraph"]
+__all__ = ["StageGraph", "columns_of"]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from engine.types import Features, Padded, Ragged, Schema, Sparse, Tensors, Transform
-from models.export.front import StageGraph
+from models.export.front import StageGraph, columns_of
 from models.export.nested_graph import ELEMENT_TYPES
 from models.export.onnx_graph import Graph
 from models.export.onnx_inputs import Feed
@@ -24,7 +24,7 @@ def write_front(
     features: Features, transforms: Sequence[Transform], schema: Schema
 ) -> tuple[Graph, StageGraph, Outputs]:
     """Return a graph that ends where a learner begins, and its outputs."""
-    graph = Graph()
+    graph = Graph(taken=columns_of(features, transforms, schema))
     stages = StageGraph(graph, features, transforms, schema)
     d, c = len(features.numeric), len(features.categories)
     outputs: Outputs = {}

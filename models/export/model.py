@@ -25,7 +25,7 @@ from onnx import TensorProto
 from engine.types import Learner, Scales, Schema, Transform
 from engine.user_code.calls import Calling
 from models.export.body import NotExportable
-from models.export.front import StageGraph
+from models.export.front import StageGraph, columns_of
 from models.export.front_tensors import write_front
 from models.export.model_files import FORMAT, SCORE, STATE_AFTER, write
 from models.export.onnx_graph import Graph
@@ -82,7 +82,8 @@ def make(
 
     Raises: UserError if the learner cannot be exported, or the model scores otherwise.
     """
-    graph, features = Graph(scales), learner.features
+    features = learner.features
+    graph = Graph(scales, columns_of(features, transforms, schema or {}))
     front = StageGraph(graph, features, transforms, schema)
     numeric, categories = front.numeric(), front.categories()
     packed: Mapping[str, str] = {}

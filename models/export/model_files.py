@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.system import atomic
 from models.export.onnx_file import parsed
@@ -22,13 +22,19 @@ if TYPE_CHECKING:  # an engine that serves runs without onnx, 20 MiB of it
 
 FORMAT = "headrace/1"
 SCORE = "score"
-"""The name of a model's output."""
+"""The name of a model's output, its first; see `score_of`."""
 STATE_BEFORE, STATE_AFTER = "state/before", "state/after"
 """The names of the input and the output with what a row's key carries, of a model with a state."""
 DIGEST = "digest"
 SEAL = b"rJ\n\x06" + DIGEST.encode() + b"\x12@"
 """What stands before the 64 digits of a digest: field 14 of a ModelProto, a property of 74 bytes
 whose key has 6 bytes and whose value has 64."""
+
+
+def score_of(session: Any) -> str:
+    """Return the name of the output with the scores, of a session of ONNX Runtime: `SCORE`, unless
+    a column has that name."""
+    return str(session.get_outputs()[0].name)
 
 
 def write(model: onnx.ModelProto, path: Path) -> Path:
@@ -89,6 +95,7 @@ __all__ = [
     "is_sealed",
     "metadata",
     "put",
+    "score_of",
     "whole",
     "write",
 ]

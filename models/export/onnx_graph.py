@@ -30,6 +30,9 @@ class Graph:
     Values are known by their names: every method that makes one returns its name, to be handed to
     the next.
 
+    Args:
+        taken: names of columns, which no other value may have.
+
     Attributes:
         scope: put before the names of what is made from now on, e.g. ``network/``.
         columns: the image, list and array columns of the model.
@@ -38,8 +41,9 @@ class Graph:
         scales: what stages have scaled the numeric features with that the graph gets.
     """
 
-    def __init__(self, scales: Scales = ()) -> None:
+    def __init__(self, scales: Scales = (), taken: Iterable[str] = ()) -> None:
         self.scope = ""
+        self._taken = frozenset(taken)
         self.scales = scales
         self.columns: dict[str, GraphColumn] = {}
         self._nodes: list[onnx.NodeProto] = []
@@ -53,8 +57,11 @@ class Graph:
 
     def name(self, hint: str) -> str:
         """Return a unique name."""
-        self._count += 1
-        return f"{self.scope}{hint}_{self._count}"
+        while True:
+            self._count += 1
+            name = f"{self.scope}{hint}_{self._count}"
+            if name not in self._taken:
+                return name
 
     def constant(self, value: Any, hint: str = "const") -> str:
         """Add a constant tensor; `value` is a numpy array (its dtype is kept; text becomes an
@@ -131,11 +138,14 @@ class Graph:
         """Return the finished, checked model.
 
         Args:
-            outputs: public name -> (value's name, element type, shape).
+            outputs: public name -> (value's name, element type, shape). An input that has the name
+                keeps it, and the output gets a ``_`` behind.
             metadata: written to the model's metadata properties.
         """
-        infos = []
+        infos, inputs = [], {info.name for info in self._inputs}
         for public, (value, element_type, shape) in outputs.items():
+            while public in inputs:
+                public += "_"
             self._nodes.append(helper.make_node("Identity", [value], [public]))
             infos.append(helper.make_tensor_value_info(public, element_type, shape))
         read = set(_read(self._nodes))

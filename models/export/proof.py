@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engine.types import Learner, Scales, Schema, Transform, UserError
 from engine.types.plural import counted
 from models.export.front_tensors import FrontTensors, write_front
-from models.export.model_files import SCORE, STATE_BEFORE
+from models.export.model_files import STATE_BEFORE, score_of
 from models.export.onnx_inputs import OnnxInputs
 
 TOLERANCE = 1e-5
@@ -89,7 +89,7 @@ def prove(
             feed[STATE_BEFORE] = np.zeros((part.height, state.width), np.float32)
             tensors = dataclasses.replace(tensors, keys=torch.arange(part.height))
         for scores, kept in (
-            (scorer.run([SCORE], feed)[0], got),
+            (scorer.run([score_of(scorer)], feed)[0], got),
             (learner.predict(tensors), expected),
         ):
             kept.append(np.where(bad.reshape(-1, *[1] * (scores.ndim - 1)), np.nan, scores))

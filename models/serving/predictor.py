@@ -28,7 +28,7 @@ from engine.types import (
     require,
 )
 from models.export import model_files
-from models.export.model_files import FORMAT, SCORE, STATE_AFTER, STATE_BEFORE
+from models.export.model_files import FORMAT, STATE_AFTER, STATE_BEFORE, score_of
 from models.export.onnx_inputs import OnnxInputs
 from models.export.properties import Properties, StateProperties
 from models.serving.base import SessionPredictor, require_model, session
@@ -101,6 +101,7 @@ class OnnxPredictor(SessionPredictor):
         if not model_files.whole(data):
             raise UserError(_rejection(path))
         super().__init__(settings, hashlib.sha256(data).hexdigest())
+        self._score = score_of(self._session)
         properties = Properties.read(self.metadata, path)
         self._inputs = OnnxInputs.of(properties)
         self._body: TorchBody | None = None
@@ -257,7 +258,7 @@ class OnnxPredictor(SessionPredictor):
             rows = slice(None) if size == n else rounds.order[at : at + size]
             part = {name: array[rows] for name, array in feed.items()}
             state = state[:size]
-            made, new = self._session.run([SCORE, STATE_AFTER], {**part, STATE_BEFORE: state})
+            made, new = self._session.run([self._score, STATE_AFTER], {**part, STATE_BEFORE: state})
             made[lacking[rows]] = np.nan
             bad = ~np.isfinite(made.reshape(size, -1)).all(1)
             if bad.any():
@@ -273,7 +274,7 @@ class OnnxPredictor(SessionPredictor):
             return self._none()
         scores: NDArray[np.float32]
         if self._body is None:
-            scores = self._session.run([SCORE], feed)[0]
+            scores = self._session.run([self._score], feed)[0]
         else:
             scores = self._body.scores(dict(feed), frame.height)
         lacking = self._inputs.imageless(frame)
