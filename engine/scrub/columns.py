@@ -10,6 +10,9 @@ import polars as pl
 from engine.types import PART, RESERVED, Schema, UserError, nearest, require, type_name
 from engine.types.arrays import Ints
 
+RENAME = 'rename that one where it comes from, or leave it out with "*" = "drop" in [source.schema]'
+"""The remedy of `extended` where new names follow from those of columns."""
+
 
 def expand_columns(patterns: Iterable[str], schema: Schema, *, where: str) -> tuple[str, ...]:
     """Return the columns that names and globs ("count_lag_*") stand for, each once, in the order
@@ -46,14 +49,17 @@ def numbers(columns: Iterable[str], schema: Schema, *, where: str) -> None:
             )
 
 
-def extended(schema: Schema, new: Mapping[str, pl.DataType], *, where: str) -> Schema:
+def extended(schema: Schema, new: Mapping[str, pl.DataType], *, where: str, remedy: str) -> Schema:
     """Return the schema with new columns at its end.
+
+    Args:
+        remedy: what gives them other names; ends a sentence.
 
     Raises: UserError when one of them is there already, or is headrace's own.
     """
     for column in new:
         if column in schema or column in RESERVED:
-            raise UserError(f"{where} adds column '{column}', which is there already: rename one.")
+            raise UserError(f"{where} adds column '{column}', which is there already: {remedy}.")
     return {**schema, **new}
 
 
@@ -110,6 +116,7 @@ def gathered(rows: pl.DataFrame, place: Ints) -> list[pl.Series]:
 
 
 __all__ = [
+    "RENAME",
     "expand_columns",
     "extended",
     "gathered",

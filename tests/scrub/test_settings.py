@@ -58,7 +58,7 @@ WINDOW: dict[str, Any] = {"time": "n", "length": 5, "aggregates": {"a": ["sum"]}
         ("missing", {"columns": ["a"], "strategy": "drop", "forget_on": "d"}, "learns no sta"),
         ("standardize_by", {"columns": ["a"], "by": ["kye"]}, "needs column 'kye', which is not"),
         ("standardize_by", {"columns": ["a", "n"], "by": ["n"]}, "'n', which is its own key"),
-        ("anomalies", {"columns": ["a"], "score": "b"}, "adds column 'b', which is there already"),
+        ("anomalies", {"columns": ["a"], "score": "b"}, "is there already: set another name in 'score'"),
         ("image", {"columns": ["a"], "size": [2, 2]}, "expects bytes or paths in column 'a', got"),
         ("image", {"columns": ["key"], "size": [2, 2]}, "needs the key 'root', the folder below"),
         ("image", {"columns": ["key"], "size": [2, 2], "root": "/none"}, "root expects a folder"),
@@ -107,6 +107,36 @@ WINDOW: dict[str, Any] = {"time": "n", "length": 5, "aggregates": {"a": ["sum"]}
 )  # fmt: skip
 def test_a_wrong_setting_is_one_sentence(kind: str, options: dict[str, Any], sentence: str) -> None:
     assert sentence in refusal(kind, options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "column", "remedy"),
+    [
+        ("window", WINDOW, "a_sum_5", "set another 'prefix'."),
+        ("missing", {"columns": ["a"], "indicator": True}, "a_missing", "take 'indicator' out, or"),
+        ("impute", {"indicator": True}, "a_missing", "take 'indicator' out, or rename that one"),
+        ("outliers", {"columns": ["a"], "action": "flag"}, "a_outlier", "rename that one where it"),
+        (
+            "lag",
+            {"column": "a", "time": "n", "every": 1, "steps": [1]},
+            "a_lag_1",
+            'rename that one where it comes from, or leave it out with "*" = "drop" in [source.s',
+        ),
+        ("unpivot", {"columns": ["a"], "keep": ["value"]}, "value", "in 'variable' or 'value'."),
+    ],
+)
+def test_a_column_that_is_there_already_is_named_with_what_settles_it(
+    kind: str, options: dict[str, Any], column: str, remedy: str
+) -> None:
+    stage_class = load_class(kind, STAGES, "scrub.stage")
+    settings = {"columns": ["a", "b"]} | options if kind == "impute" else options
+    given = validate(stage_class.Settings, settings, "scrub.stage", where="a test")
+    stage = stage_class("stage", given)
+    schema: Schema = {c: pl.Float64() for c in ("a", "b", column)}
+    with pytest.raises(UserError) as caught:
+        stage.bind({**schema, "n": pl.Int64()})
+    assert f"column '{column}', which is there already: " in str(caught.value)
+    assert remedy in str(caught.value)
 
 
 TABLE = str(Path(__file__).with_name("table.csv"))

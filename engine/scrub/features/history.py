@@ -83,7 +83,8 @@ class History(Stage):
                     "encode it with a 'categories' stage, or take it out."
                 )
         shape = (settings.rows, len(self._columns))
-        return extended(schema, {self.name: pl.Array(pl.Float32(), shape)}, where=self.where)
+        new = {self.name: pl.Array(pl.Float32(), shape)}
+        return extended(schema, new, where=self.where, remedy="give the stage another name")
 
     def apply(self, batch: Batch) -> Batch:
         numbers, gaps = self._read(batch.frame)

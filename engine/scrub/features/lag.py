@@ -11,7 +11,7 @@ from pydantic import Field
 
 from engine import types
 from engine.columnar.hashing import Hashes, hashes, mix
-from engine.scrub.columns import extended
+from engine.scrub.columns import RENAME, extended
 from engine.scrub.event_time import NEVER, EventTime
 from engine.scrub.key_store import KeyStore
 from engine.types import (
@@ -99,7 +99,8 @@ class Lag(Stage):
         self._back = np.array(settings.steps, np.int64) * every
         late = time.ticks("lateness", settings.lateness)
         self._horizon = int(self._back.max()) + late
-        return extended(schema, dict.fromkeys(self._names, self._kind), where=self.where)
+        new = dict.fromkeys(self._names, self._kind)
+        return extended(schema, new, where=self.where, remedy=RENAME)
 
     @property
     def _names(self) -> list[str]:

@@ -13,7 +13,7 @@ from engine.columnar.hashing import hashes
 from engine.scrub.columns import extended, gathered
 from engine.scrub.event_time import EventTime
 from engine.scrub.features.lookup_file import FileTable
-from engine.scrub.features.lookup_fit import Fit, null_keys
+from engine.scrub.features.lookup_fit import Fit, complete_rows, null_keys
 from engine.scrub.features.lookup_side import SideTable
 from engine.scrub.side_source import SideStage
 from engine.types import (
@@ -41,7 +41,8 @@ class Lookup(SideStage):
     key stands in the table once.
 
     A row without a match (``unmatched``), or whose match is older than `max_age` (``stale``), gets
-    nulls or is rejected. A key with a null matches nothing.
+    nulls or is rejected. A key with a null (``no_key``) matches nothing, nor does a row without a
+    time (``no_time``); those are the reasons of dead letters.
 
     A file is read once; with `reload` it is looked at again while the engine runs, and read again
     between two batches when it is another (counted as ``reloaded``); a file that cannot be read
@@ -153,7 +154,7 @@ class Lookup(SideStage):
         )
         if self._table is None:
             self._table = self._made()
-        return extended(schema, self._table.bind(fit), where=self.where)
+        return extended(schema, self._table.bind(fit), where=self.where, remedy=fit.remedy)
 
     def _bind_time(self, column: str, schema: Schema) -> None:
         require(schema, [column], where=f"{self.where} time")
@@ -190,8 +191,14 @@ class Lookup(SideStage):
         )
         if self.settings.missing == "null" or found.all():
             return done
-        detail = f"No row of {table.name} has its key: {', '.join(self._by)}."
-        return done.reject(found, stage=self.name, reason="unmatched", detail=detail)
+        column = self.settings.time
+        done, kept = complete_rows(done, self._by, column, times, stage=self.name)
+        fresh, found = ~stale[kept], found[kept]
+        detail = f"Its row of {table.name} is older than 'max_age' = {self.settings.max_age} s."
+        done = done.reject(fresh, stage=self.name, reason="stale", detail=detail)
+        as_of = "" if column is None else f" that is valid at its time ({column})"
+        detail = f"No row of {table.name}{as_of} has its key: {', '.join(self._by)}."
+        return done.reject(found[fresh], stage=self.name, reason="unmatched", detail=detail)
 
     def _stale(self, place: Ints, valid: Ints | None, times: Ints | None) -> Bools:
         if self._max_age is None or valid is None or times is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import polars as pl
 from engine.scrub.columns import expand_columns
 from engine.scrub.event_time import NEVER, EventTime
 from engine.scrub.features.lookup_table import key_column
-from engine.types import Schema, UserError, require
+from engine.types import Batch, Schema, UserError, require
 from engine.types.arrays import Bools, Ints
 
 
@@ -52,6 +52,12 @@ class Fit:
     clock: EventTime | None
     as_of: str | None
     known: str | None
+
+    @property
+    def remedy(self) -> str:
+        """What gives the added columns other names; ends a sentence."""
+        other = "'prefix'" if not self.prefix else "another 'prefix'"
+        return f"set {other}, or name the columns to add in 'columns'"
 
     def rows(self, table: pl.DataFrame, where: str) -> FittedRows:
         """Return the rows of a table. Raises: UserError if it does not fit."""
@@ -119,4 +125,30 @@ def null_keys(keys: pl.DataFrame) -> Bools:
     return keys.select(pl.any_horizontal(pl.all().is_null())).to_series().to_numpy()
 
 
-__all__ = ["Fit", "FittedRows", "null_keys"]
+def complete_rows(
+    batch: Batch, by: Iterable[str], time: str | None, times: Ints | None, *, stage: str
+) -> tuple[Batch, Bools]:
+    """Reject the rows without a key (``no_key``) or a time (``no_time``). Return the others, and
+    which of the n rows they are, shape (n,).
+
+    Args:
+        by: the key columns.
+        time: the column of times; None without.
+        times: in ticks, shape (n,).
+    """
+    frame, kept = batch.frame, np.ones(len(batch), np.bool_)
+    wanted = [
+        ("no_key", frame.get_column(c).is_not_null().to_numpy(), f"Expected a key in '{c}'")
+        for c in by
+    ]
+    if time is not None and times is not None:
+        wanted.append(("no_time", times > NEVER, f"Expected an event time in '{time}'"))
+    for reason, there, expected in wanted:
+        batch = batch.reject(
+            there[kept], stage=stage, reason=reason, detail=f"{expected}, got null."
+        )
+        kept &= there
+    return batch, kept
+
+
+__all__ = ["Fit", "FittedRows", "complete_rows", "null_keys"]

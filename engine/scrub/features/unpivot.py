@@ -68,7 +68,8 @@ class Unpivot(Stage):
         for new in (settings.variable, settings.value):
             if new in kept or new in RESERVED or settings.variable == settings.value:
                 raise UserError(
-                    f"{self.where} names a new column '{new}', which is there already: rename it."
+                    f"{self.where} names a new column '{new}', which is there already: set another "
+                    "name in 'variable' or 'value'."
                 )
         if PART in schema:
             kept[PART] = schema[PART]

@@ -13,7 +13,7 @@ import polars as pl
 from engine.columnar.hashing import hashes
 from engine.scrub.columns import extended, gathered
 from engine.scrub.event_time import NEVER, EventTime
-from engine.scrub.features.lookup_fit import Fit, null_keys
+from engine.scrub.features.lookup_fit import Fit, complete_rows, null_keys
 from engine.scrub.joining.clock import Clock
 from engine.scrub.joining.reading import EventReader
 from engine.scrub.joining.recent_events import Asked, RecentEvents
@@ -38,7 +38,8 @@ class Join(SideStage):
     first that happened at most so long after it.
 
     A row without an event (``unmatched``) gets nulls or is rejected; so does one whose key has a
-    null, or that has no time (``no_time``). An event may be joined with any number of rows.
+    null, or that has no time: in dead letters as ``no_key`` and ``no_time``. An event may be joined
+    with any number of rows.
 
     Events are read until they are newer than the rows, by `wait` and `lateness`; where they end,
     or a topic has no more for now and the wall clock has come that far, rows go on without. What a
@@ -115,7 +116,7 @@ class Join(SideStage):
         if self._recent is None:
             self._recent = RecentEvents(settings.events, pl.DataFrame(schema=self._added))
         self._reader = EventReader(self.side, columns, fit, self._lengths, self._recent)
-        return extended(schema, self._added, where=self.where)
+        return extended(schema, self._added, where=self.where, remedy=fit.remedy)
 
     def _require_waitable(self) -> None:
         """Raises: UserError if rows cannot tell by the wall clock when to wait no longer."""
@@ -152,7 +153,8 @@ class Join(SideStage):
             f"No event of [{self.name}] has its key ({', '.join(self._by)}) at most "
             f"{settings.within} before it{after}."
         )
-        return done.reject(found, stage=self.name, reason="unmatched", detail=detail)
+        done, kept = complete_rows(done, self._by, settings.time, asked.times, stage=self.name)
+        return done.reject(found[kept], stage=self.name, reason="unmatched", detail=detail)
 
     def _asked(self, frame: pl.DataFrame) -> tuple[Asked, Counter[str]]:
         """Return what the rows ask for, and what was counted of their times."""

@@ -122,7 +122,9 @@ class Split(Stage):
             self._kind = schema[settings.time]
             for key in ("validation_from", "test_from"):
                 self._bound(key)
-        return extended(schema, {PART: KIND}, where=self.where)
+        return extended(
+            schema, {PART: KIND}, where=self.where, remedy="take out one of the two 'split' stages"
+        )
 
     def apply(self, batch: Batch) -> Batch:
         frame = batch.frame

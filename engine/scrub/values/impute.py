@@ -12,7 +12,7 @@ from pydantic import Field
 
 from engine.columnar.statistics import CoMoments, inverse, matrix
 from engine.scrub.base import FittedStage, ForgetSettings
-from engine.scrub.columns import expand_columns, extended, is_missing, numbers, replaced
+from engine.scrub.columns import RENAME, expand_columns, extended, is_missing, numbers, replaced
 from engine.scrub.fusion import FILLED_BEFORE_LEARNING
 from engine.types import Batch, Names, Schema, Transform, UserError
 from engine.types.arrays import Floats
@@ -86,9 +86,8 @@ class Impute(FittedStage):
         after = {**schema, **{c: self._kind(c) for c in self._filled}}
         if not settings.indicator:
             return after
-        return extended(
-            after, {f"{c}_missing": pl.Float32() for c in self._filled}, where=self.where
-        )
+        flags = {f"{c}_missing": pl.Float32() for c in self._filled}
+        return extended(after, flags, where=self.where, remedy=f"take 'indicator' out, or {RENAME}")
 
     def _kind(self, column: str) -> pl.DataType:
         return self._schema[column] if self._schema[column].is_float() else pl.Float64()

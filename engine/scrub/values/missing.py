@@ -15,6 +15,7 @@ from engine.columnar.kernels import fill
 from engine.columnar.statistics import Counts, Moments, Quantiles, Statistic
 from engine.scrub.base import FittedStage, ForgetSettings, joined
 from engine.scrub.columns import (
+    RENAME,
     expand_columns,
     extended,
     holds,
@@ -107,9 +108,9 @@ class Missing(FittedStage, Fusible):
         self._wide = all(dtype == pl.Float64 for dtype in self._kinds.values())
         after = {**schema, **self._kinds}
         if settings.indicator:
-            after = extended(
-                after, {f"{c}_missing": pl.Float32() for c in self._columns}, where=self.where
-            )
+            flags = {f"{c}_missing": pl.Float32() for c in self._columns}
+            remedy = f"take 'indicator' out, or {RENAME}"
+            after = extended(after, flags, where=self.where, remedy=remedy)
         if settings.strategy in STATISTICS:
             self._begin(STATISTICS[settings.strategy].empty(len(self._columns)))
         if settings.strategy == "last" and self._last is None:

@@ -14,7 +14,7 @@ from pydantic import Field
 from engine.columnar.kernels import clip
 from engine.columnar.statistics import Moments, Quantiles, Statistic
 from engine.scrub.base import FittedStage, ForgetSettings
-from engine.scrub.columns import expand_columns, extended, holds, numbers, replaced
+from engine.scrub.columns import RENAME, expand_columns, extended, holds, numbers, replaced
 from engine.scrub.fusion import FusedOp, Fusible
 from engine.types import Batch, Clip, Names, Schema, Transform, UserError
 from engine.types.changes import Neutral
@@ -95,7 +95,7 @@ class Outliers(FittedStage, Fusible):
             self._begin(STATISTICS[settings.method].empty(len(self._columns)))
         if settings.action == "flag":
             flags = {f"{column}_outlier": pl.Float32() for column in self._columns}
-            return extended(schema, flags, where=self.where)
+            return extended(schema, flags, where=self.where, remedy=RENAME)
         return schema if settings.action == "reject" else {**schema, **self._kinds}
 
     def _kind(self, dtype: pl.DataType) -> pl.DataType:

@@ -189,7 +189,8 @@ class Anomalies(Stage):
         if settings.action == "reject":
             return schema
         dtype = pl.Float64() if settings.action == "score" else pl.Float32()
-        return extended(schema, {settings.score: dtype}, where=self.where)
+        new = {settings.score: dtype}
+        return extended(schema, new, where=self.where, remedy="set another name in 'score'")
 
     def apply(self, batch: Batch) -> Batch:
         assert self._forest is not None

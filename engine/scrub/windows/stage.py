@@ -77,7 +77,7 @@ class Window(Stage):
         }
         if self._state is None:
             self._state = WindowState(plan, planner.results(), len(self._layout.sources))
-        return extended(schema, self._new, where=self.where)
+        return extended(schema, self._new, where=self.where, remedy="set another 'prefix'")
 
     def _check(self, column: str, names: tuple[Aggregate, ...], dtype: pl.DataType) -> None:
         """Check that a column has such aggregates."""

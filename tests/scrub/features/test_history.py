@@ -220,5 +220,5 @@ def test_a_wrong_setting_says_so(stage: Make, options: dict[str, Any], sentence:
 
 
 def test_a_column_of_its_name_is_refused(stage: Make) -> None:
-    with pytest.raises(UserError, match="adds column 's', which is there already"):
+    with pytest.raises(UserError, match="'s', which is there already: give the stage another"):
         stage("history", columns=["s"]).bind({"s": pl.Float64()})

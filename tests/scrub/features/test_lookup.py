@@ -63,9 +63,26 @@ def test_rows_without_a_match_are_rejected_where_asked(tmp_path: Path) -> None:
     frame = pl.DataFrame({**place, "id": [2, 3, 1, None]})
     done = applied(tmp_path / "t.ndjson", frame, by=["id"], missing="reject")
     assert done.frame["x"].to_list() == [2.0, 1.0]
-    (rejects,) = done.rejects
-    assert rejects.reason == "unmatched"
-    assert rejects.rows["_position"].to_list() == [1, 3]
+    assert [(r.reason, *r.rows.select("_position", "detail").row(0)) for r in done.rejects] == [
+        ("no_key", 3, "Expected a key in 'id', got null."),
+        ("unmatched", 1, f"No row of '{tmp_path / 't.ndjson'}' has its key: id."),
+    ]
+
+
+def test_a_rejected_row_says_what_it_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "t.ndjson"
+    pl.DataFrame({"id": [1, 2], "t": [10, 20], "x": [1.0, 2.0]}).write_ndjson(path)
+    place = {"_partition": ["p"] * 5, "_position": range(5)}
+    frame = pl.DataFrame({**place, "id": [2, 2, None, 1, 1], "at": [21, 19, 21, None, 16]})
+    options = {"by": ["id"], "time": "at", "as_of": "t", "max_age": 5, "missing": "reject"}
+    done = applied(path, frame, **options)
+    assert done.frame["x"].to_list() == [2.0]
+    assert {r.rows["_position"][0]: (r.reason, r.rows["detail"][0]) for r in done.rejects} == {
+        1: ("unmatched", f"No row of '{path}' that is valid at its time (at) has its key: id."),
+        2: ("no_key", "Expected a key in 'id', got null."),
+        3: ("no_time", "Expected an event time in 'at', got null."),
+        4: ("stale", f"Its row of '{path}' is older than 'max_age' = 5.0 s."),
+    }
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet", "arrow", "ndjson"])
@@ -246,7 +263,7 @@ def test_without_reload_the_file_is_part_of_the_checkpoint(tmp_path: Path) -> No
         ("id,x,x\na,1,2\n", {}, "has column 'x' twice: rename one"),
         ("id\na\n", {}, "has no column beside its keys"),
         ("id,x\na,1\n", {"columns": ["y*"]}, "expects columns like 'y*'"),
-        ("id,at\na,1\n", {}, "adds column 'at', which is there already"),
+        ("id,at\na,1\n", {}, "adds column 'at', which is there already: set 'prefix', or name the"),
         ("id,x\na,1\n", {"time": "at"}, "expects both 'time' and 'as_of', or neither"),
         ("id,x\na,1\n", {"max_age": 3}, "'max_age' needs 'as_of' and 'time'"),
         ("id,x\na,1\n", {"by": []}, "names no key columns: set 'by'"),

@@ -79,11 +79,15 @@ def test_a_row_without_an_event_is_rejected_where_asked_for() -> None:
     stage = stage_of(InOrder({"e": numbered([("a", 10)])}), missing="reject", wait=2)
     done = apply(stage, [("a", 11), ("a", 40), (None, 41), ("a", None)])
     assert done.frame["x"].to_list() == [0]
-    (rejects,) = done.rejects
-    assert (rejects.stage, rejects.reason, len(rejects)) == ("s", "unmatched", 3)
-    assert rejects.rows["detail"][0] == (
-        "No event of [s] has its key (key) at most 10 before it or 2 after it."
-    )
+    assert [(r.stage, r.reason, r.rows["detail"].to_list()) for r in done.rejects] == [
+        ("s", "no_key", ["Expected a key in 'key', got null."]),
+        ("s", "no_time", ["Expected an event time in 'at', got null."]),
+        (
+            "s",
+            "unmatched",
+            ["No event of [s] has its key (key) at most 10 before it or 2 after it."],
+        ),
+    ]
     assert counts(done) == {"events": 1, "unmatched": 3, "no_time": 1}
 
 
