@@ -58,7 +58,7 @@ WINDOW: dict[str, Any] = {"time": "n", "length": 5, "aggregates": {"a": ["sum"]}
         ("missing", {"columns": ["a"], "strategy": "drop", "forget_on": "d"}, "learns no sta"),
         ("standardize_by", {"columns": ["a"], "by": ["kye"]}, "needs column 'kye', which is not"),
         ("standardize_by", {"columns": ["a", "n"], "by": ["n"]}, "'n', which is its own key"),
-        ("anomalies", {"columns": ["a"], "score": "b"}, "is there already: set another name in 'score'"),
+        ("anomalies", {"columns": ["a"], "score": "b"}, "already: set another name in 'score'."),
         ("image", {"columns": ["a"], "size": [2, 2]}, "expects bytes or paths in column 'a', got"),
         ("image", {"columns": ["key"], "size": [2, 2]}, "needs the key 'root', the folder below"),
         ("image", {"columns": ["key"], "size": [2, 2], "root": "/none"}, "root expects a folder"),
