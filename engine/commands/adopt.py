@@ -4,22 +4,23 @@ table that serves it."""
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
 from engine.assembly import adoption as adopting
 from engine.commands.progress import console, put
+from engine.config import Pipeline
 from engine.errors import HeadraceError, UserError
 from engine.run import Run
 from engine.system import atomic
 from engine.types.plural import counted
 
 if TYPE_CHECKING:
-    from engine.assembly.adoption import Adoption, Proof
+    from engine.assembly.adoption import Adoption, InferTable, Proof
     from engine.assembly.parts import Parts
 
 MAX_OPERATORS = 12
@@ -36,30 +37,44 @@ def adopt(
     shapes: Sequence[str] = (),
 ) -> None:
     """Print what the file holds and the [infer] table; write the table into the pipeline file.
-    With `write`, nothing is written unless all is.
+    What [infer] of the pipeline says of the file is kept. Nothing is written if any is refused.
 
-    Raises: UserError for a file that `run` would refuse, or a pipeline file that has [infer];
+    Raises: UserError for a file that `run` would refuse, or a pipeline that serves another one;
         HeadraceError if it cannot be written.
     """
-    run = None if pipeline is None else Run(pipeline, overrides)
+    loaded = None if pipeline is None else Pipeline.load(pipeline, overrides)
     if write:
         _require_writable(pipeline)
-    parts = None if run is None else run.parts
-    adoption = adopting.adopt(file, to, dict(map(_shape, shapes)))
+    given = adopting.given_of(loaded, file, to)
+    parts = None if loaded is None else Run(loaded.model_copy(update={"infer": None})).parts
+    _ = None if parts is None else parts.scrub.schema
+    adoption = adopting.adopt(file, to, dict(map(_shape, shapes)), given)
     try:
-        table = _table(file, adoption, parts, write=write)
+        table = _table(file, adoption, parts, given, write=write)
         if pipeline is not None and write:
-            _write(Path(pipeline), table, adoption)
+            _write(Path(pipeline), table, adoption, given)
+        else:
+            _say_findings(adoption)
+            _published(adoption)
+            put(f"\n{table}")
     finally:
         adoption.discard()
 
 
-def _write(path: Path, table: str, adoption: Adoption) -> None:
+def _write(path: Path, table: InferTable, adoption: Adoption, given: Mapping[str, Any]) -> None:
     """Write the table into the pipeline file, and give the changed file its name; or neither."""
     text = path.read_text(encoding="utf-8")
+    for key, own in tomllib.loads(text).get("infer", {}).items():
+        if key != "model" and given.get(key) != own:
+            raise UserError(
+                f"{path} has another {key} in [infer] than is tried: --set, the environment or its "
+                f"base changes it. Put the right one into {path}, or leave out --write."
+            )
+    changed = table.written_into(text, str(path))
+    _say_findings(adoption)
     try:
         with atomic.written(path) as temporary:
-            atomic.stage(temporary, [f"{text.rstrip()}\n\n{table}".encode()])
+            atomic.stage(temporary, [changed.encode()])
             _published(adoption)
     except OSError as error:
         raise HeadraceError(
@@ -68,22 +83,33 @@ def _write(path: Path, table: str, adoption: Adoption) -> None:
     console().print(f"Wrote [infer] into {path}.", highlight=False, markup=False)
 
 
-def _table(file: Path, adoption: Adoption, parts: Parts | None, *, write: bool) -> str:
-    """Print what the file holds, and return the [infer] table, tried as `run` tries it."""
-    out = console()
+def _table(
+    file: Path,
+    adoption: Adoption,
+    parts: Parts | None,
+    given: Mapping[str, Any],
+    *,
+    write: bool,
+) -> InferTable:
+    """Print what the file holds, and return the [infer] table, tried as `run` tries it; one that is
+    refused is printed too, to be mended."""
     if adoption.graph.operators:
-        out.print(_facts(file, adoption))
-    for sentence in _findings(adoption):
-        out.print(Text(sentence), soft_wrap=True)
+        console().print(_facts(file, adoption))
     if adoption.graph.refusal:
         raise UserError(f"'{file}' cannot be served: {adoption.graph.refusal}.")
-    if not write:
-        adoption = _published(adoption)
-    table = adopting.table(adoption, parts)
-    if not write:
-        put(f"\n{table}")
-    adopting.require_served(table, adoption, parts)
+    table = adopting.table(adoption, parts, given)
+    try:
+        adopting.require_served(table, adoption, parts)
+    except UserError:
+        if not write:
+            put(f"\n{table}")
+        raise
     return table
+
+
+def _say_findings(adoption: Adoption) -> None:
+    for sentence in _findings(adoption):
+        console().print(Text(sentence), soft_wrap=True)
 
 
 def _published(adoption: Adoption) -> Adoption:
@@ -95,13 +121,11 @@ def _published(adoption: Adoption) -> Adoption:
 
 
 def _require_writable(pipeline: str | None) -> None:
-    """Check that there is a pipeline file without [infer]."""
+    """Check that there is a pipeline file that serves."""
     if pipeline is None:
         raise UserError("--write needs --pipeline, the file to write [infer] into.")
     path = Path(pipeline)
     table = tomllib.loads(path.read_text(encoding="utf-8"))
-    if "infer" in table:
-        raise UserError(f"{path} has an [infer] table already: take it out, or leave out --write.")
     if "train" in table:
         raise UserError(
             f"{path} has a [train] table, and a pipeline trains or serves: name another."

@@ -84,11 +84,12 @@ def open_graph(
             'elsewhere: say answer = "probabilities" in [infer.outputs.NAME].'
         )
     return GraphPredictor(
-        settings, graph, _inputs(settings, validate), _answers(settings, validate)
+        settings, graph, input_settings(settings, validate), _answers(settings, validate)
     )
 
 
-def _inputs(settings: InferSettings, validate: Validate) -> dict[str, InputSettings]:
+def input_settings(settings: InferSettings, validate: Validate) -> dict[str, InputSettings]:
+    """Return input -> its table. Raises: UserError for one with a wrong key or value."""
     inputs: dict[str, InputSettings] = {}
     for name, given in settings.inputs.items():
         table = input_table(given)
@@ -409,4 +410,4 @@ def _digest(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["GraphPredictor", "open_graph"]
+__all__ = ["GraphPredictor", "input_settings", "open_graph"]

@@ -205,8 +205,8 @@ class GraphInputs:
         )
         which = f", and no column is called {some}" if some else ""
         return (
-            f"{self._where} reads {listed(self._values)}{which}: say by inputs = {{{named}}} which "
-            f"columns they read, in their order; there are {columns or 'none'}."
+            f"{self._where} reads {listed(self._values)}{which}: say by inputs = {{{named}}} in "
+            f"[infer] which columns they read, in their order; there are {columns or 'none'}."
         )
 
     def _require_lengths(self) -> None:

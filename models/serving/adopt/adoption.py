@@ -26,6 +26,7 @@ class Adoption:
     """What was found out about a file.
 
     Attributes:
+        source: the file.
         graph: what is in it.
         size: bytes of the file.
         fixed: the rows that it takes at a time; None for any.
@@ -36,6 +37,7 @@ class Adoption:
         proof: that the changed file is equal; None if nothing was changed.
     """
 
+    source: Path
     graph: GraphFile
     size: int
     fixed: int | None
@@ -71,6 +73,7 @@ def adopt(path: Path, target: Path, shapes: Shapes, limits: Limits) -> Adoption:
     graph = inspect(path, limits)
     sizes = [v.shape[0] for v in graph.inputs if v.shape]
     found = Adoption(
+        source=path,
         graph=graph,
         size=path.stat().st_size,
         fixed=next((size for size in sizes if isinstance(size, int)), None),

@@ -1,13 +1,17 @@
-"""Writes the [infer] table that serves an adopted file."""
+"""The [infer] table that serves an adopted file, by itself or in a pipeline file."""
 
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
-from engine.types import Schema
+from engine.types import Schema, UserError
 from models.column_arrays import POLARS_TYPES
 from models.serving.adopt.adoption import Adoption
 from models.serving.answers import ANSWERS
@@ -15,25 +19,109 @@ from models.serving.inspection import GraphFile
 from models.serving.settings import InputSettings, toml_key
 from models.serving.signature import GraphValue
 
+ADDED = ("model", "inputs", "outputs")
+"""The keys of [infer] that `infer_table` writes by itself."""
+HEADER = re.compile(r"^[ \t]*\[[ \t]*infer[ \t]*\][ \t]*(#.*)?\n", re.MULTILINE)
+NEXT_HEADER = re.compile(r"^[ \t]*\[[^\n=]*\][ \t]*(#.*)?$", re.MULTILINE)
+MODEL = re.compile(r"""^([ \t]*model[ \t]*=[ \t]*)("[^"\n]*"|'[^'\n]*')""", re.MULTILINE)
 
-def infer_table(adoption: Adoption, inputs: Mapping[str, InputSettings]) -> str:
-    """Return the [infer] table that serves the file, as TOML.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferTable:
+    """The [infer] table that serves a file, as TOML.
+
+    Attributes:
+        keys: key -> value, ``model`` first.
+        inputs, outputs: the lines of their tables, headers first.
+    """
+
+    keys: Mapping[str, str]
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+
+    def __str__(self) -> str:
+        return self._text(self.keys, ("inputs", "outputs"))
+
+    def written_into(self, text: str, where: str) -> str:
+        """Return a pipeline file with the table. Keys of [infer] that it has stay as they are, but
+        for ``model``; so do comments.
+
+        Raises: UserError if its [infer] cannot be added to.
+        """
+        before = tomllib.loads(text)
+        own = before.get("infer", {})
+        whole = tomllib.loads(str(self))["infer"]
+        new = {key: value for key, value in whole.items() if key not in own}
+        keys = {key: self.keys[key] for key in self.keys if key in new and key != "model"}
+        sections = [key for key in ("inputs", "outputs") if key in new]
+        head, tail = f"{text.rstrip()}\n", ""
+        if header := HEADER.search(head):
+            following = NEXT_HEADER.search(head, header.end())
+            cut = len(head) if following is None else following.start()
+            head, tail = head[:cut], head[cut:]
+            table, given = MODEL.subn(
+                lambda found: f"{found[1]}{self.keys['model']}", head[header.end() :], count=1
+            )
+            lines = [] if given else [f"model = {self.keys['model']}"]
+            lines += [f"{key} = {value}" for key, value in keys.items()]
+            added = "".join(f"{line}\n" for line in lines)
+            head = f"{head[: header.end()]}{added}{table}"
+            more = self._text({}, sections)
+        else:
+            more = self._text({"model": self.keys["model"], **keys}, sections)
+        result = f"{head}{tail}"
+        result = f"{result}\n{more}" if more else result
+        expected = {**before, "infer": {**own, **new, "model": whole["model"]}}
+        try:
+            fits = tomllib.loads(result) == expected
+        except tomllib.TOMLDecodeError:
+            fits = False
+        if not fits:
+            raise UserError(
+                f"{where} has its [infer] in a form that cannot be added to: write it as keys "
+                "under a line [infer], or leave out --write."
+            )
+        return result
+
+    def _text(self, keys: Mapping[str, str], sections: Sequence[str]) -> str:
+        tables = [["[infer]", *(f"{key} = {value}" for key, value in keys.items())]] if keys else []
+        tables += [[*self.inputs]] if "inputs" in sections else []
+        tables += [[*self.outputs]] if "outputs" in sections else []
+        return "\n\n".join("\n".join(lines) for lines in tables) + "\n" if tables else ""
+
+
+def infer_table(
+    adoption: Adoption, inputs: Mapping[str, InputSettings], given: Mapping[str, Any] | None = None
+) -> InferTable:
+    """Return the [infer] table that serves the file.
 
     Args:
         inputs: input -> what it reads, where that is known; else a column of its name.
+        given: the keys of [infer] that a user has said; they stay as they are.
     """
-    lines = ["[infer]", f"model = {_text(str(adoption.path))}", "", "[infer.inputs]"]
-    for value in adoption.served.inputs:
-        reads = _reads(inputs.get(value.name, InputSettings(columns=(value.name,))))
-        lines.append(f"{toml_key(value.name)} = {reads}  # {value}")
-    lines += ["", f"[infer.outputs]  # answer = {', '.join(ANSWERS)}"]
-    for value in adoption.served.outputs:
+    given = given or {}
+    keys = {key: _toml(value) for key, value in given.items() if key not in ADDED}
+    said, answers = given.get("inputs") or {}, given.get("outputs") or {}
+    reads, served = ["[infer.inputs]"], adoption.served
+    for value in served.inputs:
+        default = InputSettings(columns=(value.name,))
+        text = (
+            _toml(said[value.name])
+            if value.name in said
+            else _reads(inputs.get(value.name, default))
+        )
+        reads.append(f"{toml_key(value.name)} = {text}  # {value}")
+    gives = [f"[infer.outputs]  # answer = {', '.join(ANSWERS)}"]
+    gives += [f"{toml_key(name)} = {_toml(table)}" for name, table in answers.items()]
+    for value in () if answers else served.outputs:
         answer = _answer(value, adoption.graph)
         if answer is None:
-            lines.append(f"# {value} is no number")
+            gives.append(f"# {value} is no number")
         else:
-            lines.append(f"{toml_key(value.name)} = {answer}  # {value}")
-    return "\n".join(lines) + "\n"
+            gives.append(f"{toml_key(value.name)} = {answer}  # {value}")
+    return InferTable(
+        keys={"model": _text(str(adoption.path)), **keys}, inputs=reads, outputs=gives
+    )
 
 
 def columns_of(inputs: Sequence[GraphValue]) -> Schema:
@@ -69,8 +157,20 @@ def _answer(value: GraphValue, graph: GraphFile) -> str | None:
     return f'{{{column}, answer = "{answer}"}}'
 
 
+def _toml(value: object) -> str:
+    """Return a value of TOML on one line."""
+    if isinstance(value, Mapping):
+        pairs = ", ".join(f"{toml_key(str(key))} = {_toml(v)}" for key, v in value.items())
+        return f"{{{pairs}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, str):
+        return _text(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _text(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-__all__ = ["columns_of", "infer_table"]
+__all__ = ["InferTable", "columns_of", "infer_table"]

@@ -84,7 +84,7 @@ def test_a_pipeline_of_scikit_learn(tmp_path: Path) -> None:
     found = adopt(path, tmp_path / "adopted.onnx", {}, LIMITS).publish()
     assert found.proof is not None
     assert found.proof.failure == ""
-    table = tomllib.loads(infer_table(found, {}))["infer"]
+    table = tomllib.loads(str(infer_table(found, {})))["infer"]
     frame = pl.DataFrame({name: rows[name].to_numpy() for name in ("age", "amount")}).with_columns(
         country=pl.Series(rows["country"].to_list())
     )

@@ -182,8 +182,8 @@ def test_the_one_column_that_fits_is_taken(opened: Open) -> None:
 def test_which_columns_side_by_side_is_not_guessed(opened: Open) -> None:
     said = sentence(lambda: opened(graphs.LINEAR))
     assert said.endswith(
-        "reads x (float32, n x 2): say by inputs = {x = ...} which columns they read, in their "
-        "order; there are a (float64), b (float64)."
+        "reads x (float32, n x 2): say by inputs = {x = ...} in [infer] which columns "
+        "they read, in their order; there are a (float64), b (float64)."
     )
 
 

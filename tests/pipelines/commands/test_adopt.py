@@ -101,8 +101,84 @@ def test_adopt_writes_into_a_pipeline(headrace: Headrace, pipeline: Path, tmp_pa
     assert code == 0, err
     assert written(tmp_path)["sum"].to_list() == [1.5, 1.0, 13.0]
     code, _, err = headrace("adopt", model, "--pipeline", pipeline, "--write")
-    assert code == 2
-    assert "has an [infer] table already" in err
+    assert code == 0, err
+    assert pipeline.read_text() == after
+
+
+PAIR = "g (float[4, 2] pair) => (float[4, 3] scores) { scores = MatMul(pair, w) }"
+INPUTS = {"pair": ["a", "b"]}
+SAID = {
+    "keys": '\n[infer]  # mine\nthreads = 1  # one\ninputs = {pair = ["a", "b"]}  # both\n',
+    "a model": '\n[infer]\nmodel = "m.onnx"  # mine\ninputs = {pair = ["a", "b"]}\n[service]\n',
+    "a table of inputs": '\n[infer.inputs]  # mine\npair = ["a", "b"]\n',
+    "--set": "",
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_what_infer_says_is_kept_and_filled_in(
+    headrace: Headrace, pipeline: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limited_process, "call", call_here)
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path / "m.onnx", PAIR)
+    before = pipeline.read_text() + SAID[case]
+    pipeline.write_text(before)
+    setting = ("--set", 'infer.inputs={pair=["a", "b"]}') if case == "--set" else ()
+    words = ("adopt", "m.onnx", "--pipeline", pipeline, *setting)
+    code, out, err = headrace(*words)
+    assert code == 0, err
+    shown = tomllib.loads(out[out.index("[infer]") :])["infer"]
+    assert shown["inputs"] == INPUTS
+    assert pipeline.read_text() == before
+    code, out, err = headrace(*words, "--write")
+    assert code == 0, err
+    assert "Wrote m.adopted.onnx" in out
+    after = pipeline.read_text()
+    assert tomllib.loads(after)["infer"] == shown
+    assert shown["model"] == "m.adopted.onnx"
+    kept = before.replace("m.onnx", "m.adopted.onnx").split("\n")
+    assert [line for line in after.split("\n") if line in kept and line] == [*filter(None, kept)]
+
+
+REFUSED = {
+    "no word of it": ("", (), "say by inputs = {pair = ...} in [infer] which columns"),
+    "a wrong column": ('[infer]\ninputs = {pair = ["a", "c"]}', (), "needs column 'c'"),
+    "a wrong key": ("[infer]\nthreds = 1", (), "has no key 'threds'. Did you mean 'threads'?"),
+    "a key of folders": (
+        '[infer]\npoll_interval = 1\ninputs = {pair = ["a", "b"]}', (), "take it out, or name",
+    ),
+    "another model": ('[infer]\nmodel = "o.onnx"', (), "take model out, or set it to 'm.onnx'."),
+    "another in --set": (
+        '[infer]\ninputs = {pair = ["a", "b"]}', ("--set", 'infer.inputs={pair=["b", "a"]}'),
+        "has another inputs in [infer] than is tried",
+    ),
+    "dotted keys": ('infer.inputs = {pair = ["a", "b"]}', (), "as keys under a line [infer]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused_is_refused_before_anything_is_changed(
+    headrace: Headrace, pipeline: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limited_process, "call", call_here)
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path / "m.onnx", PAIR)
+    text, setting, wanted = REFUSED[case]
+    cleaning = pipeline.read_text()
+    dotted = text.startswith("infer.")
+    pipeline.write_text(f"{text}\n{cleaning}" if dotted else f"{cleaning}\n{text}\n")
+    before = contents(tmp_path)
+    of_writing = dotted or setting
+    for write in [("--write",), *([] if of_writing else [()])]:
+        code, out, err = headrace("adopt", "m.onnx", "--pipeline", pipeline, *setting, *write)
+        assert code == 2, out
+        assert wanted in err
+        assert "adopted" not in err
+        assert len(err.strip().splitlines()) == 1
+        assert "Changed" not in out
+        assert "Wrote" not in out
+        assert contents(tmp_path) == before
 
 
 def test_a_table_that_cannot_be_written_leaves_no_file(

@@ -163,7 +163,7 @@ def test_a_map_of_classes_becomes_an_array(tmp_path: Path) -> None:
     assert found.proof.failure == ""
     x = np.eye(2, dtype=np.float32)
     np.testing.assert_array_equal(run(found.path, x=x)[0], WEIGHTS)
-    table = tomllib.loads(infer_table(found, {"x": InputSettings(columns=("a", "b"))}))
+    table = tomllib.loads(str(infer_table(found, {"x": InputSettings(columns=("a", "b"))})))
     assert table["infer"]["inputs"] == {"x": ["a", "b"]}
     assert table["infer"]["outputs"] == {
         "probabilities": {
@@ -180,7 +180,7 @@ def test_the_table_is_toml_whatever_the_names(tmp_path: Path) -> None:
     model.graph.input[0].name = model.graph.node[0].input[0] = 'input.1 "ä"'
     path = tmp_path / "m.onnx"
     onnx.save(model, path)
-    table = tomllib.loads(infer_table(adopted(path), {}))["infer"]
+    table = tomllib.loads(str(infer_table(adopted(path), {})))["infer"]
     assert table["model"] == str(path)
     assert table["inputs"] == {'input.1 "ä"': 'input.1 "ä"'}
     assert table["outputs"] == {"scores": {"column": "scores", "answer": "vector"}}
