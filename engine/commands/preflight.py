@@ -28,6 +28,7 @@ from engine.running.labels import few_numbers, labels_of
 from engine.running.work import joined_results
 from engine.scrub.base import FittedStage
 from engine.scrub.features.derive import Derive
+from engine.scrub.side_source import SideStage
 from engine.types import (
     DROPPED,
     PARTITION,
@@ -152,8 +153,11 @@ def _check_sample(run: Run, sample: Batch | None, source: Source) -> Iterator[st
         out.print(sentence, highlight=False, markup=False, soft_wrap=True)
     yield from (*(problems or _unreadable(run, sample)), *source.remarks(), *_labels(run, batch))
     for stage in run.stages:
-        if stage.name in run.parts.scrub.sides:
+        if isinstance(stage, SideStage) and stage.is_mostly_odd:
             yield from stage.remarks()
+        elif isinstance(stage, SideStage) and stage.side is not None:
+            for sentence in stage.remarks():
+                out.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 def _read_by_stages(run: Run, batch: Batch) -> set[str]:

@@ -9,15 +9,23 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from engine.types import POSITION, Records, Rejects
+from engine.types import POSITION, Records, Rejects, Snapshot
 from engine.types.arrays import Bools, Ints
 from engine.types.plural import counted
 
 log = logging.getLogger("headrace.scrub")
 WARN_SECONDS = 60.0
 """The seconds between two warnings of one kind."""
-UNREADABLE = "unreadable record", "unreadable records"
-KEYLESS = "record without a key or time", "records without a key or time"
+UNREADABLE, KEYLESS, SHARED = "unreadable", "keyless", "shared"
+KINDS = {
+    UNREADABLE: ("unreadable record", "unreadable records"),
+    KEYLESS: ("record without a key or time", "records without a key or time"),
+    SHARED: (
+        "record whose key another record has, too",
+        "records whose keys other records have, too",
+    ),
+}
+"""Kind -> one record of it, and more."""
 
 
 class OddRecords:
@@ -30,8 +38,19 @@ class OddRecords:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._warned: dict[tuple[str, str], float] = {}
-        self._odd: Counter[tuple[str, str]] = Counter()
+        self._warned: dict[str, float] = {}
+        self._odd: Counter[str] = Counter()
+        self._read = 0
+
+    @property
+    def are_most(self) -> bool:
+        """Whether at least half of the records that were read have no use."""
+        useless = self._odd[UNREADABLE] + self._odd[KEYLESS]
+        return 0 < self._read <= 2 * useless
+
+    def note_read(self, n: int) -> None:
+        """Count `n` records, odd ones and others."""
+        self._read += n
 
     def note_rejects(
         self, rejects: Sequence[Rejects], records: Records, empty: Bools | None = None
@@ -55,18 +74,28 @@ class OddRecords:
             first = f"at {records.positions[at[0]]:,} of '{records.partition}'"
             self.warn(KEYLESS, len(at), f"{first}: they match nothing")
 
-    def warn(self, what: tuple[str, str], n: int, first: str) -> None:
+    def warn(self, kind: str, n: int, first: str) -> None:
         """Count `n` records, and warn of them."""
-        self._odd[what] += n
+        self._odd[kind] += n
         now = time.monotonic()
-        if now - self._warned.get(what, -WARN_SECONDS) >= WARN_SECONDS:
-            self._warned[what] = now
-            log.warning("%s has %s, first %s", self._name, counted(n, *what), first)
+        if now - self._warned.get(kind, -WARN_SECONDS) >= WARN_SECONDS:
+            self._warned[kind] = now
+            log.warning("%s has %s, first %s", self._name, counted(n, *KINDS[kind]), first)
 
     def remarks(self) -> Iterator[str]:
         """Yield a sentence for each kind."""
-        for what, n in self._odd.items():
-            yield f"{self._name} had {counted(n, *what)}: the log names the first."
+        for kind, n in self._odd.items():
+            if n:
+                yield f"{self._name} had {counted(n, *KINDS[kind])}: the log names the first."
+
+    def snapshot(self) -> Snapshot:
+        """Return what was counted, by plain values."""
+        return {"read": self._read, **{kind: self._odd[kind] for kind in KINDS}}
+
+    def restore(self, value: Snapshot) -> None:
+        """Count on from a `snapshot`."""
+        self._read = value["read"]
+        self._odd = Counter({kind: value[kind] for kind in KINDS})
 
 
-__all__ = ["OddRecords"]
+__all__ = ["SHARED", "OddRecords"]

@@ -368,6 +368,12 @@ class SideStage(Stage):
         return None
 
     @property
+    def is_mostly_odd(self) -> bool:
+        """Whether at least half of the records that it has read there have no use: `check` refuses
+        that, and only tells fewer."""
+        return False
+
+    @property
     def rows(self) -> int:
         """The rows that it has read there and kept. Any thread may ask."""
         return 0

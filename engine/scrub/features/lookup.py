@@ -137,6 +137,10 @@ class Lookup(SideStage):
         """The rows of the table."""
         return 0 if self._table is None else self._table.rows
 
+    @property
+    def is_mostly_odd(self) -> bool:
+        return isinstance(self._table, SideTable) and self._table.is_mostly_odd
+
     # ------------------------------------------------------------------------------------- binding
 
     def bind(self, schema: Schema) -> Schema:
@@ -222,8 +226,8 @@ class Lookup(SideStage):
             return odd
         return (
             *odd,
-            f"{self.where}: of {counted(self._rows, 'row')} none has a match in {table.name}: look "
-            "at its keys.",
+            f"{self.where}: of {counted(self._rows, 'row')} of this run none has a match in "
+            f"{table.name}: look at its keys.",
         )
 
     def transforms(self) -> Sequence[Transform] | None:

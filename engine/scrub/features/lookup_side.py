@@ -16,12 +16,10 @@ import polars as pl
 from engine.columnar.hashing import Hashes, hashes, mix, spans
 from engine.scrub.features.lookup_fit import Fit
 from engine.scrub.features.lookup_runs import Changes, Runs
-from engine.scrub.odd_records import OddRecords
+from engine.scrub.odd_records import SHARED, OddRecords
 from engine.scrub.side_source import SideSource
 from engine.types import NO_TIMESTAMP, POSITION, Records, Rejects, Schema, Values
 from engine.types.arrays import Bools, Ints
-
-SHARED = "record whose key another record has, too", "records whose keys other records have, too"
 
 
 class SideTable:
@@ -91,6 +89,11 @@ class SideTable:
         """Yield a sentence for each kind of odd record."""
         yield from self._odd.remarks()
 
+    @property
+    def is_mostly_odd(self) -> bool:
+        """Whether at least half of the records that were read have no use."""
+        return self._odd.are_most
+
     # ------------------------------------------------------------------------------------ inside
 
     def _begin(self) -> None:
@@ -109,6 +112,7 @@ class SideTable:
         assert self._runs is not None
         counts: Counter[str] = Counter()
         for records in pieces:
+            self._odd.note_read(len(records))
             frame, rejects = self._side.decode(records, self._schema)
             changes, odd = self._changes(records, frame, rejects)
             applied = self._runs.apply(changes)

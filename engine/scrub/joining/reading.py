@@ -85,13 +85,19 @@ class EventReader:
         """Yield a sentence for each kind of odd record."""
         yield from self._odd.remarks()
 
+    @property
+    def is_mostly_odd(self) -> bool:
+        """Whether at least half of the records that were read have no use."""
+        return self._odd.are_most
+
     def snapshot(self) -> Snapshot:
-        """Return the place in the source, and the clocks."""
+        """Return the place in the source, the clocks, and what was counted."""
         return {
             "source": self._side.snapshot(),
             "clocks": {name: clock.snapshot() for name, clock in self._clocks.items()},
             "order": self._order,
             "answered": self._answered,
+            "odd": self._odd.snapshot(),
         }
 
     def restore(self, value: Snapshot) -> None:
@@ -99,6 +105,7 @@ class EventReader:
         self._side.go_to(value["source"])
         self._clocks = {name: Clock.restore(state) for name, state in value["clocks"].items()}
         self._order, self._answered = value["order"], value["answered"]
+        self._odd.restore(value["odd"])
         self._ended = False
 
     # ------------------------------------------------------------------------------------ inside
@@ -120,6 +127,7 @@ class EventReader:
         """Keep events; return what was counted."""
         if not len(records):
             return {}  # a gap: only its position counts
+        self._odd.note_read(len(records))
         frame, rejects = self._side.decode(records, self._schema)
         rows = self._fit.rows(frame.select(list(self._schema)), self._name)
         assert rows.valid is not None, "a join has a time"

@@ -31,6 +31,12 @@ from engine.types import (
 )
 from engine.types.plural import counted
 
+TOLD = (
+    "rows", "events", "unmatched", "late", "ahead", "events_late", "events_missed",
+    "events_forgotten",
+)  # fmt: skip
+"""The counts that `remarks` tells, of a run and of those that it resumes."""
+
 
 class Join(SideStage):
     """Adds columns of the events of another stream: those of the newest event of the same key that
@@ -91,6 +97,10 @@ class Join(SideStage):
     def rows(self) -> int:
         """The events that are kept."""
         return 0 if self._recent is None else len(self._recent)
+
+    @property
+    def is_mostly_odd(self) -> bool:
+        return self._reader is not None and self._reader.is_mostly_odd
 
     # ------------------------------------------------------------------------------------- binding
 
@@ -199,13 +209,14 @@ class Join(SideStage):
     # --------------------------------------------------------------------------------------- state
 
     def snapshot(self) -> Snapshot:
-        """Return the events that are kept, the place in their source, and the clocks."""
+        """Return the events that are kept, the place in their source, the clocks, and counts."""
         if self._reader is None or self._recent is None:
             return None
         return {
             "clock": self._clock.snapshot(),
             "reader": self._reader.snapshot(),
             "events": self._recent.snapshot(),
+            "told": {what: self._seen[what] for what in TOLD},
         }
 
     def restore(self, value: Snapshot) -> None:
@@ -220,6 +231,7 @@ class Join(SideStage):
                     "they were, or start over with --fresh."
                 )
         self._clock = Clock.restore(value["clock"])
+        self._seen = Counter(value["told"])
         self._reader.restore(value["reader"])
         self._recent.restore(value["events"])
 
@@ -242,10 +254,11 @@ class Join(SideStage):
                 f"{counted(seen['events'], 'event')} of [scrub.{self.name}.source]: look at the "
                 "keys ('by') and the times of both, and at 'within'."
             )
-        if seen["events_late"] or seen["late"]:
+        late = {"event": seen["events_late"], "row": seen["late"]}
+        if any(late.values()):
+            those = " and ".join(counted(n, what) for what, n in late.items() if n)
             sentences.append(
-                f"{self.where}: {counted(seen['events_late'], 'event')} and "
-                f"{counted(seen['late'], 'row')} came more than 'lateness' = "
+                f"{self.where}: {those} came more than 'lateness' = "
                 f"{self.settings.lateness!r} after a newer one, so some rows may lack theirs: "
                 "raise it."
             )

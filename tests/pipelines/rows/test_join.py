@@ -146,6 +146,23 @@ def test_what_its_state_depends_on_may_not_change(tmp_path: Path, table: Table) 
         Run(Pipeline.of(table())).run()
 
 
+@pytest.mark.parametrize(("odd", "code"), [(9, 0), (10, 2)])
+def test_check_refuses_events_of_which_half_have_no_use(
+    tmp_path: Path, table: Table, headrace: Headrace, odd: int, code: int
+) -> None:
+    rows, clicks = streams(20)
+    nameless = pl.when(pl.int_range(pl.len()) >= odd).then("user").alias("user")
+    write(tmp_path / "rows" / "1.ndjson", rows)
+    write(tmp_path / "clicks" / "1.ndjson", clicks.with_columns(nameless))
+    file = tmp_path / "t.toml"
+    file.write_text(toml(table()))
+    got, out, err = headrace("check", file)
+    assert got == code, out + err
+    said = f"[scrub.clicks.source] had {odd} records without a key or time"
+    assert said in out
+    assert ("! " + said in out, "is ready to run" in out) == (code == 2, code == 0)
+
+
 def test_check_says_what_cannot_work(tmp_path: Path, table: Table, headrace: Headrace) -> None:
     rows, clicks = streams(20)
     write(tmp_path / "rows" / "1.ndjson", rows)

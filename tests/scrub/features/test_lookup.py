@@ -308,7 +308,7 @@ def test_where_nothing_matches_it_is_told_at_the_end(tmp_path: Path) -> None:
     assert stage.remarks() == ()
     stage.apply(batch_of(frame))
     (remark,) = stage.remarks()
-    assert remark.startswith("[scrub.s]: of 2 rows none has a match in")
+    assert remark.startswith("[scrub.s]: of 2 rows of this run none has a match in")
 
 
 def test_rows_without_a_key_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

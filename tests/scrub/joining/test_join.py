@@ -185,6 +185,23 @@ def test_late_rows_and_events_are_counted_and_told() -> None:
     assert said.startswith("[scrub.s]: 1 event and 1 row came more than 'lateness' = 5 after")
 
 
+def test_what_it_tells_after_a_resume_counts_from_the_beginning() -> None:
+    log = numbered([*[("b", 20)] * AGREE, (None, 20), ("a", 20)])
+    stage = stage_of(InOrder({"e": log}), lateness=5)
+    apply(stage, [("a", 30), ("a", 24)])
+    said = list(stage.remarks())
+    assert said == [
+        "[scrub.s.source] had 1 record without a key or time: the log names the first.",
+        "[scrub.s]: 1 row came more than 'lateness' = 5 after a newer one, so some rows may lack "
+        "theirs: raise it.",
+    ]
+    other = stage_of(InOrder({"e": log}), lateness=5)
+    other.restore(stage.snapshot())
+    assert list(other.remarks()) == said
+    apply(other, [("a", 24)])
+    assert "[scrub.s]: 2 rows came more than" in other.remarks()[1]
+
+
 def test_events_that_come_after_the_rows_that_they_are_for_are_counted_and_told() -> None:
     log = [Event("b", 0, -1)] * AGREE
     stage = stage_of(Partitions({"t/0": log}), lateness=2)
