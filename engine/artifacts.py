@@ -155,20 +155,30 @@ def _leave(
     files = _places(parts, loop.totals)
     _log_remarks(parts, loop.totals, before)
     too_many = isinstance(failed, TooManyRejects)
+    knows = pipeline.trains and knows_something(parts, loop.totals.learned)
     compression: GateReport | None = None
     try:
         if pipeline.trains:
             files |= _write_report(parts, loop.totals)
             _catch_up(parts, loop.mark)
-            if pipeline.export is not None and not (loop.stopped or too_many):
+            if pipeline.export is not None and knows and not (loop.stopped or too_many):
                 compression = _write_model(parts, loop, files)
     finally:
         files["metrics"] = folder / METRICS_FILE
         parts.metrics.render_final(files["metrics"])
     exports = pipeline.trains and pipeline.export is not None
-    if exports and (too_many or (loop.stopped and not failed)):
+    if exports and not knows:
+        log.warning("No model is exported: no row has been learned so far.")
+    elif exports and (too_many or (loop.stopped and not failed)):
         _log_no_model(pipeline.file, too_many)
     return files, compression
+
+
+def knows_something(parts: Parts, learned: int) -> bool:
+    """Return whether a model that has learned so many rows is worth a file: if any, or if it began
+    with weights from elsewhere."""
+    first = parts.module is not None or (parts.pipeline.model or {}).get("weights") is not None
+    return learned > 0 or first
 
 
 def _write_model(parts: Parts, loop: Loop, files: dict[str, Path]) -> GateReport | None:
@@ -514,6 +524,7 @@ __all__ = [
     "add_version",
     "compress",
     "export",
+    "knows_something",
     "leave",
     "nothing_left",
     "output_folders",

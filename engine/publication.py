@@ -22,10 +22,10 @@ def publish(job: PublishJob) -> Version:
     """
     with tempfile.TemporaryDirectory(dir=job.checkpoints) as folder:
         parts = Parts(_pipeline(job, Path(folder)), Metrics(), module=job.module)
-        mark = restoring.restore(parts)
-        if mark is None:
+        restored = restoring.restore(parts)
+        if restored is None:
             raise HeadraceError("there is no checkpoint to publish")
-        artifacts.export(parts, mark)
+        artifacts.export(parts, restored.mark)
         if parts.judging.compression is not None:
             artifacts.compress(parts)
         return artifacts.add_version(parts, rows=job.rows, data_time=job.data_time)

@@ -205,16 +205,20 @@ class Run:
 
     def restore(self) -> bool:
         """Restore stages and learner from the newest checkpoint; return whether there is one."""
-        mark = restoring.restore(self.parts)
-        self._mark = self._mark if mark is None else mark
-        return mark is not None
+        return self._restored() is not None
 
-    def require_checkpoint(self) -> None:
-        """Restore the newest checkpoint. Raises: UserError if there is none."""
-        if not self.restore():
+    def require_learned(self) -> None:
+        """Restore the newest checkpoint. Raises: UserError if there is none, or its model has
+        learned nothing."""
+        restored, place = self._restored(), self.checkpoints.settings.path
+        if restored is None:
             raise UserError(
-                f"There is no checkpoint in {self.checkpoints.settings.path}: run 'headrace run "
-                f"{self.pipeline.file}' first."
+                f"There is no checkpoint in {place}: run 'headrace run {self.pipeline.file}' first."
+            )
+        if not artifacts.knows_something(self.parts, restored.learned):
+            raise UserError(
+                f"The model of the newest checkpoint in {place} has learned no row, so it knows "
+                f"nothing: run 'headrace run {self.pipeline.file}' on rows with labels first."
             )
 
     def export(self, path: Path | None = None) -> Path:
@@ -222,6 +226,12 @@ class Run:
         return artifacts.export(self.parts, self._mark, path)
 
     # ------------------------------------------------------------------------------------- inside
+
+    def _restored(self) -> restoring.Restored | None:
+        restored = restoring.restore(self.parts)
+        if restored is not None:
+            self._mark = restored.mark
+        return restored
 
     def _assemble(self) -> None:
         """Build and check from the source on: the first complaint is the one that is shown."""

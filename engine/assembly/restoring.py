@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from engine.assembly.identity import identity_of
 from engine.assembly.parts import Parts
 from engine.config import detached_tables
 from engine.observing.metrics import Metrics
 from engine.running.saving.codec import require_plain
+from engine.running.totals import Totals
 from engine.scrub.base import restore as restore_stages
 from engine.scrub.base import snapshots
 from engine.types import EndOfStream, Mark, SharedSource, Snapshot
@@ -18,11 +20,25 @@ TRIED_BYTES, TRIED_SECONDS = 1 << 20, 1.0
 """The limits of the one read that tries whether a source can resume."""
 
 
-def restore(parts: Parts) -> Mark | None:
-    """Restore stages and learner from the newest checkpoint; return its mark, or None without a
-    checkpoint."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        mark: the position that stages and learner have both reached.
+        learned: rows that were learned before it.
+    """
+
+    mark: Mark
+    learned: int
+
+
+def restore(parts: Parts) -> Restored | None:
+    """Restore stages and learner from the newest checkpoint; None without one."""
     state = _restored(parts)
-    return None if state is None else _mark(state)
+    if state is None:
+        return None
+    return Restored(mark=_mark(state), learned=Totals.restore(state["totals"]).learned)
 
 
 def try_resume(parts: Parts) -> None:
@@ -72,4 +88,4 @@ def _mark(state: Mapping[str, Snapshot]) -> Mark:
     return Mark(positions=state["positions"], stages=state["stages"])
 
 
-__all__ = ["require_plain_state", "restore", "try_resume"]
+__all__ = ["Restored", "require_plain_state", "restore", "try_resume"]

@@ -439,7 +439,7 @@ def _trained(options: argparse.Namespace) -> Run:
     run = Run(options.file, options.set)
     if not run.trains:
         raise UserError(f"{options.file} has no [model] to train: expected a training pipeline.")
-    run.require_checkpoint()
+    run.require_learned()
     return run
 
 

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -35,6 +35,8 @@ WARM_UP_SHARE = 0.25
 WARM_SECONDS, WARM_BATCHES = 1.0, 32
 """The least warm-up, if the sample's length is a time: compilation happens in the first batches."""
 ROUNDS = 3
+MIN_GAIN = 1.05
+"""A smaller gain is none: so far apart are two equal samples."""
 MEMORY_SAMPLE_SECONDS = 0.05
 """Seconds between two samples of memory."""
 
@@ -52,6 +54,20 @@ class SettingTrial:
     setting: str
     rate: float
     gain: float
+
+    @property
+    def gains(self) -> bool:
+        """Whether it is faster with the setting, beyond chance."""
+        return self.gain > MIN_GAIN
+
+    @property
+    def sentence(self) -> str:
+        """What was measured; no advice if nothing is gained."""
+        times = f"{self.gain:.2f} times the records"
+        if self.gains:
+            return f"Measured: --set {self.setting} gives {times}."
+        slower = "is slower" if self.gain < 1 / MIN_GAIN else "gains nothing"
+        return f"Tried, and not advised: --set {self.setting} {slower}, {times}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +98,15 @@ class Profile:
     left_out: tuple[str, ...] = ()
 
     @property
+    def _advised(self) -> Bottleneck | None:
+        """The bottleneck without advice that was tried and gains nothing."""
+        if self.bottleneck is None:
+            return None
+        in_vain = {trial.setting for trial in self.trials if not trial.gains}
+        advice = [one for one in self.bottleneck.advice if one.setting not in in_vain]
+        return replace(self.bottleneck, advice=tuple(advice))
+
+    @property
     def _too_short(self) -> str:
         """The message if no bottleneck could be measured."""
         if self.ended:
@@ -104,9 +129,9 @@ class Profile:
         for holder, nbytes in sorted(self.memory.items(), key=lambda item: -item[1]):
             memory.add_row(holder, _mib(nbytes))
         yield memory
-        yield str(self.bottleneck or self._too_short)
+        yield str(self._advised or self._too_short)
         for trial in self.trials:
-            yield (f"Measured: --set {trial.setting} gives {trial.gain:.2f} times the records.")
+            yield trial.sentence
         yield from self.left_out
 
 

@@ -138,7 +138,7 @@ def _subject_and_rows(
             f"{pipeline.file} has neither [model] nor [infer]: there is no model to interpret."
         )
     run = Run(pipeline)
-    run.require_checkpoint()
+    run.require_learned()
     if several := run.features.targets:
         raise UserError(
             f"interpret explains the predictions of one target, and [model] target in "

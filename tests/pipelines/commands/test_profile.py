@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.commands.profile import profile
+from engine.commands.profile import Profile, SettingTrial, profile
 from engine.config import Pipeline
 from engine.running import bottleneck, reporter
 from tests.pipelines.conftest import Headrace, Rows, Small
@@ -37,6 +37,26 @@ def test_the_advised_setting_is_tried(tmp_path: Path, monkeypatch: pytest.Monkey
     assert {"fetch", "decode", "collate", "learn"} <= found.calls.keys()
     assert found.calls["learn"] > 0 < found.seconds["learn"]
     assert found.records <= 20_000
+
+
+@pytest.mark.parametrize(
+    ("gain", "said"),
+    [
+        (0.25, "Tried, and not advised: --set a.b=1 is slower, 0.25 times the records."),
+        (1.01, "Tried, and not advised: --set a.b=1 gains nothing, 1.01 times the records."),
+        (2.0, "Measured: --set a.b=1 gives 2.00 times the records."),
+    ],
+)
+def test_only_a_setting_that_gains_is_advised(gain: float, said: str) -> None:
+    advice = bottleneck.Advice(setting="a.b=1", why="more of it")
+    held = bottleneck.Bottleneck(
+        part="decode", stage="decode", resource="CPU", share=0.9, limit=2.0, advice=(advice,)
+    )
+    trial = SettingTrial(setting="a.b=1", rate=1.0, gain=gain)
+    found = Profile(records=1, rate=1.0, bottleneck=held, trials=(trial,))
+    texts = [part for part in found.tables() if isinstance(part, str)]
+    assert texts[-1] == said
+    assert ("Try --set a.b=1" in texts[-2]) is (gain == 2.0)
 
 
 @pytest.fixture
