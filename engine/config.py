@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
@@ -782,6 +782,15 @@ def _require_file_paths(
                     f"{head} has {key} = '{odd[0]}...', and headrace reads and writes files of "
                     f"this machine: {_instead(odd[0])}."
                 )
+
+
+def paths_in(table: Mapping[str, Any]) -> Iterator[str]:
+    """Yield every path that a table, or one in it, names."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from paths_in(value)
+        elif key in PATH_KEYS:
+            yield from map(str, value if isinstance(value, list | tuple) else [value])
 
 
 def _instead(begins: str) -> str:

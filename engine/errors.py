@@ -5,7 +5,9 @@ Imports nothing heavy: the command speaks of a missing library in the same words
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Self
 
 
 class HeadraceError(Exception):
@@ -20,6 +22,25 @@ class UserError(HeadraceError, ValueError):
 class UnreadableFile(UserError):
     """An input file is cut short, damaged, of another format, or not the one that was read before.
     A source that follows its files passes over it."""
+
+
+class MissingFile(UserError):
+    """An input file is not there.
+
+    Args:
+        sentence: that says so; a suggestion follows.
+        path: the file; None for no suggestion.
+        taken: absolute paths that it was not meant to be.
+    """
+
+    def __init__(self, sentence: str, path: Path | None = None, taken: Iterable[Path] = ()) -> None:
+        near = "" if path is None else nearest(path.name, _names_beside(path, set(taken)))
+        super().__init__(sentence + near)
+        self._sentence, self._path = sentence, path
+
+    def besides(self, taken: Iterable[Path]) -> Self:
+        """Return the same, which suggests none of these files."""
+        return type(self)(self._sentence, self._path, taken)
 
 
 class ReaderLeft(BrokenPipeError):
@@ -48,6 +69,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" Known: {', '.join(names[:KNOWN])}{more}." if names else ""
 
 
+def _names_beside(path: Path, taken: Collection[Path]) -> list[str]:
+    folder = path.parent
+    if not folder.is_dir():
+        return []
+    return [file.name for file in folder.iterdir() if file.resolve() not in taken]
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of a library's error without its full stop, or its type where it says
     nothing: a part of a sentence."""
@@ -57,6 +85,7 @@ def first_line(error: BaseException) -> str:
 
 __all__ = [
     "HeadraceError",
+    "MissingFile",
     "ReaderLeft",
     "UnreadableFile",
     "UserError",

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from connectors.files.readers.text import compression, readable
 from connectors.formats.registry import EXTENSIONS, FILES, spec_of
-from engine.errors import first_line
-from engine.types import UserError, nearest
+from engine.errors import MissingFile, first_line
+from engine.types import UserError
 from engine.types.plural import counted
 
 HIDDEN_PREFIXES = (".", "_")
@@ -146,9 +146,7 @@ def _no_file(path: str) -> UserError:
             f"[source] path '{readable(path)}' is a link to '{readable(str(place.readlink()))}', "
             "which does not exist: put the file there, or correct the link."
         )
-    return UserError(
-        f"[source] path '{readable(path)}' is no file.{nearest(place.name, _names(place.parent))}"
-    )
+    return MissingFile(f"[source] path '{readable(path)}' is no file.", place)
 
 
 def _kind(path: Path) -> str | None:
@@ -298,10 +296,6 @@ def _is_note(name: str, folder: str, rest: str) -> bool:
         return False
     inside = Path(name).parts[len(Path(folder).parts) :]
     return any(part.startswith("_") for part in inside)
-
-
-def _names(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
 def _resource(path: str, package: str, inside: str) -> Path:

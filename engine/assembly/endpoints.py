@@ -10,7 +10,8 @@ from typing import Any
 from engine.assembly.components import Configured, configure
 from engine.assembly.saved_schema import SavedSchema
 from engine.assembly.served import LoadedModel
-from engine.config import Pipeline, SourceTable, detached_source, key_location
+from engine.config import Pipeline, SourceTable, detached_source, key_location, paths_in
+from engine.errors import MissingFile
 from engine.loading.sources.labelled_source import SECTION, LabelledSource
 from engine.loading.sources.mix import Mix, SourceGroup, sources_of
 from engine.running.saving.checkpoint import Checkpoints
@@ -220,9 +221,12 @@ class Endpoints:
         from connectors import SOURCES
 
         source: Source
-        self.configured[section], source = configure(
-            self._pipeline, section, table, SOURCES, Source
-        )
+        pipeline = self._pipeline
+        try:
+            self.configured[section], source = configure(pipeline, section, table, SOURCES, Source)
+        except MissingFile as error:
+            named = paths_in(pipeline.table())  # it is none of the files that have their place
+            raise error.besides(Path(path).resolve() for path in named) from None
         source.keep_metadata()  # for the dead letters
         return source
 

@@ -163,6 +163,20 @@ def test_check_refuses_events_of_which_half_have_no_use(
     assert ("! " + said in out, "is ready to run" in out) == (code == 2, code == 0)
 
 
+def test_a_missing_file_is_none_of_those_that_the_pipeline_reads(
+    tmp_path: Path, table: Table
+) -> None:
+    given, rows = table(), tmp_path / "r.ndjson"
+    given["source"]["path"] = str(rows)
+    given["scrub"]["clicks"]["source"]["path"] = str(tmp_path / "e.ndjson")
+    rows.write_text('{"n": 1, "who": "a", "at": 5}\n')
+    with pytest.raises(UserError, match=r"e.ndjson' is no file.$"):
+        Run(Pipeline.of(given)).run()
+    (tmp_path / "f.ndjson").touch()
+    with pytest.raises(UserError, match=r"e.ndjson' is no file. Did you mean 'f.ndjson'\?$"):
+        Run(Pipeline.of(given)).run()
+
+
 def test_check_says_what_cannot_work(tmp_path: Path, table: Table, headrace: Headrace) -> None:
     rows, clicks = streams(20)
     write(tmp_path / "rows" / "1.ndjson", rows)
