@@ -13,6 +13,7 @@ from engine.config import SinkTable
 from engine.loading.sources.labelled_source import LABELS, ROWS, SECTION
 from engine.running.saving.checkpoint import Tolerated
 from engine.running.saving.migration import FILE
+from engine.types import Stage
 from engine.types.changes import Change, change_of, compared_settings
 
 
@@ -59,6 +60,10 @@ def _settings(parts: Parts) -> Iterator[tuple[str, str]]:
     if (labels := pipeline.late_labels) is not None:
         tables.append(("labels", labels))
         in_effect = {"source": in_effect[ROWS], SECTION: in_effect[LABELS]}
+    for stage in parts.scrub.stages:
+        told = stage.settings.model_dump(mode="json", include=_told_keys(stage))
+        for key, value in told.items():
+            yield f"[scrub.{stage.name}] {key}", Tolerated(json.dumps(value, sort_keys=True))
     for section, settings in tables:
         values = _values_of(section, in_effect, grouped=labels is not None)
         compared = compared_settings(settings, values, learns=parts.keeps_state)
@@ -72,13 +77,22 @@ def _settings(parts: Parts) -> Iterator[tuple[str, str]]:
 
 
 def _stage_tables(parts: Parts) -> dict[str, Any]:
-    """Return the tables of [scrub]; of a source that a stage reads only the columns, as its other
-    keys are compared one by one, and may be secret."""
+    """Return the tables of [scrub] without keys whose change is only logged; of a source that a
+    stage reads only the columns, as its other keys are compared one by one, and may be secret."""
     tables: dict[str, Any] = dict(parts.pipeline.scrub)
+    for stage in parts.scrub.stages:
+        told = _told_keys(stage)
+        tables[stage.name] = {k: v for k, v in tables[stage.name].items() if k not in told}
     for name in parts.scrub.sides:
         schema = tables[name]["source"].get("schema", {})
         tables[name] = {**tables[name], "source": {"schema": schema}}
     return tables
+
+
+def _told_keys(stage: Stage) -> set[str]:
+    """Return the keys of a stage whose change is only logged."""
+    settings = type(stage.settings)
+    return {key for key in settings.model_fields if change_of(settings, key) is Change.WARNED}
 
 
 def _values_of(section: str, in_effect: Mapping[str, Any], *, grouped: bool) -> Mapping[str, Any]:

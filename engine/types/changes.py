@@ -4,7 +4,8 @@ The second run goes on where the first one's checkpoint ends. What the checkpoin
 under the settings of then: a position means something only in the order in which rows were read, a
 state only with rows that are read as those it has seen. So every setting says, where it is
 declared, what a change of it comes to; see `Change`. A key without such a mark, of a class of one's
-own, is `Free`.
+own, is `Free`. Tables of [scrub] are compared as they stand in the file, but for keys that are
+`Warned`.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from engine.types import (
     require,
 )
 from engine.types.arrays import Bools, Ints
-from engine.types.changes import Free, Neutral
+from engine.types.changes import Free, Neutral, Warned
 from engine.types.plural import counted
 
 
@@ -81,7 +81,7 @@ class Lookup(SideStage):
                 run that keeps a state (it trains, or a stage learns) then resumes only with the
                 same file; one without says that the file is another, and goes on.
             keys [rows]: rows of a source that are kept; of more, those are forgotten that changed
-                longest ago, counted as ``forgotten``.
+                longest ago, counted as ``forgotten``. A run that resumes may have another number.
         """
 
         path: Neutral[Name | None] = None
@@ -95,7 +95,7 @@ class Lookup(SideStage):
         max_age: Duration | None = Field(None, gt=0)
         missing: Literal["null", "reject"] = "null"
         reload: Neutral[Free[Duration | None]] = Field(None, gt=0)
-        keys: Neutral[int] = Field(1_000_000, ge=1)
+        keys: Neutral[Warned[int]] = Field(1_000_000, ge=1)
 
     def __init__(self, name: str, settings: Lookup.Settings) -> None:
         super().__init__(name, settings)

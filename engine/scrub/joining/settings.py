@@ -10,7 +10,7 @@ from pydantic import Field
 from engine import types
 from engine.scrub.event_time import EventTime
 from engine.types import NANOSECONDS, Name, Names, UserError
-from engine.types.changes import Neutral
+from engine.types.changes import Neutral, Warned
 
 Length = str | int
 LONGEST = 1 << 58
@@ -44,7 +44,7 @@ class JoinSettings(types.Settings):
             `lateness` together, and at least a day.
         missing: what becomes of rows without an event.
         events [events]: those that are kept; of more, the oldest are forgotten, counted as
-            ``events_forgotten``.
+            ``events_forgotten``. A run that resumes may have another number.
     """
 
     source: Neutral[dict[str, Any]]
@@ -58,7 +58,7 @@ class JoinSettings(types.Settings):
     lateness: Length = 0
     ahead: Length | None = None
     missing: Literal["null", "reject"] = "null"
-    events: Neutral[int] = Field(1_000_000, ge=1)
+    events: Neutral[Warned[int]] = Field(1_000_000, ge=1)
 
     @property
     def key_columns(self) -> dict[str, str]:

@@ -277,8 +277,8 @@ class Join(SideStage):
         if seen["events_forgotten"]:
             sentences.append(
                 f"{self.where}: {counted(seen['events_forgotten'], 'event')} that rows could still "
-                "ask for were forgotten, as more than 'events' = "
-                f"{self.settings.events:,} were kept: raise it, or take a shorter 'within'."
+                "ask for were forgotten, as no more are kept than 'events', now "
+                f"{self.settings.events:,}: raise it, or take a shorter 'within'."
             )
         return sentences
 

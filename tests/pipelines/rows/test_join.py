@@ -146,6 +146,27 @@ def test_what_its_state_depends_on_may_not_change(tmp_path: Path, table: Table) 
         Run(Pipeline.of(table())).run()
 
 
+@pytest.mark.parametrize(("first", "then"), [(64, 1_000), (1_000, 160)])
+def test_the_number_of_events_may_change(
+    tmp_path: Path, table: Table, caplog: pytest.LogCaptureFixture, first: int, then: int
+) -> None:
+    """The second run has enough of them; the first may have forgotten older ones."""
+    rows, clicks = streams(200)
+    write(tmp_path / "rows" / "1.ndjson", rows[:100])
+    write(tmp_path / "clicks" / "1.ndjson", clicks.filter(pl.col("at") <= rows["at"][99]))
+    few = {"within": "2s", "wait": 0}
+    Run(Pipeline.of(table(events=first, **few))).run()
+    write(tmp_path / "rows" / "2.ndjson", rows[100:])
+    write(tmp_path / "clicks" / "2.ndjson", clicks.filter(pl.col("at") > rows["at"][99]))
+    second = Run(Pipeline.of(table(events=then, **few))).run()
+    assert (second.resumed, second.totals.read) == (True, 200)
+    assert "[scrub.clicks] events has changed since the checkpoint in" in caplog.text
+    assert f": {then} now, {first} before" in caplog.text
+    right = clicks.rename({"user": "who"})
+    whole = rows.join_asof(right, on="at", by="who", tolerance="2s")["price"].to_list()
+    assert results(tmp_path)[100:] == whole[100:]
+
+
 @pytest.mark.parametrize(("odd", "code"), [(9, 0), (10, 2)])
 def test_check_refuses_events_of_which_half_have_no_use(
     tmp_path: Path, table: Table, headrace: Headrace, odd: int, code: int

@@ -72,6 +72,24 @@ def test_a_table_that_is_shorter_than_it_was_is_refused(tmp_path: Path, table: T
         Run(Pipeline.of(table())).run()
 
 
+def test_the_number_of_rows_that_are_kept_may_change(
+    tmp_path: Path, table: Table, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = table(), table()
+    one["scrub"]["people"]["keys"] = 1
+    two["scrub"]["people"]["keys"] = 2
+    for given in (one, two):
+        given["scrub"]["scaled"] = {"kind": "standardize", "columns": ["n"]}  # has a state
+    write(tmp_path / "table" / "1.ndjson", {"id": "a", "x": 1}, {"id": "b", "x": 2})
+    write(tmp_path / "rows" / "1.ndjson", {"who": "a", "n": 1.0}, {"who": "b", "n": 2.0})
+    Run(Pipeline.of(one)).run()
+    write(tmp_path / "rows" / "2.ndjson", {"who": "a", "n": 1.0}, {"who": "b", "n": 2.0})
+    second = Run(Pipeline.of(two)).run()
+    assert (second.resumed, second.totals.read) == (True, 4)
+    assert "[scrub.people] keys has changed since the checkpoint in" in caplog.text
+    assert rows_in(tmp_path) == [("a", None), ("b", 2), ("a", 1), ("b", 2)]
+
+
 def test_check_names_what_cannot_be_read(tmp_path: Path, table: Table, headrace: Headrace) -> None:
     write(tmp_path / "table" / "1.ndjson", {"id": "a", "x": 1}, {"id": "b", "x": "two"})
     write(tmp_path / "rows" / "1.ndjson", {"who": "a"})
