@@ -75,8 +75,9 @@ class ColumnProfile:
         others: rows with other values than those.
         special: how its texts write numbers, where no cast reads them; `reader`: what does.
         reads: whether its texts read as numbers, and lose nothing as such.
+        time_kind: ``datetime`` or ``date``, if its texts read as those but for a few.
         decimal_comma: whether a setting of the source reads these numbers.
-        but: which of its texts are no numbers, for the end of a sentence.
+        but: which of its texts are no numbers or times, for the end of a sentence.
         mean, deviation: of numbers; None if all are too large.
         quantiles: 0, 0.01, 0.25, 0.5, 0.75, 0.99 and 1, of numbers.
         outliers: rows beyond `FENCE` quartile distances, about.
@@ -101,6 +102,7 @@ class ColumnProfile:
     reader: str = ""
     decimal_comma: bool = False
     reads: bool = False
+    time_kind: str = ""
     but: str = ""
     mean: float | None = None
     deviation: float | None = None
@@ -344,7 +346,13 @@ def left_out(survey: Survey, limit: int | None) -> Iterator[str]:
     if len(survey.numeric) > MAX_CORRELATED:
         yield f"Correlations of the columns after the first {MAX_CORRELATED} numeric ones."
     if survey.clock is None:
-        yield "Order and gaps in time: no column looks like a time; --time says what it is."
+        nearly = next((n for n, c in survey.columns.items() if c.time_kind), None)
+        why = (
+            "no column looks like a time"
+            if nearly is None
+            else f"not all of '{nearly}' reads as a time"
+        )
+        yield f"Order and gaps in time: {why}; --time says what it is."
     elif survey.clock.cut:
         far = counted(survey.clock.cut, "row that is", "rows that are")
         yield f"Gaps in time around {far} far from all others."
@@ -425,6 +433,10 @@ def _special(survey: Survey, name: str, column: Column) -> dict[str, Any]:
         null_values=survey.null_values,
         decimal=survey.decimal,
     )
+    if best is None and column.time_kind:
+        known = survey.rows - column.null
+        times = reading((), known, column.moments, column.words, null_values=survey.null_values)
+        return {"time_kind": column.time_kind, "but": times.but} if times and times.but else {}
     if best is None or (best.plain and column.padded):
         return {}
     if best.notation is None:
@@ -594,6 +606,11 @@ def _of_texts(columns: Sequence[ColumnProfile], commas: Sequence[ColumnProfile])
         yield "Text that reads as numbers, to be declared so in [source.schema], in " + _listed(
             numbers, lambda c: f"{c.name!r}{c.but}"
         )
+    for kind in ("datetime", "date"):
+        if those := [c for c in columns if c.time_kind == kind]:
+            yield f"Text that reads as {kind}, to be declared so in [source.schema], in " + _listed(
+                those, lambda c: f"{c.name!r}{c.but}"
+            )
     if commas:
         yield 'Numbers with a decimal comma, which [source] decimal = "," reads, in ' + _listed(
             commas, lambda c: f"{c.name!r}{c.but}"

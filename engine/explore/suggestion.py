@@ -96,6 +96,8 @@ def _unfit(column: ColumnProfile, findings: Findings, time: list[str]) -> str | 
         )
     if column.reads:
         return f'text that reads as numbers{column.but}: declare it "float64" in [source.schema]'
+    if kind := column.time_kind:
+        return f'text that reads as {kind}{column.but}: declare it "{kind}" in [source.schema]'
     if column.distinct > UNIQUE_SHARE * rows:
         return "nearly every row has its own value"
     return None

@@ -18,7 +18,7 @@ from engine.columnar.statistics import MAX_WIDTH, Counts, Moments, Quantiles, ma
 from engine.errors import first_line
 from engine.explore.distinct import DistinctCounter, RowSet
 from engine.explore.notation import MOST_WORDS, counts, words
-from engine.explore.time_axis import TimeAxis, find_time
+from engine.explore.time_axis import TimeAxis, find_time, time_count, time_kind
 from engine.types import RESERVED, Schema, UserError, type_name
 from engine.types.arrays import Floats
 
@@ -70,6 +70,8 @@ class Column:
         notations: texts that each of `engine.explore.notation.NOTATIONS` reads.
         words: texts without a digit -> how many; None where there are many different ones.
         padded: of `numbers`, those with zeros in front ("01234"), which a number would lose.
+        time_kind: what its first texts read as, see `engine.explore.time_axis.time_kind`; None
+            before the first; `moments`: texts that do.
         low, high: smallest and largest, of times and of finite floats.
         lengths: of texts and bytes, in bytes: fewest, sum, most.
     """
@@ -86,6 +88,8 @@ class Column:
     notations: tuple[int, ...] = ()
     words: dict[str, int] | None = field(default_factory=dict)
     padded: int = 0
+    time_kind: str | None = None
+    moments: int = 0
     low: object = None
     high: object = None
     lengths: tuple[int, int, int] | None = None
@@ -297,6 +301,10 @@ def _add(column: Column, values: pl.Series) -> None:
         column.numbers += len(numbers)
         column.notations = _sums(column.notations, counts(values))
         column.words = _few(column.words, values)
+        if column.time_kind is None and values.null_count() < len(values):
+            column.time_kind = time_kind(values)
+        if column.time_kind:
+            column.moments += time_count(values, column.time_kind)
         column.padded += int(numbers.str.contains(r"^[+-]?0\d").sum())
     if dtype in (pl.String, pl.Binary):
         _measure(column, values)

@@ -75,6 +75,17 @@ def _date(column: str) -> pl.Expr:
     return pl.col(column).str.to_date("%Y-%m-%d", strict=False)
 
 
+KINDS = {
+    "datetime": pl.coalesce(
+        pl.col("x").str.to_datetime(f"%Y-%m-%d{between}{clock}", strict=False)
+        for between in (" ", "T")
+        for clock in ("%H:%M:%S%.f", "%H:%M")
+    ),
+    "date": _date("x"),
+}
+"""What texts read as -> what reads a column x of them; null where it does not."""
+
+
 def _hours(column: str) -> pl.Expr:
     """Return microseconds since midnight of texts like ``6:00`` or ``06:00-06:59``."""
     parts = pl.col(column).str.extract_groups(r"^(\d{1,2}):(\d{2})")
@@ -99,6 +110,20 @@ def _reads(frame: pl.DataFrame, column: str, expr: pl.Expr) -> bool:
 
 def _share(texts: pl.DataFrame, expr: pl.Expr) -> float:
     return 1 - texts.select(expr).to_series().null_count() / texts.height
+
+
+def time_kind(texts: pl.Series) -> str:
+    """Return what most of the first texts of a column read as: ``datetime``, ``date`` or ""."""
+    first = texts.drop_nulls().head(FIRST_TEXTS)
+    return next((kind for kind in KINDS if 2 * time_count(first, kind) > len(first)), "")
+
+
+def time_count(texts: pl.Series, kind: str) -> int:
+    """Return how many texts read as a ``datetime`` or ``date``."""
+    try:
+        return int(texts.to_frame("x").select(KINDS[kind].is_not_null().sum()).item())
+    except pl.exceptions.PolarsError:  # no format fits the first of them
+        return 0
 
 
 class TimeAxis:
@@ -210,4 +235,4 @@ class TimeAxis:
             page[once] = True
 
 
-__all__ = ["Gap", "TimeAxis", "find_time"]
+__all__ = ["Gap", "TimeAxis", "find_time", "time_count", "time_kind"]

@@ -455,6 +455,26 @@ def test_what_is_no_number_among_numbers_is_named(
         assert read.null_count() == (sum(words.values()) or 1)
 
 
+@pytest.mark.parametrize(("kind", "hour"), [("datetime", " 10:00:00"), ("date", "")])
+def test_a_word_among_times_is_told(kind: str, hour: str) -> None:
+    times = [f"2024-01-{day:02}{hour}" for day in (*range(1, 9), 8)]
+    made = found(pl.DataFrame({"x": [*times[:4], "not a date", *times[4:]], "y": [*times, None]}))
+    said = f"Text that reads as {kind}, to be declared so in [source.schema], in 'x' but for"
+    assert [s for s in made.sentences if s.startswith("Text that reads")] == [
+        f"{said} 'not a date' in 1 row: [source] null_values = [\"not a date\"] reads words as "
+        "missing."
+    ]
+    assert f'declare it "{kind}" in [source.schema]' in made.suggestion
+
+
+def test_the_only_times_that_are_text_are_no_axis_and_it_is_told() -> None:
+    made = found(
+        pl.DataFrame({"x": ["2024-01-01 10:00", "2024-01-02 10:00", "2024-01-03 10:00", "?"]})
+    )
+    said = "Order and gaps in time: not all of 'x' reads as a time; --time says what it is."
+    assert said in made.left_out
+
+
 @pytest.mark.parametrize(("text", "point"), [("1.5", "."), ("1,5", ",")])
 def test_a_source_that_reads_the_numbers_needs_no_stage_for_them(text: str, point: str) -> None:
     column = pl.Series([text] * 199 + ["broken"])
