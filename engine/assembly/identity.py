@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 from engine.assembly.endpoints import MIXED
 from engine.assembly.parts import Parts
 from engine.assembly.saved_schema import type_names
@@ -61,8 +63,9 @@ def _settings(parts: Parts) -> Iterator[tuple[str, str]]:
         tables.append(("labels", labels))
         in_effect = {"source": in_effect[ROWS], SECTION: in_effect[LABELS]}
     for stage in parts.scrub.stages:
-        told = stage.settings.model_dump(mode="json", include=_told_keys(stage))
-        for key, value in told.items():
+        if not (told := _told_keys(stage)):
+            continue
+        for key, value in stage.settings.model_dump(mode="json", include=told).items():
             yield f"[scrub.{stage.name}] {key}", Tolerated(json.dumps(value, sort_keys=True))
     for section, settings in tables:
         values = _values_of(section, in_effect, grouped=labels is not None)
@@ -90,9 +93,12 @@ def _stage_tables(parts: Parts) -> dict[str, Any]:
 
 
 def _told_keys(stage: Stage) -> set[str]:
-    """Return the keys of a stage whose change is only logged."""
-    settings = type(stage.settings)
-    return {key for key in settings.model_fields if change_of(settings, key) is Change.WARNED}
+    """Return the keys of a stage whose change is only logged; none of a user's that keeps no
+    settings."""
+    kind = type(stage.settings)
+    if not issubclass(kind, BaseModel):
+        return set()
+    return {key for key in kind.model_fields if change_of(kind, key) is Change.WARNED}
 
 
 def _values_of(section: str, in_effect: Mapping[str, Any], *, grouped: bool) -> Mapping[str, Any]:

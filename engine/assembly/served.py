@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from engine.config import Pipeline
 from engine.observing.metrics import Metrics
 from engine.types import Learner, Predictor, Schema, Stage, UserError, type_name
@@ -193,7 +195,9 @@ def trusted_network(module: Any) -> Network | None:
 def result_settings(stage: Stage) -> dict[str, Any]:
     """Return the settings of a stage that decide what it returns, as plain values: not what it
     still learns, nor where a file lies that it reads, but the file's digest."""
-    kept = stage.settings.model_dump(mode="json", exclude=neutral_keys(type(stage.settings)))
+    settings, kept = stage.settings, {}
+    if isinstance(settings, BaseModel):  # a user's stage need not keep any
+        kept = settings.model_dump(mode="json", exclude=neutral_keys(type(settings)))
     return {**kept, FILE: stage.digest()}
 
 
