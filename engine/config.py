@@ -36,6 +36,7 @@ from engine.quality.threshold import ThresholdSettings
 from engine.settings_docs import expected, expected_in, field_of
 from engine.types import Duration, Name, Names, Settings, UserError, nearest
 from engine.types.changes import Fixed, Free, Learned, Warned
+from engine.types.settings import key_pairs
 from engine.user_code.contract_checks import IMPORT_STRING
 from engine.user_code.imports import imported
 
@@ -279,7 +280,7 @@ class LabelSettings(Settings):
     @property
     def key_columns(self) -> dict[str, str]:
         """Key column of the rows -> that of the labels."""
-        return dict(self.by) if isinstance(self.by, dict) else {c: c for c in self.by}
+        return key_pairs(self.by)
 
     @property
     def time_of_labels(self) -> str:

@@ -71,6 +71,12 @@ def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def key_pairs(by: tuple[str, ...] | dict[str, str]) -> dict[str, str]:
+    """Return key column of the rows -> that of what is joined with them, of a setting ``by`` that
+    lists the names both have, or gives both."""
+    return dict(by) if isinstance(by, dict) else {column: column for column in by}
+
+
 Name = Annotated[str, AfterValidator(_some_text)]
 """The type of a setting that names a column, a file or a folder; it is never empty."""
 

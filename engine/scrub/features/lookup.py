@@ -30,6 +30,7 @@ from engine.types import (
 from engine.types.arrays import Bools, Ints
 from engine.types.changes import Free, Neutral, Warned
 from engine.types.plural import counted
+from engine.types.settings import key_pairs
 
 
 class Lookup(SideStage):
@@ -100,8 +101,7 @@ class Lookup(SideStage):
     def __init__(self, name: str, settings: Lookup.Settings) -> None:
         super().__init__(name, settings)
         self.settings: Lookup.Settings = settings
-        by = settings.by
-        self._by = dict(by) if isinstance(by, dict) else {column: column for column in by}
+        self._by = key_pairs(settings.by)
         self._time: EventTime | None = None
         self._max_age: float | None = None
         self._table: FileTable | SideTable | None = None

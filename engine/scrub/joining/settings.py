@@ -11,6 +11,7 @@ from engine import types
 from engine.scrub.event_time import EventTime
 from engine.types import NANOSECONDS, Name, Names, UserError
 from engine.types.changes import Neutral, Warned
+from engine.types.settings import key_pairs
 
 Length = str | int
 LONGEST = 1 << 58
@@ -63,7 +64,7 @@ class JoinSettings(types.Settings):
     @property
     def key_columns(self) -> dict[str, str]:
         """Key column of the rows -> that of the events."""
-        return dict(self.by) if isinstance(self.by, dict) else {c: c for c in self.by}
+        return key_pairs(self.by)
 
     @property
     def time_of_events(self) -> str:
