@@ -5,12 +5,23 @@ from __future__ import annotations
 import argparse
 import importlib
 
-NAMES = (
-    "linear", "scrub", "formats", "inputs", "explore", "loading", "images", "ragged", "memory",
-    "tuning", "bottleneck", "deadline", "training", "inference", "adopted", "swaps", "augment",
-    "learning", "quality", "fewshot", "states", "window", "labels", "kafka", "sink", "trickle",
-    "soak", "start", "page",
-)  # fmt: skip
+ROOMS = {
+    "reading": (
+        "formats", "inputs", "explore", "loading", "images", "ragged", "memory", "tuning",
+        "bottleneck", "deadline",
+    ),
+    "stages": ("scrub", "window", "labels", "augment"),
+    "models": (
+        "linear", "training", "inference", "adopted", "swaps", "learning", "quality", "fewshot",
+        "states", "fraud",
+    ),
+    "running": (
+        "kafka", "sink", "trickle", "answers", "freshness", "live_swaps", "overhead", "soak",
+        "start", "page",
+    ),
+}  # fmt: skip
+"""Folder -> the benchmarks in it."""
+NAMES = tuple(name for names in ROOMS.values() for name in names)
 """All that run everywhere; ``gpu`` must be asked for."""
 
 
@@ -27,9 +38,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small and rough: does it run at all?")
     options = parser.parse_args()
     for name in options.names or NAMES:
-        if name not in (*NAMES, "gpu"):
+        room = next((room for room, names in ROOMS.items() if name in names), None)
+        if name == "gpu":
+            room = "models"
+        if room is None:
             parser.error(f"there is no benchmark '{name}': {', '.join(NAMES)}, gpu")
-        importlib.import_module(f"tests.bench.bench_{name}").main(quick=options.quick)
+        importlib.import_module(f"tests.bench.{room}.bench_{name}").main(quick=options.quick)
 
 
 if __name__ == "__main__":

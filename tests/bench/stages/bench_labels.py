@@ -25,7 +25,7 @@ import polars as pl
 from engine.columnar.hashing import hashes
 from engine.config import Pipeline
 from engine.run import Run
-from engine.running.label_join import Arrivals, LabelJoin
+from engine.running.late_labels.label_join import Arrivals, LabelJoin
 from engine.types.arrays import Ints
 from tests.bench.measure import interleave, median, report
 

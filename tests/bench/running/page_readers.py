@@ -1,5 +1,8 @@
-"""Ten live pages and a scraper, as far as an engine sees them: ``python -m tests.bench.page_readers
-PORT``. Imports nothing heavy, so that it asks at once."""
+"""Ten live pages and a scraper, as far as an engine sees them:
+
+``python -m tests.bench.running.page_readers PORT``
+
+Imports nothing heavy, so that it asks at once."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def main(*, quick: bool = False) -> None:
 
 def case(*words: str) -> dict[str, float]:
     """One case in a process of its own; its figures."""
-    command = [sys.executable, "-m", "tests.bench.bench_memory", *words]
+    command = [sys.executable, "-m", "tests.bench.reading.bench_memory", *words]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env=os.environ | GIVE_BACK
     )

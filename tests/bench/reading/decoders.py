@@ -5,7 +5,7 @@ Images: the short side resized to 224, the middle taken, batches of 64 as uint8 
 their labels. Lines: lower case, split at whitespace, each token a number by a hash that is the same
 everywhere, cut at 64 tokens, batches of 512 padded to a power of two, with a mask.
 
-Each runs in a process of its own, see tests/bench/loaders.py.
+Each runs in a process of its own, see `loaders.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from tests.bench.loaders import WORKERS, serve
+from tests.bench.reading.loaders import WORKERS, serve
 
 SIZE, BATCH = 224, 64
 LINES, LONGEST, NUMBERS = 512, 64, 65_536

@@ -3,7 +3,7 @@
 ``python -m tests.bench images``
 
 A folder of 4,000 photos in ten classes, of 224 x 224 and of 500 x 375, from the disk's cache, to
-uint8 tensors of 64 x 3 x 224 x 224 with labels. The others (tests/bench/decoders.py) are measured
+uint8 tensors of 64 x 3 x 224 x 224 with labels. The others (`decoders.py`) are measured
 where they are installed (``pip install torchvision spdl``, and FFmpeg's libraries for SPDL's own
 decoder). headrace checks every image, says where to resume, and rejects what is broken.
 """
@@ -23,9 +23,9 @@ from PIL import Image
 
 from engine.config import Pipeline
 from engine.run import Run
-from tests.bench.decoders import BATCH, SIZE, installed
-from tests.bench.loaders import Peer, spent
 from tests.bench.measure import interleave, median, report
+from tests.bench.reading.decoders import BATCH, SIZE, installed
+from tests.bench.reading.loaders import Peer, spent
 
 KINDS = {"224 x 224": (224, 224), "500 x 375": (375, 500)}
 
@@ -41,7 +41,7 @@ def main(*, quick: bool = False) -> None:
             write(folder, count, height, width)
             peers = {
                 peer: stack.enter_context(
-                    closing(Peer(peer, folder, module="tests.bench.decoders"))
+                    closing(Peer(peer, folder, module="tests.bench.reading.decoders"))
                 )
                 for peer in installed("images", quick=quick)
             }

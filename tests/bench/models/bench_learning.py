@@ -9,8 +9,11 @@ costs (`[train] forget_on`), on a stream that turns round for ever and on one th
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -84,21 +87,28 @@ def trees(most: int | None) -> dict[str, float]:
     return figures
 
 
-def headrace(
+def headrace(rows: list[dict[str, float]], labels: list[Any], kind: Any = TabularLearner) -> float:
+    """Accuracy or mean absolute error of a learner as it comes."""
+    return float(judged(rows, labels, kind=kind).mean())
+
+
+def judged(
     rows: list[dict[str, float]],
     labels: list[Any],
     batch_rows: int = 1_024,
     kind: Any = TabularLearner,
     seed: int = 0,
-) -> float:
-    """Accuracy or mean absolute error of a learner as it comes."""
+    training: Mapping[str, Any] = MappingProxyType({}),
+) -> NDArray[np.float64]:
+    """Of each row 1 or 0 for right or wrong, or the absolute error: of a learner as it comes, but
+    for these keys of ``[train]``."""
     reads = features(rows, labels)
     regression = reads.task == "regression"
     target = labels if regression else [_text(label) for label in labels]
     frame = pl.DataFrame(rows).cast(pl.Float64).with_columns(target=pl.Series(target))
     frame = frame.with_columns(_partition=pl.lit("p"), _position=pl.int_range(pl.len()))
     collate = Collate(reads)
-    model = ChampionChallenger(kind(kind.Settings(seed=seed), kind.Training(), reads))
+    model = ChampionChallenger(kind(kind.Settings(seed=seed), kind.Training(**training), reads))
     right: list[Any] = []
     for part in frame.iter_slices(batch_rows):
         batch = collate.apply(Batch(frame=part, mark=Mark(), arrived=0.0))
@@ -110,7 +120,7 @@ def headrace(
                 (prediction_columns - truth).abs() if regression else prediction_columns == truth
             ).to_numpy()
         )
-    return float(np.concatenate(right).astype(float).mean())
+    return np.concatenate(right).astype(np.float64)
 
 
 def following(rows: int) -> dict[str, float]:
@@ -172,21 +182,23 @@ def rivals(regression: bool) -> dict[str, Any]:
 
 
 def river(model: Any, name: str, most: int) -> float:
-    """The same of one of River's, row by row."""
-    from river import datasets
-    from river import metrics as measures
+    """The same of one of River's, over the rows that it says something of."""
+    return float(np.nanmean(judged_of_river(model, name, most)))
 
-    metrics: Any = measures
-    regression = isinstance(next(iter(getattr(datasets, name)()))[1], float)
-    metric = metrics.MAE() if regression else metrics.Accuracy()
-    for i, (x, y) in enumerate(getattr(datasets, name)()):
-        if i == most:
-            break
+
+def judged_of_river(model: Any, name: str, most: int | None) -> NDArray[np.float64]:
+    """The same of each row; NaN where the model says nothing."""
+    from river import datasets
+
+    right: list[float] = []
+    for x, y in islice(getattr(datasets, name)(), most):
         said = model.predict_one(x)
-        if said is not None:
-            metric.update(y, said)
+        if said is None:
+            right.append(math.nan)
+        else:
+            right.append(abs(said - y) if isinstance(y, float) else float(said == y))
         model.learn_one(x, y)
-    return float(metric.get())
+    return np.array(right)
 
 
 def _text(label: Any) -> str:

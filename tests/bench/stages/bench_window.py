@@ -29,8 +29,8 @@ import psutil
 from engine.config import load_class
 from engine.scrub import STAGES
 from engine.types import Batch, Mark, Stage
-from tests.bench import window_peers as peers
 from tests.bench.measure import interleave, median, report
+from tests.bench.stages import window_peers as peers
 from tests.broker import shared_broker
 
 BATCH = 8_192

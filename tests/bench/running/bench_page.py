@@ -141,7 +141,7 @@ class _Readers:
 
     def start(self, port: int) -> None:
         """Let them read."""
-        command = [sys.executable, "-m", "tests.bench.page_readers", str(port)]
+        command = [sys.executable, "-m", "tests.bench.running.page_readers", str(port)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
         self._counter = threading.Thread(target=self._count, args=(self._process.stdout,))
         self._counter.start()

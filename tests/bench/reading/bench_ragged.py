@@ -5,7 +5,7 @@ Hugging Face datasets.
 
 400,000 lines of 5 to 60 words (66 MB), from the disk's cache: lower case, split at whitespace, each
 word a number by a stable hash, cut at 64, batches of 512 padded to a power of two, with a mask. The
-others (tests/bench/decoders.py) are measured where they are installed (``pip install datasets``).
+others (`decoders.py`) are measured where they are installed (``pip install datasets``).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from engine.loading.collate import Collate
 from engine.loading.loader import Loader
 from engine.scrub.features.tokens import Tokens
 from engine.types import Features, Schema, parse_schema
-from tests.bench.bench_images import checked, processor
-from tests.bench.decoders import LINES, LONGEST, NUMBERS, installed
-from tests.bench.loaders import Peer
 from tests.bench.measure import interleave, median, report
+from tests.bench.reading.bench_images import checked, processor
+from tests.bench.reading.decoders import LINES, LONGEST, NUMBERS, installed
+from tests.bench.reading.loaders import Peer
 
 
 def main(*, quick: bool = False) -> None:
@@ -36,7 +36,9 @@ def main(*, quick: bool = False) -> None:
         path = Path(name) / "lines.txt"
         write(path, count)
         peers = {
-            peer: stack.enter_context(closing(Peer(peer, path, module="tests.bench.decoders")))
+            peer: stack.enter_context(
+                closing(Peer(peer, path, module="tests.bench.reading.decoders"))
+            )
             for peer in installed("ragged", quick=quick)
         }
         runs: dict[str, Callable[[], object]] = {

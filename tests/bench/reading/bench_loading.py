@@ -7,7 +7,7 @@ people use.
 remains when reading, cleaning and turning to numpy are each done alone, one after the other, with
 polars at its best: whole row groups read, expressions made once, statistics known beforehand.
 headrace learns its statistics on the way (three stages, one each), checks types and labels, and
-says where to resume. The others (tests/bench/loaders.py) are measured where they are installed
+says where to resume. The others (`loaders.py`) are measured where they are installed
 (``pip install spdl grain datasets ray tensorflow``); they learn one statistic on the way. "frozen"
 is without learning.
 """
@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from engine.config import Pipeline
 from engine.run import Run
-from tests.bench.loaders import CLEAN, COLUMNS, GROUP, NAMES, ROWS, Peer, installed, spent
 from tests.bench.measure import interleave, median, report
+from tests.bench.reading.loaders import CLEAN, COLUMNS, GROUP, NAMES, ROWS, Peer, installed, spent
 
 GROUPS = 31
 """4 M rows."""

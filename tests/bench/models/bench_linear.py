@@ -1,6 +1,6 @@
 """Compiled per-row learning against River's, on River's Phishing data.
 
-``python -m tests.bench.bench_linear``
+``python -m tests.bench.models.bench_linear``
 
 Both predict a row, then learn it, with the same scaler, the same logistic regression and, to nine
 digits, the same answers. River gets its rows as the dicts it wants, headrace its batches as the

@@ -25,8 +25,8 @@ from engine.config import LoaderSettings
 from engine.loading.loader import Loader
 from engine.types import EndOfStream, Mark, Records, Schema, Source
 from models.serving.predictor import OnnxPredictor
-from tests.bench.bench_inference import data, predictor, through, trained
 from tests.bench.measure import median, report
+from tests.bench.models.bench_inference import data, predictor, through, trained
 
 OBJECTIVE = 0.05
 FULL = 8_192

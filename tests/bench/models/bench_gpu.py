@@ -32,8 +32,8 @@ from engine.types import Batch, Features, Mark, UserError
 from models.compress.quantize import float16
 from models.learners.tabular import TabularLearner
 from models.serving.predictor import OnnxPredictor
-from tests.bench import bench_inference, bench_training
 from tests.bench.measure import interleave, median, report
+from tests.bench.models import bench_inference, bench_training
 
 PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
 LAYERS = (1_024, 1_024, 512)

@@ -29,7 +29,7 @@ from tests.bench.measure import report
 STARTED, WRITTEN = "BENCH_START_STARTED", "BENCH_START_WRITTEN"
 HEAVY = ("torch", "torchdata", "onnx", "onnxruntime", "sklearn", "matplotlib", "starlette")
 ROWS = 64
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 PIPELINE = """
 name = "{name}"
@@ -53,7 +53,7 @@ ENGINES = {
     "clean": STANDARDIZE + SINK,
     "serve": '[infer]\nmodel = "{folder}/model.onnx"\n' + SINK,
 }
-FLOOR = "import numba, numpy, polars, pyarrow; from tests.bench.bench_start import write; write()"
+FLOOR = f"import numba, numpy, polars, pyarrow; from {__name__} import write; write()"
 
 
 class Watched(FilesSource):

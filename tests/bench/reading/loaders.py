@@ -3,9 +3,9 @@ advises for a file of row groups, two workers where it takes a number. The stati
 the way, by polars, shared by threads, a process its own; or known beforehand.
 
 Each runs in a process of its own, which stays: frameworks that are only waiting leave the cores to
-whoever is measured. ``python -m tests.bench.loaders NAME FILE learn|frozen`` is that process: a
-line in is a run, a line out says how many rows it had, seconds until the first batch, and seconds
-on processors.
+whoever is measured. ``python -m tests.bench.reading.loaders NAME FILE learn|frozen`` is that
+process: a line in is a run, a line out says how many rows it had, seconds until the first batch,
+and seconds on processors.
 """
 
 from __future__ import annotations
@@ -259,7 +259,12 @@ class Peer:
     """
 
     def __init__(
-        self, name: str, path: Path, *, learn: bool = False, module: str = "tests.bench.loaders"
+        self,
+        name: str,
+        path: Path,
+        *,
+        learn: bool = False,
+        module: str = "tests.bench.reading.loaders",
     ) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, name, str(path), LEARN[learn]],
