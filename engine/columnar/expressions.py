@@ -44,6 +44,8 @@ def expression(sql: str, where: str) -> pl.Expr:
 
 def _may(sql: str, where: str) -> None:
     terms = TERM.findall(sql)
+    if not terms:
+        raise UserError(f"{where} is empty: expected a SQL expression, or take it out.")
     if len(terms) > MAX_TERMS:
         raise UserError(
             f"{where} has {len(terms):,} words and signs, and {MAX_TERMS:,} are the most that one "

@@ -5,7 +5,7 @@ polars' own hashes may change with its version, and a checkpoint must outlive th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import numba
@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from engine.columnar.intrinsics import prefetch
+from engine.columnar.intrinsics import byte_at, fetch, word_at
 from engine.types.arrays import read_only
 
 Hashes = NDArray[np.uint64]
@@ -27,13 +27,13 @@ AHEAD = 16
 """Texts that are fetched before they are read."""
 
 
-def hashes(frame: pl.DataFrame) -> Hashes:
-    """Return one hash per row over all columns, shape (n,). Two different rows are equal with
-    probability 2**-64; null is a value, NaN one value, and -0.0 is 0.0. Lists, arrays and objects
-    are hashed whole."""
+def hashes(frame: pl.DataFrame, names: Iterable[str] | None = None) -> Hashes:
+    """Return one hash per row over all columns, or those of these names, shape (n,). Two different
+    rows are equal with probability 2**-64; null is a value, NaN one value, and -0.0 is 0.0. Lists,
+    arrays and objects are hashed whole."""
     total = np.zeros(frame.height, np.uint64)
-    for column in frame.get_columns():
-        _chain(_column(column), total)
+    for name in frame.columns if names is None else names:
+        _chain(_column(frame.get_column(name)), total)
     return total
 
 
@@ -229,14 +229,17 @@ def utf8_buffer(column: pl.Series) -> tuple[NDArray[np.uint8], NDArray[np.int64]
 def _texts(column: pl.Series) -> Hashes:
     """Return the sum of a random number for each pair of byte and index (Zobrist, 1970), mixed."""
     array = column.rechunk().to_arrow(compat_level=pl.CompatLevel.newest())
-    buffers = array.buffers()
-    if column.null_count() or not 2 <= len(buffers) <= 3 or buffers[1] is None:
-        text, ends = utf8_buffer(column)
-        return _summed(text, ends[:-1], ends[1:])
-    views = np.frombuffer(buffers[1], np.uint8).reshape(-1, VIEW)[array.offset :][: len(array)]
-    long = np.frombuffer(buffers[2] if len(buffers) > 2 else b"", np.uint8)
+    _, views, *data = array.buffers()
     hashed = np.empty(len(array), np.uint64)
-    _zobrist_of_views(views, views.view(np.uint32), long, ZOBRIST, hashed)
+    if not len(array):
+        return hashed
+    words = np.frombuffer(views, np.uint32).reshape(-1, 4)[array.offset :][: len(array)]
+    present = np.empty(0, np.bool_)
+    if column.null_count():  # where there is none, its view may be anything
+        present = column.is_not_null().to_numpy()
+    places = np.array([buffer.address for buffer in data], np.uint64)
+    begin = np.uint64(words.ctypes.data)
+    _zobrist_of_views(words, begin, read_only(present), read_only(places), ZOBRIST, hashed)
     return hashed
 
 
@@ -248,50 +251,76 @@ def spans(text: NDArray[np.uint8], starts: NDArray[np.int64], stops: NDArray[np.
 
 def _summed(text: NDArray[np.uint8], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Hashes:
     hashed = np.empty(len(starts), np.uint64)
-    _zobrist(read_only(text), read_only(starts), read_only(stops), ZOBRIST, hashed)
+    begin = np.uint64(text.ctypes.data)
+    _zobrist(read_only(text), begin, read_only(starts), read_only(stops), ZOBRIST, hashed)
     return hashed
 
 
 @numba.njit(nogil=True, cache=True)
-def _zobrist(text, starts, stops, table, out):  # type: ignore[no-untyped-def]
+def _zobrist(text, begin, starts, stops, table, out):  # type: ignore[no-untyped-def]
     """Write the hash of each text to `out`, shape (n,)."""
     for i in range(out.shape[0]):
-        out[i] = _hash(text, np.uint64(starts[i]), np.uint64(stops[i]), table)
+        start = np.uint64(starts[i])
+        out[i] = _hash(begin + start, np.uint64(stops[i]) - start, table)
 
 
 @numba.njit(nogil=True, cache=True)
-def _zobrist_of_views(views, words, long, table, out):  # type: ignore[no-untyped-def]
+def _zobrist_of_views(words, begin, present, places, table, out):  # type: ignore[no-untyped-def]
     """The same for Arrow's views: the length, then a short text itself, or of a longer one the
-    beginning, its buffer and where it begins there."""
-    n = out.shape[0]
+    beginning, its buffer and where it begins there.
+
+    Args:
+        words: the views, shape (n, 4), and `begin`, where they are in memory.
+        present: which texts there are; empty if all.
+        places: where each buffer of long texts is in memory.
+    """
+    n, short = out.shape[0], np.uint32(VIEW - 4)
     for i in range(n):
-        prefetch(long, np.int64(words[min(i + AHEAD, n - 1), 3]), 0)
+        j = min(i + AHEAD, n - 1)
+        if words[j, 0] > short and (present.shape[0] == 0 or present[j]):
+            fetch(places[words[j, 2]] + np.uint64(words[j, 3]))
         length = np.uint64(words[i, 0])
-        if length <= np.uint64(VIEW - 4):
-            out[i] = _hash(views[i], np.uint64(4), length + np.uint64(4), table)
+        if present.shape[0] and not present[i]:
+            out[i] = 0
+        elif words[i, 0] > short:
+            out[i] = _hash(places[words[i, 2]] + np.uint64(words[i, 3]), length, table)
         else:
-            start = np.uint64(words[i, 3])
-            out[i] = _hash(long, start, start + length, table)
+            out[i] = _hash(begin + np.uint64(VIEW * i + 4), length, table)
 
 
 @numba.njit(nogil=True, cache=True, forceinline=True)
-def _hash(text, at, stop, table):  # type: ignore[no-untyped-def]
-    """Inlines `mix`, also for what the table has not."""
-    golden, one, step = np.uint64(0x9E3779B97F4A7C15), np.uint64(1), np.uint64(256)
+def _hash(at, length, table):  # type: ignore[no-untyped-def]
+    """Return the hash of a text at an address, read in words of eight bytes, the last of them up to
+    its end. Inlines `mix`, also for what the table has not."""
+    golden, one, word_size = np.uint64(0x9E3779B97F4A7C15), np.uint64(1), np.uint64(8)
     first, second = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-    known = np.uint64(table.shape[0])
-    total, place = stop - at, np.uint64(0)
-    while at < stop and place < known:
-        total += table[place + np.uint64(text[at])]
-        at += one
+    step, low = np.uint64(256), np.uint64(255)
+    total, known = length, min(length, np.uint64(table.shape[0]) // step)
+    i, place = np.uint64(0), np.uint64(0)
+    while i + word_size <= known:
+        word = word_at(at + i)
+        for k in range(np.uint64(8)):
+            total += table[place + ((word >> (word_size * k)) & low)]
+            place += step
+        i += word_size
+    if i < known and known >= word_size:
+        word = word_at(at + known - word_size) >> (word_size * (word_size - (known - i)))
+        while i < known:
+            total += table[place + (word & low)]
+            word >>= word_size
+            place += step
+            i += one
+    while i < known:
+        total += table[place + byte_at(at + i)]
         place += step
-    while at < stop:
-        z = place + np.uint64(text[at]) + golden
+        i += one
+    while i < length:
+        z = place + byte_at(at + i) + golden
         z = (z ^ (z >> np.uint64(30))) * first
         z = (z ^ (z >> np.uint64(27))) * second
         total += z ^ (z >> np.uint64(31))
-        at += one
         place += step
+        i += one
     z = total + golden
     z = (z ^ (z >> np.uint64(30))) * first
     z = (z ^ (z >> np.uint64(27))) * second

@@ -89,18 +89,15 @@ def clip(column: pl.Series, low: float, high: float) -> tuple[pl.Series, int]:
 
 
 def scale_by(column: pl.Series, shift: float, scale: float) -> pl.Series:
-    """Return ``(x - shift) * scale`` of a Float64 column. Null stays null, NaN NaN; see
-    `scaled_one`."""
-    if column.null_count():
-        return (column - shift) * scale if scale else _each(scale_into, column, shift, scale)
-    numbers, _ = buffers(column)
-    out = np.empty(len(numbers))
-    scale_into(numbers, shift, scale, out)
-    return pl.Series(column.name, out)
+    """Return ``(x - shift) * scale`` of a column of numbers, in Float64. Null stays null, NaN NaN;
+    see `scaled_one`."""
+    if column.null_count() and scale:
+        return (column.cast(pl.Float64) - shift) * scale
+    return _each(scale_into, column, shift, scale)
 
 
 def power_transform(column: pl.Series, above: float, below: float) -> pl.Series:
-    """Apply `engine.types.Power` to a Float64 column. Null stays null, NaN NaN."""
+    """Apply `engine.types.Power` to a column of numbers, in Float64. Null stays null, NaN NaN."""
     return _each(_power, column, above, below)
 
 
@@ -113,7 +110,7 @@ def _each(kernel: Callable[..., None], column: pl.Series, *parameters: float) ->
     numbers, _ = buffers(column)
     out = np.empty(len(numbers))
     kernel(numbers, *parameters, out)
-    done = pl.Series(column.name, out)
+    done = pl.Series(column.name, out, pl.Float64)
     if not column.null_count():
         return done
     return done.to_frame().select(pl.when(column.is_not_null()).then(done)).to_series()

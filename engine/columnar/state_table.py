@@ -10,13 +10,14 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.columnar.event_time import NEVER
 from engine.columnar.hashing import Hashes
 from engine.types.arrays import Ints
 
 States = NDArray[np.float32]
 
-NEVER = 1 << 62
-"""More rows than any stream has."""
+FOREVER = 1 << 62
+"""More rows than any stream has, and longer than any time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -91,23 +92,28 @@ class StateTable:
     """A vector of float32 per key, for the keys that came last.
 
     One more than `keys` of them, and the key that has not come for the longest time is forgotten;
-    so is a key that comes again more than `expire_rows` rows later. Both are exact to the row, and
-    do not depend on how the stream is cut. Keys are 64-bit hashes: two collide with probability
+    so is a key that comes again more than `idle` rows later, or more than that after the newest
+    time of its rows; a row without a time is no older than that. Both are exact to the row, and do
+    not depend on how the stream is cut. Keys are 64-bit hashes: two collide with probability
     keys**2 / 2**65.
 
-    Memory: 24 bytes, and 8 to 16 for finding it, and 4 for each number, for each key that is there:
-    none is taken for those to come.
+    Memory: 24 bytes, 8 more with times, and 8 to 16 for finding it, and 4 for each number, for each
+    key that is there: none is taken for those to come.
 
     Args:
         width: numbers of a state.
         keys: the most keys that are remembered, below 2**31.
-        expire_rows: None never forgets a key for its age.
+        idle: in rows, or in ticks of their times. None never forgets a key for its age.
+        timed: whether rows come with times.
     """
 
-    def __init__(self, *, width: int, keys: int, expire_rows: int | None = None) -> None:
+    def __init__(
+        self, *, width: int, keys: int, idle: int | None = None, timed: bool = False
+    ) -> None:
         self.width = width
         self.size = keys
-        self._expire_rows = NEVER if expire_rows is None else expire_rows
+        self._idle = FOREVER if idle is None else idle
+        self._timed = timed
         self._clear()
 
     def _clear(self) -> None:
@@ -116,6 +122,7 @@ class StateTable:
         self._values: States = np.zeros((size, self.width), np.float32)
         self._keys: Hashes = np.zeros(size, np.uint64)
         self._last: Ints = np.zeros(size, np.int64)
+        self._seen = np.zeros(size, np.int64) if self._timed else self._last
         self._index = np.zeros(1 << (2 * size - 1).bit_length(), np.int32)
         self._links = np.zeros((size + 1, 2), np.int32)
         self._rows = self._count = 0
@@ -127,16 +134,22 @@ class StateTable:
     @property
     def nbytes(self) -> int:
         """The bytes taken."""
-        return self._count * (24 + 4 * self.width) + min(self._index.nbytes, 4_096 * self._count)
+        key = 32 if self._timed else 24
+        return self._count * (key + 4 * self.width) + min(self._index.nbytes, 4_096 * self._count)
 
-    def enter(self, keys: Hashes) -> Entry:
-        """Let rows with these keys in, in their order, shape (n,). Their states are as before until
-        `put` is called."""
+    def enter(self, keys: Hashes, times: Ints | None = None) -> Entry:
+        """Let rows with these keys in, in their order. Their states are as before until `put` is
+        called.
+
+        Args:
+            keys: shape (n,).
+            times: in ticks, shape (n,), of a table that is timed; `NEVER` where there is none.
+        """
         slots, previous = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
         row = self._rows
         self._count, forgotten, expired = _enter(
-            keys, slots, previous, self._keys, self._last, self._index, self._links, row,
-            self._count, self._expire_rows,
+            keys, self._moments(keys, times), slots, previous, self._keys, self._last, self._seen,
+            self._index, self._links, row, self._count, self._idle,
         )  # fmt: skip
         self._rows += len(keys)
         return Entry(row=row, slots=slots, previous=previous, forgotten=forgotten, expired=expired)
@@ -159,19 +172,25 @@ class StateTable:
         """
         self._values[slots] = states
 
-    def look_up(self, keys: Hashes) -> tuple[Rounds, States]:
+    def _moments(self, keys: Hashes, times: Ints | None) -> Ints:
+        """Return what the age of rows is counted by, shape (n,)."""
+        assert (times is not None) == self._timed, "times come with each row, or with none"
+        return np.arange(self._rows, self._rows + len(keys)) if times is None else times
+
+    def look_up(self, keys: Hashes, times: Ints | None = None) -> tuple[Rounds, States]:
         """Return the rounds of rows that would come next, and the states that their sequences would
-        begin with, shape (sequences, width). Changes nothing; no key is forgotten for another."""
-        _, group = np.unique(keys, return_inverse=True)
-        order = np.argsort(group, kind="stable")
-        follows = np.diff(group[order]) == 0
-        before = np.full(len(keys), -1)
-        before[order[1:][follows]] = order[:-1][follows]
+        begin with, shape (sequences, width). Changes nothing; no key is forgotten for another.
+
+        Args:
+            keys, times: as of `enter`.
+        """
+        own, group = np.unique(keys, return_inverse=True)
+        slots = _find(own, self._keys, self._index)
+        seen = np.where(slots < 0, NEVER, self._seen[slots])
+        before, anew = _follow(group, self._moments(keys, times), slots < 0, seen, self._idle)
         rounds = Rounds.of(before)
-        slots = _find(keys[rounds.first], self._keys, self._index)
-        states = self._values[slots]
-        absent = (slots < 0) | (self._rows + rounds.first - self._last[slots] > self._expire_rows)
-        states[absent] = 0
+        states = self._values[slots[group[rounds.first]]]
+        states[anew[rounds.first]] = 0
         return rounds, states
 
     def snapshot(self) -> dict[str, Any]:
@@ -181,6 +200,7 @@ class StateTable:
             "rows": self._rows,
             "keys": self._keys[used].copy(),
             "last": self._last[used].copy(),
+            "seen": self._seen[used].copy() if self._timed else None,
             "values": self._values[used].copy(),
         }
 
@@ -190,6 +210,8 @@ class StateTable:
         self._rows, self._count = value["rows"], len(value["keys"])
         for own, name in ((self._keys, "keys"), (self._last, "last"), (self._values, "values")):
             own[: self._count] = value[name]
+        if self._timed:
+            self._seen[: self._count] = value["seen"]
         _restore(self._keys, self._index, self._links, np.argsort(self._last[: self._count]))
 
 
@@ -199,14 +221,16 @@ class StateTable:
 
 
 @numba.njit(nogil=True, cache=True)
-def _enter(keys, slots, previous, own, last, index, links, row, count, expire_rows):  # type: ignore[no-untyped-def]
+def _enter(  # type: ignore[no-untyped-def]
+    keys, moments, slots, previous, own, last, seen, index, links, row, count, idle
+):  # fmt: skip
     forgotten = expired = 0
     for i in range(keys.shape[0]):
         at = _place(keys[i], own, index)
         slot = index[at] - 1
         if slot >= 0:
             previous[i] = last[slot]
-            if row + i - last[slot] > expire_rows:
+            if _too_old(moments[i], seen[slot], idle):
                 previous[i] = -1
                 expired += 1
             _unlink(links, slot)
@@ -224,9 +248,33 @@ def _enter(keys, slots, previous, own, last, index, links, row, count, expire_ro
             own[slot] = keys[i]
             index[at] = slot + 1
         _append(links, slot)
+        newest = moments[i] if previous[i] < 0 else max(seen[slot], moments[i])
         last[slot] = row + i
+        seen[slot] = newest  # of rows that are counted, the same number in the same place
         slots[i] = slot
     return count, forgotten, expired
+
+
+@numba.njit(nogil=True, cache=True)
+def _follow(group, moments, unknown, seen, idle):  # type: ignore[no-untyped-def]
+    """Return the row before each of its sequence, or -1, and whether the others start anew. What is
+    known of the keys is changed in place."""
+    n = group.shape[0]
+    last, before = np.full(seen.shape[0], -1), np.full(n, -1)
+    anew = np.zeros(n, np.bool_)
+    for i in range(n):
+        key = group[i]
+        anew[i] = unknown[key] or _too_old(moments[i], seen[key], idle)
+        if not anew[i]:
+            before[i] = last[key]
+        seen[key] = moments[i] if anew[i] else max(seen[key], moments[i])
+        last[key], unknown[key] = i, False
+    return before, anew
+
+
+@numba.njit(nogil=True, inline="always")
+def _too_old(moment, seen, idle):  # type: ignore[no-untyped-def]
+    return seen != NEVER and moment != NEVER and moment - seen > idle
 
 
 @numba.njit(nogil=True, cache=True)

@@ -155,6 +155,9 @@ class FadingMoments(Statistic):
     m2: Floats
     halflife: float
 
+    def may_have_ignored(self, frame: pl.DataFrame, before: Self) -> bool:
+        return _counts_less(frame, self.count - before.count)
+
     @classmethod
     def empty(cls, columns: int, halflife: float = 1_000.0) -> Self:
         zeros = np.zeros(columns)
@@ -750,6 +753,8 @@ def _of_columns(kernel: Callable[..., None], block: NumberBlock) -> Floats:
 
 def _counts_less(frame: pl.DataFrame, counts: NDArray[np.int64]) -> bool:
     """Return whether some columns were counted to less than their values, NaN among them."""
+    if (counts == frame.height).all():  # as nearly always, and cheaper than asking each column
+        return False
     nulls = [column.null_count() for column in frame.get_columns()]
     return bool((counts < frame.height - np.array(nulls)).any())
 

@@ -74,7 +74,7 @@ class StandardizeBy(FittedStage):
 
     def _changed(self, frame: pl.DataFrame) -> list[pl.Series]:
         learned = self._keyed
-        at = learned.find(hashes(frame.select(self._by)))
+        at = learned.find(hashes(frame, self._by))
         shift, scale = self._numbers(learned)
         return [
             _scaled(frame.get_column(column), at, shift[:, j], scale[:, j])
@@ -87,7 +87,7 @@ class StandardizeBy(FittedStage):
         return self._statistic
 
     def _block(self, frame: pl.DataFrame) -> pl.DataFrame:
-        keys = pl.Series(HASH, hashes(frame.select(self._by)))
+        keys = pl.Series(HASH, hashes(frame, self._by))
         return pl.DataFrame([keys, *frame[list(self._columns)].get_columns()])
 
     def _numbers(self, learned: KeyedMoments) -> tuple[Floats, Floats]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
+import numba
 import polars as pl
 
+from engine.columnar.kernels import buffers
 from engine.types.plural import counted
 
 TOO_LARGE = "too_large"
@@ -15,20 +18,11 @@ TOO_LARGE = "too_large"
 def too_large(frame: pl.DataFrame, limit: float) -> dict[str, tuple[int, float]]:
     """Return, for each column that has them, how many finite numbers reach the limit in absolute
     value, and the first of them."""
-    names = [name for name, dtype in frame.schema.items() if dtype == pl.Float64]
-    if not names or not frame.height:
-        return {}
-    columns = frame.select(names)
-    ends = zip(names, columns.min().row(0), columns.max().row(0), strict=True)
-    suspects = [
-        name for name, low, high in ends if low is not None and not -limit < low <= high < limit
-    ]
     found = {}
-    for name in suspects:
-        values = columns.get_column(name)
-        values = values.filter(values.is_finite() & (values.abs() >= limit))
-        if len(values):
-            found[name] = len(values), float(values[0])
+    for column in frame.get_columns():
+        if column.dtype == pl.Float64 and reach(*buffers(column), limit):
+            values = column.filter(column.is_finite() & (column.abs() >= limit))
+            found[column.name] = len(values), float(values[0])
     return found
 
 
@@ -66,4 +60,17 @@ class TooLarge:
             )
 
 
-__all__ = ["TOO_LARGE", "TooLarge", "too_large"]
+@numba.njit(nogil=True, cache=True)
+def reach(x, mask, limit):  # type: ignore[no-untyped-def]
+    """Return how many finite numbers are as large as the limit."""
+    n = 0
+    if mask.shape[0]:
+        for i in range(x.shape[0]):
+            n += (mask[i] != 0) & (limit <= abs(x[i])) & (abs(x[i]) < math.inf)
+    else:
+        for i in range(x.shape[0]):
+            n += (limit <= abs(x[i])) & (abs(x[i]) < math.inf)
+    return n
+
+
+__all__ = ["TOO_LARGE", "TooLarge", "reach", "too_large"]

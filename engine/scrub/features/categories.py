@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -9,10 +11,10 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
+from engine.columnar.event_time import NEVER, Clock, EventTime, bound_idle
 from engine.columnar.hashing import hashes
 from engine.scrub.base import LearnSettings, cold_rows, parts_of
 from engine.scrub.columns import expand_columns
-from engine.scrub.event_time import NEVER, EventTime
 from engine.scrub.features.vocabulary import Vocabulary
 from engine.types import (
     PART,
@@ -25,11 +27,12 @@ from engine.types import (
     Stage,
     Transform,
     UserError,
-    require,
     type_name,
 )
 from engine.types.arrays import Ints
 from engine.types.changes import Neutral
+
+log = logging.getLogger("headrace.scrub")
 
 
 class Categories(Stage):
@@ -39,9 +42,9 @@ class Categories(Stage):
     taken. A value is learned after the batch it first stands in: there it is still unknown. The
     first rows of a stream are learned as the stage goes through them, so that a small source has
     codes, too. With `min_count` a value is unknown until so many rows had it; at most `size` values
-    wait, those seen last. With `idle` a value that is not seen any more loses its code (counted as
-    ``forgotten``), which another value gets once no new code is left: a model goes on from what it
-    has learned of that code.
+    wait, those seen last; others start again (``dropped``). With `idle` a value that is not seen
+    any more loses its code (counted as ``forgotten``), which another value gets once no new code is
+    left (``reused``): a model goes on from what it has learned of that code.
     ``hash``: a value's code is 1 + its hash modulo `size`, the same in every process; nothing is
     learned, values may share a code.
 
@@ -60,7 +63,8 @@ class Categories(Stage):
                 code: a duration ("30d"), or an integer where time is one; rows without `time`.
                 Never unless given.
             time: a datetime, date or integer column, for `idle`; a row without a time counts as
-                the newest.
+                the newest. The stream's time is the newest, except that times more than `idle`
+                ahead of it count only once eight in sequence are.
         """
 
         columns: Neutral[Names]
@@ -75,7 +79,7 @@ class Categories(Stage):
         self.settings: Categories.Settings = settings
         self._columns: tuple[str, ...] = ()
         self._rows = 0
-        self._newest = NEVER
+        self._clock = Clock()
         self._time: EventTime | None = None
         self._idle: int | None = None
         self._known: Mapping[str, Vocabulary] = {}
@@ -98,13 +102,14 @@ class Categories(Stage):
         return dict.fromkeys(self._columns, self.settings.size + 1)
 
     def apply(self, batch: Batch) -> Batch:
-        left, codes = self._left, [self._coded_part(*part) for part in self._parts(batch.frame)]
+        before = self._counts
+        codes = [self._coded_part(*part) for part in self._parts(batch.frame)]
         columns = [pl.concat(parts, rechunk=True) for parts in zip(*codes, strict=True)]
         unknown = sum(int((column == 0).sum()) for column in columns)
         done = batch.with_frame(batch.frame.with_columns(columns))
-        forgotten = self._left - left
-        counts = {"unknown": unknown} | ({"forgotten": forgotten} if forgotten else {})
-        return done.counted(self.name, **counts)
+        self._tell(before)
+        more = {name: n - before[name] for name, n in self._counts.items() if n > before[name]}
+        return done.counted(self.name, unknown=unknown, **more)
 
     def _parts(self, frame: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, bool]]:
         """Yield the parts of a batch, and whether each is learned before it is coded."""
@@ -130,28 +135,32 @@ class Categories(Stage):
                 f"{self.where} {min(given)} is for method 'vocabulary', and method is 'hash', "
                 "which learns nothing: take one of them out."
             )
-        if settings.idle is None:
-            if settings.time is not None:
-                raise UserError(f"{self.where} time is for 'idle': set that, or take time out.")
-            return
-        if settings.time is not None:
-            require(schema, [settings.time], where=self.where)
-            dtype = schema[settings.time]
-            self._time = EventTime(column=settings.time, dtype=dtype, where=self.where)
-            self._idle = self._time.ticks("idle", settings.idle)
-        elif isinstance(settings.idle, int):
-            self._idle = settings.idle
-        else:
-            raise UserError(
-                f"{self.where} expects a number of rows for 'idle' without a 'time', got "
-                f"{settings.idle!r}: name the column of the time."
-            )
-        if self._idle < 1:
-            raise UserError(f"{self.where} expects a positive 'idle', got {settings.idle!r}.")
+        self._time, self._idle = bound_idle(settings.idle, settings.time, schema, self.where)
 
     @property
-    def _left(self) -> int:
-        return sum(vocabulary.left for vocabulary in self._known.values())
+    def _counts(self) -> Counter[str]:
+        """What all columns' vocabularies counted so far."""
+        return sum((Counter(known.counts) for known in self._known.values()), Counter[str]())
+
+    def _tell(self, before: Mapping[str, int]) -> None:
+        """Tell of the first code that was reused, and of the first value that waits no more."""
+        now = self._counts
+        if now["reused"] and not before["reused"]:
+            log.warning(
+                "%s has given the code of a forgotten value to another, as no new one is left of "
+                "size = %d: a model goes on from what it has learned of that code. All of them are "
+                "counted as 'reused'; a larger size makes them rarer.",
+                self.where,
+                self.settings.size,
+            )
+        if now["dropped"] and not before["dropped"]:
+            log.warning(
+                "%s has size = %d values that wait for min_count = %d rows: of more, those seen "
+                "last are kept, and the others start again. They are counted as 'dropped'.",
+                self.where,
+                self.settings.size,
+                self.settings.min_count,
+            )
 
     def _coded(self, text: pl.Series) -> pl.Series:
         return self._known[text.name].codes(text)
@@ -173,36 +182,37 @@ class Categories(Stage):
         rows = frame.height if left is None else min(left, frame.height)
         if not rows:
             return
-        times = self._times(frame.head(rows))
-        self._newest = max(self._newest, int(times.max()))
+        times, newest = self._times(frame.head(rows))
         self._rows += rows
-        timeless = self._idle is None or self._newest == NEVER
         rules = {"size": self.settings.size, "min_count": self.settings.min_count}
         self._known = {
             text.name: self._known[text.name].learned(
                 text.head(rows), code.head(rows), times, **rules,
-                oldest=None if timeless else self._newest - (self._idle or 0),
+                newest=newest, idle=None if newest == NEVER else self._idle,
             )
             for text, code in zip(texts, codes, strict=True)
         }  # fmt: skip
 
-    def _times(self, frame: pl.DataFrame) -> Ints:
-        """Return when each training row came: its time, or its number."""
-        if self._time is None:
-            return np.arange(self._rows, self._rows + frame.height)
+    def _times(self, frame: pl.DataFrame) -> tuple[Ints, int]:
+        """Return when each training row came, its time or its number, and the newest by now: NEVER
+        until that is known."""
+        if self._time is None or self._idle is None:
+            return np.arange(self._rows, self._rows + frame.height), self._rows + frame.height - 1
         times = self._time.read(frame)
-        return np.where(times == NEVER, max(self._newest, int(times.max())), times)
+        self._clock, clocks, _ = self._clock.walk(times, self._idle, at_once=False)
+        newest = np.where(clocks == NEVER, times.max(), clocks)
+        return np.where(times == NEVER, newest, times), self._clock.time
 
     def snapshot(self) -> Snapshot:
-        """Return the rows seen, the newest time and each column's vocabulary; None for hash."""
+        """Return the rows seen, the clock and each column's vocabulary; None for hash."""
         if self.settings.method == "hash":
             return None
         known = {column: each.snapshot() for column, each in self._known.items()}
-        return {"rows": self._rows, "newest": self._newest, "known": known}
+        return {"rows": self._rows, "clock": self._clock.snapshot(), "known": known}
 
     def restore(self, value: Snapshot) -> None:
         if value is not None:
-            self._rows, self._newest = value["rows"], value["newest"]
+            self._rows, self._clock = value["rows"], Clock.restore(value["clock"])
             known = value["known"]
             self._known = {column: Vocabulary.restored(known[column]) for column in self._columns}
 

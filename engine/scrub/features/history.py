@@ -102,7 +102,7 @@ class History(Stage):
         return done.counted(self.name, gaps=gaps, forgotten=visit.forgotten)
 
     def _hashes(self, frame: pl.DataFrame) -> Hashes:
-        return hashes(frame.select(self._by)) if self._by else np.zeros(frame.height, np.uint64)
+        return hashes(frame, self._by) if self._by else np.zeros(frame.height, np.uint64)
 
     def _read(self, frame: pl.DataFrame) -> tuple[Rows, int]:
         """Return the numbers, shape (n, columns), rows with a gap all NaN, and how many have

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine import types
+from engine.columnar.event_time import NEVER, EventTime
 from engine.columnar.hashing import Hashes, hashes, mix
 from engine.scrub.columns import RENAME, extended
-from engine.scrub.event_time import NEVER, EventTime
 from engine.scrub.key_store import KeyStore
 from engine.types import (
     Batch,
@@ -129,7 +129,7 @@ class Lag(Stage):
         """Return hash of the key, time, value, and whether there is a value to remember; shapes
         (n,)."""
         settings = self.settings
-        keys = hashes(frame.select(settings.by)) if settings.by else np.zeros(frame.height, "u8")
+        keys = hashes(frame, settings.by) if settings.by else np.zeros(frame.height, "u8")
         time = frame.get_column(settings.time).to_physical().cast(pl.Int64)
         times = time.fill_null(NEVER).to_numpy()
         column = frame.get_column(settings.column)

@@ -9,9 +9,9 @@ import numpy as np
 from pydantic import Field
 
 from engine import types
+from engine.columnar.event_time import EventTime
 from engine.columnar.hashing import hashes
 from engine.scrub.columns import extended, gathered
-from engine.scrub.event_time import EventTime
 from engine.scrub.features.lookup_file import FileTable
 from engine.scrub.features.lookup_fit import Fit, complete_rows, null_keys
 from engine.scrub.features.lookup_side import SideTable
@@ -180,7 +180,7 @@ class Lookup(SideStage):
         assert table is not None, "a stage is bound before it is applied"
         counts = table.refresh()
         frame = batch.frame
-        keys = frame.select(list(self._by))
+        keys = frame[list(self._by)]
         times = None if self._time is None else self._time.read(frame)
         place, valid = table.find(hashes(keys), ~null_keys(keys), times)
         stale = self._stale(place, valid, times)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from engine.columnar.event_time import NEVER, EventTime
 from engine.scrub.columns import expand_columns
-from engine.scrub.event_time import NEVER, EventTime
 from engine.scrub.features.lookup_table import key_column
 from engine.types import Batch, Schema, UserError, require
 from engine.types.arrays import Bools, Ints

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from engine.columnar.event_time import NEVER
 from engine.columnar.hash_index import HashIndex
 from engine.columnar.hashing import Hashes
-from engine.scrub.event_time import NEVER
 from engine.scrub.features.lookup_table import Table
 from engine.types.arrays import Bools, Ints
 

@@ -9,9 +9,9 @@ import numba
 import numpy as np
 import polars as pl
 
+from engine.columnar.event_time import NEVER
 from engine.columnar.hash_index import HashIndex
 from engine.columnar.hashing import hashes
-from engine.scrub.event_time import NEVER
 from engine.system.file_stamp import FileStamp, file_stamp
 from engine.types import Schema, UserError, first_line, nearest, type_name
 from engine.types.arrays import Ints

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -34,12 +34,21 @@ class Vocabulary:
         waiting: values without a code, in the order in which they came: ``value``, ``count`` of
             rows, ``seen``.
         left: values that have lost their code.
+        reused: codes that another value had before.
+        dropped: values that wait no more because too many did.
     """
 
     values: pl.Series = field(default_factory=_no_values)
     seen: Ints = field(default_factory=_no_times)
     waiting: pl.DataFrame = field(default_factory=_nothing)
     left: int = 0
+    reused: int = 0
+    dropped: int = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What became of codes and of values that wait, so far."""
+        return {"forgotten": self.left, "reused": self.reused, "dropped": self.dropped}
 
     def codes(self, text: pl.Series) -> pl.Series:
         """Return the code of each text, Int64; 0 for null and for one without a code."""
@@ -59,7 +68,8 @@ class Vocabulary:
         *,
         size: int,
         min_count: int,
-        oldest: int | None,
+        newest: int,
+        idle: int | None,
     ) -> Vocabulary:
         """Return the vocabulary after some rows.
 
@@ -68,12 +78,17 @@ class Vocabulary:
             times: when each came, shape (n,).
             size: the most codes.
             min_count: rows of a value before it gets one.
-            oldest: values not seen since lose theirs; None keeps them.
+            newest: the time by now; what was seen later was seen now.
+            idle: values not seen for longer lose theirs; None keeps them.
         """
+        oldest = None if idle is None else newest - idle
         full = len(self.values) >= size and not self.values.null_count()
         if oldest is None and (full or bool((codes > 0).all())):
             return self
-        kept = self if oldest is None else self._without_idle(codes.to_numpy(), times, oldest)
+        kept = self
+        if oldest is not None:
+            times = np.minimum(times, newest)
+            kept = self._until(newest)._without_idle(codes.to_numpy(), times, oldest)
         unknown = (codes == 0) & text.is_not_null()
         came = pl.DataFrame({"value": text, "seen": times}).filter(unknown)
         if came.is_empty() and (oldest is None or kept.waiting.is_empty()):
@@ -94,12 +109,19 @@ class Vocabulary:
             "seen": self.seen,
             "waiting": self.waiting,
             "left": self.left,
+            "reused": self.reused,
+            "dropped": self.dropped,
         }
 
     @classmethod
     def restored(cls, value: Mapping[str, Any]) -> Self:
         """Return the vocabulary of a `snapshot`."""
         return cls(**value)
+
+    def _until(self, newest: int) -> Vocabulary:
+        """Return the vocabulary without times after the newest: they were wrong."""
+        waiting = self.waiting.with_columns(pl.col("seen").clip(upper_bound=newest))
+        return replace(self, seen=np.minimum(self.seen, newest), waiting=waiting)
 
     def _without_idle(self, codes: Ints, times: Ints, oldest: int) -> Vocabulary:
         """Return the vocabulary with the newest times, and without the values that are too old."""
@@ -108,9 +130,7 @@ class Vocabulary:
         np.maximum.at(seen, codes[has_code] - 1, times[has_code])
         idle = (seen < oldest) & self.values.is_not_null().to_numpy()
         values = self.values.set(pl.Series(idle), None) if idle.any() else self.values
-        return Vocabulary(
-            values=values, seen=seen, waiting=self.waiting, left=self.left + int(idle.sum())
-        )
+        return replace(self, values=values, seen=seen, left=self.left + int(idle.sum()))
 
     def _with(
         self, came: pl.DataFrame, *, size: int, min_count: int, oldest: int | None
@@ -131,7 +151,14 @@ class Vocabulary:
             waiting = waiting.filter(pl.col("seen") >= oldest)
         values, seen = self._filled(admitted, free, size)
         newest = waiting.sort("seen", maintain_order=True).tail(size if min_count > 1 else 0)
-        return Vocabulary(values=values, seen=seen, waiting=newest, left=self.left)
+        return replace(
+            self,
+            values=values,
+            seen=seen,
+            waiting=newest,
+            reused=self.reused + max(0, len(admitted) - (size - len(self.values))),
+            dropped=self.dropped + (len(waiting) - len(newest) if min_count > 1 else 0),
+        )
 
     def _filled(self, admitted: pl.DataFrame, free: Ints, size: int) -> tuple[pl.Series, Ints]:
         """Return values and times with these in new codes, and then in free ones: a code that

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from engine.columnar.event_time import NEVER, Clock
 from engine.columnar.hashing import hashes
-from engine.scrub.event_time import NEVER
 from engine.scrub.features.lookup_fit import Fit
-from engine.scrub.joining.clock import Clock
 from engine.scrub.joining.recent_events import SPARE, Events, RecentEvents
 from engine.scrub.joining.settings import Lengths
 from engine.scrub.odd_records import OddRecords

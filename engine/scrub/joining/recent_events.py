@@ -15,9 +15,9 @@ import numba
 import numpy as np
 import polars as pl
 
+from engine.columnar.event_time import NEVER
 from engine.columnar.hash_index import HashIndex
 from engine.columnar.hashing import Hashes
-from engine.scrub.event_time import NEVER
 from engine.types import Snapshot
 from engine.types.arrays import Bools, Ints, read_only
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from engine import types
-from engine.scrub.event_time import EventTime
+from engine.columnar.event_time import EventTime
 from engine.types import NANOSECONDS, Name, Names, UserError
 from engine.types.changes import Neutral, Warned
 from engine.types.settings import key_pairs
@@ -41,8 +41,8 @@ class JoinSettings(types.Settings):
             and a row, and still be joined exactly; same form as within. Rows are held back so much
             longer.
         ahead: a time that is so much after the newest one does not move the stream's time, unless
-            eight in sequence are; same form as within. Unless given, 64 times `within`, `wait` and
-            `lateness` together, and at least a day.
+            eight in sequence are, or those before it were as far apart; same form as within.
+            Unless given, 64 times `within`, `wait` and `lateness` together, and at least a day.
         missing: what becomes of rows without an event.
         events [events]: those that are kept; of more, the oldest are forgotten, counted as
             ``events_forgotten``. A run that resumes may have another number.

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from engine.columnar.event_time import NEVER, Clock, EventTime
 from engine.columnar.hashing import hashes
 from engine.scrub.columns import extended, gathered
-from engine.scrub.event_time import NEVER, EventTime
 from engine.scrub.features.lookup_fit import Fit, complete_rows, null_keys
-from engine.scrub.joining.clock import Clock
 from engine.scrub.joining.reading import EventReader
 from engine.scrub.joining.recent_events import Asked, RecentEvents
 from engine.scrub.joining.settings import JoinSettings, Lengths
@@ -175,8 +174,8 @@ class Join(SideStage):
         timed = times > NEVER
         floor = clocks - lengths.lateness - lengths.within
         asked = Asked(
-            keys=hashes(frame.select(list(self._by))),
-            whole=timed & ~null_keys(frame.select(list(self._by))),
+            keys=hashes(frame, self._by),
+            whole=timed & ~null_keys(frame[list(self._by)]),
             times=times,
             oldest=np.maximum(times - lengths.within, floor),
             newest=times + lengths.wait,

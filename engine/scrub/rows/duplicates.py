@@ -53,7 +53,7 @@ class Duplicates(Stage):
         return schema
 
     def apply(self, batch: Batch) -> Batch:
-        keys = hashes(batch.frame.select(self._by))
+        keys = hashes(batch.frame, self._by)
         window = self.settings.window
         # Within `window` rows a key can be let through only once, which `_first` relies on.
         parts = [self._first(keys[at : at + window]) for at in range(0, len(keys), window)]

@@ -10,13 +10,19 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.columnar.kernels import inverse_power_transform, power_transform, scale_by
+from engine.columnar.kernels import (
+    MAX_ABS,
+    inverse_power_transform,
+    power_transform,
+    scale_by,
+)
 from engine.columnar.statistics import Quantiles, inverse
 from engine.scrub.base import FittedStage, ForgetSettings
 from engine.scrub.columns import expand_columns, numbers, replaced
 from engine.types import Affine, Batch, Names, Power, Scale, Schema, Snapshot, Transform, UserError
 from engine.types.arrays import Floats
 from engine.types.changes import Neutral
+from engine.types.plural import counted
 
 REFIT_GROWTH = 1.1
 """The growth of a column's numbers after which exponents are fitted again: ever more rarely, so
@@ -44,7 +50,8 @@ class Powers(FittedStage):
     move. The first 16 rows are changed by the rows before and themselves, up to the 128th whole
     blocks by those before.
 
-    Null stays null, NaN stays NaN.
+    Null stays null, NaN stays NaN. A number whose power float64 cannot hold becomes infinite; it is
+    counted (``overflowed``), and nothing is standardized by it.
     """
 
     class Settings(ForgetSettings):
@@ -70,6 +77,8 @@ class Powers(FittedStage):
         self.settings: Powers.Settings = settings
         self._fitted: NDArray[np.int64] = np.empty(0, np.int64)
         self._numbers: Floats = np.empty((0, 0))
+        self._overflowed: dict[str, tuple[int, float]] = {}
+        """Column -> how many of its numbers became infinite, and the first of them."""
 
     @property
     def _fits(self) -> bool:
@@ -108,7 +117,38 @@ class Powers(FittedStage):
         return {**schema, **dict.fromkeys(self._columns, pl.Float64())}
 
     def apply(self, batch: Batch) -> Batch:
-        return self._passed(batch)
+        done = self._passed(batch)
+        overflowed = self._overflows(batch.frame, done.frame)
+        return done.counted(self.name, overflowed=overflowed) if overflowed else done
+
+    def _overflows(self, before: pl.DataFrame, after: pl.DataFrame) -> int:
+        """Note the numbers that became infinite; return how many."""
+        found = 0
+        for column in self._columns:
+            infinite = after.get_column(column).is_infinite()
+            if not infinite.any():
+                continue
+            given = before.get_column(column).cast(pl.Float64)
+            numbers = given.filter(infinite & given.is_finite())
+            if len(numbers):
+                n, first = self._overflowed.get(column, (0, float(numbers[0])))
+                self._overflowed[column] = n + len(numbers), first
+                found += len(numbers)
+        return found
+
+    def remarks(self) -> list[str]:
+        """Return those of every stage that learns, and a sentence for each column with numbers that
+        became infinite."""
+        return [
+            *super().remarks(),
+            *(
+                f"{self.where} made {counted(n, 'number')} of column '{column}' infinite (the "
+                f"first: {first:g}): float64 cannot hold their power. Divide the column in a "
+                "'derive' stage before it, bound it in an 'outliers' stage, or give an exponent "
+                "nearer to 1."
+                for column, (n, first) in self._overflowed.items()
+            ),
+        ]
 
     def _noted(self) -> Scale | None:
         """Return the current scale; exponents hardly move."""
@@ -117,8 +157,7 @@ class Powers(FittedStage):
     def _changed(self, frame: pl.DataFrame) -> list[pl.Series]:
         columns = []
         for column, above, below, shift, scale in self._effects():
-            x = frame.get_column(column).cast(pl.Float64)
-            power = power_transform(x, above, below)
+            power = power_transform(frame.get_column(column), above, below)
             columns.append(scale_by(power, shift, scale) if self._standardizes else power)
         return columns
 
@@ -281,12 +320,15 @@ def _moments(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
 
 
 def _standard(values: Floats, weights: Floats, exponents: Floats) -> Floats:
-    """Return shift and scale of each transformed column, shape (2, columns)."""
+    """Return shift and scale of each transformed column, shape (2, columns), from the numbers whose
+    squares float64 can hold."""
     columns = [
         power_transform(pl.Series(np.ascontiguousarray(column)), above, below).to_numpy()
         for column, above, below in zip(values.T, *exponents.tolist(), strict=True)
     ]
-    mean, variance = _moments(np.stack(columns, axis=1), weights)
+    powers = np.stack(columns, axis=1)
+    held = np.abs(powers) < MAX_ABS
+    mean, variance = _moments(np.where(held, powers, 0.0), np.where(held, weights, 0.0))
     return np.stack((mean, inverse(np.sqrt(variance))))
 
 

@@ -45,9 +45,7 @@ class Scaled(FittedStage, Fusible):
 
     def _changed(self, frame: pl.DataFrame) -> list[pl.Series]:
         numbers = zip(self._columns, *self._numbers().tolist(), strict=True)
-        return [
-            scale_by(frame.get_column(column).cast(pl.Float64), *two) for column, *two in numbers
-        ]
+        return [scale_by(frame.get_column(column), *two) for column, *two in numbers]
 
     def _noted(self) -> Scale:
         return self._scale(*self._numbers())

@@ -123,7 +123,7 @@ class Drift(Stage):
         assert self._detector is not None
         drifts: Drifts = []
         if len(batch):
-            block = batch.frame.select(self._columns)
+            block = batch.frame[list(self._columns)]
             self._detector, drifts = self._detector.update(block)
             self._too_large.note(block, MAX_ABS)
         if self.settings.log:

@@ -72,9 +72,9 @@ SIZE, FIRST, END, SPLITS = 8, 9, 10, 12
 each window its split, and where it began last, to search from there."""
 
 (
-    CLOCK, ORIGIN, KEYS, RECORDS, FREE_RECORD, HEAD, TAIL, ARENA, ENTRIES, LATE, AHEAD,
-    FORGOTTEN, UNTIMED, NEXT, LIMIT, WRITTEN,
-) = range(16)  # fmt: skip
+    CLOCK, ORIGIN, KEYS, RECORDS, FREE_RECORD, HEAD, TAIL, ARENA, ENTRIES, LATE, FORGOTTEN, UNTIMED,
+    NEXT, LIMIT, WRITTEN,
+) = range(15)  # fmt: skip
 """Registers: the stream's time; its first time; keys remembered; records used; the first free one
 of those; the queue's two ends; how much of the arena is used; entries in it; counts; of the base
 that is being made the next key to write, how many it has, and the entries written."""
@@ -82,9 +82,10 @@ FOUND, FREE_SEGMENT = 16, 80
 """Registers of the records that are looked up ahead, and of the first free segment of each class of
 sizes."""
 REGISTERS = FREE_SEGMENT + 64
-AHEAD_ROWS = FREE_SEGMENT - FOUND
-"""Rows whose keys are looked up before the first of them is worked on: the memory's latency is
-waited for once."""
+FOUND_ROWS = FREE_SEGMENT - FOUND
+AHEAD_ROWS = 16
+"""Rows between the three steps in which what a row needs is fetched: its place of the hash table,
+its key's record, its key's entries. So none of them is waited for."""
 
 EMPTY = -1
 """A place of the hash table; others hold the upper half of a key's hash and its record."""
@@ -92,8 +93,8 @@ UPPER, LOWER = ~0xFFFF_FFFF, 0xFFFF_FFFF
 BLOCK, FEW = 8, 16
 """Entries of a block; and those that are summed up one by one."""
 SLAB = 24
-"""Segments of 2, 3, 4, 6, 8 and 12 entries are cut out of as many, so that larger ones, which are
-whole blocks, begin with a block."""
+"""Segments of 1, 2, 3, 4, 6, 8 and 12 entries are cut out of as many, so that larger ones, which
+are whole blocks, begin with a block."""
 LINE = 64
 """Bytes of a cache line."""
 
@@ -431,39 +432,46 @@ def _find(table, records, key):
 
 
 @_inlined
-def _look_ahead(spec, memory, keys, start, stop):
-    """Find the records of some rows, and fetch what the rows will read: all tables, then all
-    records, then all entries, so that none of them is waited for alone."""
-    cells, table, registers = memory.cells, memory.table, memory.registers
+def _look_ahead(spec, memory, keys, i, start, stop):
+    """Fetch what rows will read that come soon after row `i`, of the rows start ... stop: of three
+    of them, each another thing."""
+    table, registers = memory.table, memory.registers
+    hashed, found, read = i + 3 * AHEAD_ROWS, i + 2 * AHEAD_ROWS, i + AHEAD_ROWS
+    if start <= hashed < stop:
+        prefetch(table, _home(table, keys[hashed]), 0)
+    if start <= found < stop:
+        record = registers[FOUND + found % FOUND_ROWS] = _likely(table, keys[found])
+        if record >= 0:
+            prefetch(memory.cells.records, record, 0)
+            prefetch(memory.stamps, record, 0)
+    if start <= read < stop:
+        record = registers[FOUND + read % FOUND_ROWS]
+        if record >= 0:
+            _fetch_entries(spec, memory.cells, memory.slots, record)
+
+
+@_inlined
+def _fetch_entries(spec, cells, slots, record):
+    """Fetch the entries, runs and slots of a key that its next row will read."""
     records, parts, panes = cells.records, cells.parts, cells.panes
     width = 8 * panes.shape[1]
-    for j in range(start, stop):
-        prefetch(table, _home(table, keys[j]), 0)
-    for j in range(start, stop):
-        record = registers[FOUND + j - start] = _likely(table, keys[j])
-        if record >= 0:
-            prefetch(records, record, 0)
-            prefetch(memory.stamps, record, 0)
-    for j in range(start, stop):
-        record = registers[FOUND + j - start]
-        if record < 0:
-            continue
-        at, first, end = records[record, AT], parts[record, FIRST], parts[record, END]
-        if end - first <= FEW:
-            begin, block = at + first, end - first
-        else:
-            begin = at + parts[record, SPLITS + 1]
-            block = BLOCK - begin % BLOCK
-            last = at + end - 1 & ~(BLOCK - 1)
-            prefetch(panes, at + first, 0)
-            prefetch(cells.runs, begin // BLOCK + 1, 0)
-            prefetch(cells.runs, last // BLOCK, 0)
-            for line in range(0, width * (at + end - last + 1), LINE):
-                prefetch(panes, last, line)
-        for line in range(0, width * (block + 1), LINE):  # and the one that is new
-            prefetch(panes, begin, line)
-        for line in range(0, 4 * memory.slots.shape[1], LINE):
-            prefetch(memory.slots, record, line)
+    at, first, end = records[record, AT], parts[record, FIRST], parts[record, END]
+    if end - first <= FEW:
+        begin, block = at + first, end - first
+    else:
+        begin = at + parts[record, SPLITS + 1]
+        block = BLOCK - begin % BLOCK
+        last = at + end - 1 & ~(BLOCK - 1)
+        prefetch(panes, at + first, 0)
+        prefetch(cells.runs, begin // BLOCK + 1, 0)
+        prefetch(cells.runs, last // BLOCK, 0)
+        for line in range(0, width * (at + end - last + 1), LINE):
+            prefetch(panes, last, line)
+    for line in range(0, width * (block + 1), LINE):  # and the one that is new
+        prefetch(panes, begin, line)
+    prefetch(panes, begin + block, width - 1)
+    for line in range(0, 4 * slots.shape[1], LINE):
+        prefetch(slots, record, line)
 
 
 @_called
@@ -496,10 +504,11 @@ def _enter(table, key, record):
 
 
 @_compiled
-def fill_table(table, records, queue, tail):
-    """Enter the keys of a queue, compact, into an empty hash table."""
+def fill_table(table, records, queue, stamps, tail):
+    """Enter the keys of a queue into an empty hash table."""
     for i in range(tail):
-        _enter(table, records[queue[i], HASH], queue[i])
+        if stamps[queue[i]] == i:
+            _enter(table, records[queue[i], HASH], queue[i])
 
 
 @_called
@@ -550,15 +559,16 @@ def _oldest(memory):
 
 @_compiled
 def compact_queue(queue, stamps, registers):
-    """Take the places of rows that are not their key's last out of the queue."""
-    tail = 0
-    for i in range(registers[HEAD], registers[TAIL]):
+    """Take the places of rows that are not their key's last out of the queue, but for the first
+    ones, of the keys of a base that is being made."""
+    tail = registers[LIMIT]
+    for i in range(max(registers[HEAD], tail), registers[TAIL]):
         record = queue[i]
         if stamps[record] == i:
             queue[tail] = record
             stamps[record] = tail
             tail += 1
-    registers[HEAD] = 0
+    registers[HEAD] = min(registers[HEAD], registers[LIMIT])
     registers[TAIL] = tail
 
 
@@ -567,8 +577,8 @@ def compact_queue(queue, stamps, registers):
 
 @_inlined
 def _class_size(number):
-    """Return the size of a class of segments: 2, 3, 4, 6, 8, 12, ..."""
-    return (2 + (number & 1)) << (number >> 1)
+    """Return the size of a class of segments: 1, 2, 3, 4, 6, 8, 12, ..."""
+    return (3 - (number & 1)) << (number - 1 >> 1) if number else 1
 
 
 @_inlined
@@ -634,10 +644,13 @@ def _release(registers, panes, at, size):
 
 
 @_called
-def _make_room(cells, registers, record):
+def _make_room(spec, cells, registers, record, newest):
     """Make room behind a key's last entry: move the entries to the start of the segment, or of one
-    that fits better."""
+    that fits better. A single entry that no row in time sees any more is forgotten before, so that
+    a key of one pane needs room for one. Return how far the entries moved."""
     apart()
+    if spec.shape == SLIDING and cells.parts[record, END] - cells.parts[record, FIRST] == 1:
+        _expire(spec, cells, registers, record, newest)
     records, parts, panes = cells.records, cells.parts, cells.panes
     at, size = records[record, AT], parts[record, SIZE]
     first, end = parts[record, FIRST], parts[record, END]
@@ -650,6 +663,7 @@ def _make_room(cells, registers, record):
     _move_down(cells, record, at, target, by)
     if size and target != at:
         _release(registers, panes, at, size)
+    return by
 
 
 @_inlined
@@ -691,7 +705,9 @@ def _has_room(memory, record):
             return False
         return 4 * registers[KEYS] < 3 * memory.table.shape[0]
     first, end, size = parts[record, FIRST], parts[record, END], parts[record, SIZE]
-    return end < size or _can_grow(registers, room, end - first, size)
+    if end < size or size <= FEW:  # which may need a slab at most
+        return True
+    return _can_grow(registers, room, end - first, size)
 
 
 # ---------------------------------------------------------------------------------------- sketches
@@ -899,14 +915,9 @@ def _entry(spec, cells, registers, record, pane, newest):
     pos = _behind(panes, at, first, end, pane)
     if pos > first and panes[at + pos - 1, 0] == pane:
         return pos - 1, False
-    alone = spec.shape != SLIDING and end == first + 1
-    if alone and pos == end and pane <= newest - spec.late_panes:
-        _go_on(spec, cells, at + first, pane)
-        return first, False
     if end == parts[record, SIZE]:
-        _make_room(cells, registers, record)
-        at, pos = records[record, AT], pos - first + parts[record, FIRST]
-        end = parts[record, END]
+        pos -= _make_room(spec, cells, registers, record, newest)
+        at, end = records[record, AT], parts[record, END]
     width = panes.shape[1]
     for j in range((at + end) * width - 1, (at + pos) * width - 1, -1):
         cells.flat[np.uint64(j + width)] = cells.flat[np.uint64(j)]
@@ -921,9 +932,20 @@ def _entry(spec, cells, registers, record, pane, newest):
 
 
 @_inlined
+def _sole(spec, cells, record, pane, newest):
+    """Return the entry of a key that has only this one, if a row of this pane sees it and no row in
+    time will see it without that one; else -1."""
+    records, parts = cells.records, cells.parts
+    first, end = parts[record, FIRST], parts[record, END]
+    if spec.shape == SLIDING or end - first != 1 or pane > newest - spec.late_panes:
+        return NO
+    e = records[record, AT] + first
+    return e if cells.panes[e, 0] <= (pane if spec.ties else pane - 1) else NO
+
+
+@_inlined
 def _go_on(spec, cells, e, pane):
-    """Let the only entry of a key, which no row in time sees any more, become that of a pane: what
-    it holds is what the window of that holds."""
+    """Let such an entry become that of the pane: what it holds is what the window of that holds."""
     before = cells.panes[e, 0]
     cells.panes[e, 0] = pane
     if not _joined(spec.shape, spec.lengths[0], before, pane):
@@ -1019,12 +1041,13 @@ def _forget_key(memory, base, record):
 
 
 @_compiled
-def walk(plan, memory, base, start, keys, times, values, seen):
+def walk(plan, memory, base, start, keys, times, values, clocks, seen):
     """Walk over the rows from `start` on: write what each sees, and remember it. Return the row
     before which there is no room.
 
     Args:
         base: that is being made.
+        clocks: the stream's time with each row.
         seen: the words of each window, then the estimates of each window's sketches; shape
             (n, windows * (words + sketches)). Rows without a time leave it as it is.
     """
@@ -1033,29 +1056,22 @@ def walk(plan, memory, base, start, keys, times, values, seen):
     records, arena = cells.records, cells.arena
     windows, sketches = spec.lengths.shape[0], plan.sketches.shape[0]
     stop = min(keys.shape[0], start + queue.shape[0] - registers[TAIL])
-    block = looked_up = start
-    for i in range(start, stop):
-        if i == block:
-            looked_up, block = i, min(i + AHEAD_ROWS, stop)
-            _look_ahead(spec, memory, keys, i, block)
+    for i in range(start - 3 * AHEAD_ROWS, stop):
+        _look_ahead(spec, memory, keys, i, start, stop)
+        if i < start:
+            continue
         time = times[i]
         if time == NEVER:
             registers[UNTIMED] += 1
             continue
-        record = registers[FOUND + i - looked_up]
+        record = registers[FOUND + i % FOUND_ROWS]
         if record < 0 or records[record, HASH] != keys[i] or stamps[record] < 0:
             record = _find(table, records, keys[i])
         if not _has_room(memory, record):
             return i
-        clock = registers[CLOCK]
-        if clock == NEVER:
-            clock = registers[ORIGIN] = time
-        elif time - clock > plan.ahead:
-            registers[AHEAD] += 1
-            clock += plan.ahead
-        else:
-            clock = max(clock, time)
-        registers[CLOCK] = clock
+        clock = registers[CLOCK] = clocks[i]
+        if registers[ORIGIN] == NEVER:
+            registers[ORIGIN] = time
         oldest = _oldest(memory)
         while oldest >= 0 and clock - records[oldest, SEEN] > plan.idle:
             if oldest == record:
@@ -1076,21 +1092,31 @@ def walk(plan, memory, base, start, keys, times, values, seen):
             registers[LATE] += 1
         newest = pane if newest_time == time else newest_time // plan.resolution
         since = float(time - registers[ORIGIN])
+        sole = _sole(spec, cells, record, pane, newest)
+        if sole >= 0:
+            _go_on(spec, cells, sole, pane)
         for window in range(windows):
-            _see(spec, cells, record, window, pane, newest, seen, i)
+            if sole >= 0:
+                _copy(spec.words, arena, sole, OWN, seen, i, NIL)
+            else:
+                _see(spec, cells, record, window, pane, newest, seen, i)
             if plan.own:
                 _add(spec.kept, values, i, since, seen, i, window * spec.words)
             if sketches:
                 _estimate(plan, memory, record, window, values, i, pane, seen)
-        if spec.shape != SLIDING or pane > newest - spec.late_panes - spec.lengths[windows - 1]:
+        stays = spec.shape != SLIDING or pane > newest - spec.late_panes - spec.lengths[windows - 1]
+        if sole >= 0:
+            _add(spec.kept, values, i, since, arena, sole, OWN)
+        elif stays:
             pos, new = _entry(spec, cells, registers, record, pane, newest)
             _add(spec.kept, values, i, since, arena, records[record, AT] + pos, OWN)
             _update(spec, cells, record, pos, new, newest)
-            if sketches:
-                slots, bases = memory.slots, memory.bases
-                unit, last = pane >> plan.shift, newest >> plan.shift
-                _mark(slots, bases, plan.sketches, record, values, i, unit, last)
-        _expire(spec, cells, registers, record, newest)
+        if sketches and stays:
+            slots, bases = memory.slots, memory.bases
+            unit, last = pane >> plan.shift, newest >> plan.shift
+            _mark(slots, bases, plan.sketches, record, values, i, unit, last)
+        if sole < 0:
+            _expire(spec, cells, registers, record, newest)
         if registers[ENTRIES] > plan.panes:
             _forget_most(spec, memory, base, plan.panes, record)
     return stop
@@ -1166,24 +1192,21 @@ def _save_first(memory, base, record):
 
 
 @_compiled
-def save_some(memory, base, order, most):
+def save_some(memory, base, most):
     """Write the next keys, and those between that have changed since are written already: about
-    `most` keys and entries. Return whether all are.
-
-    Args:
-        order: the record of each key of the base, as it was when the base was begun.
-    """
+    `most` keys and entries. Return whether all are."""
     cells, registers = memory.cells, memory.registers
-    records, parts = cells.records, cells.parts
+    records, parts, order = cells.records, cells.parts, memory.queue
     step = max(LINE // (8 * cells.panes.shape[1]), 1)
     rank, end = registers[NEXT], registers[LIMIT]
     until = rank + registers[WRITTEN] + most
     while rank < end and rank + registers[WRITTEN] < until:
         far, near = order[min(rank + 2 * BLOCK, end - 1)], order[min(rank + BLOCK, end - 1)]
         prefetch(records, far, 0)
-        entry = records[near, AT] + parts[near, FIRST]
-        for e in range(0, FEW, step):
-            prefetch(cells.panes, entry + e, 0)
+        prefetch(memory.stamps, far, 0)
+        at, first = records[near, AT], parts[near, FIRST]
+        for e in range(first, min(parts[near, END], first + FEW), step):
+            prefetch(cells.panes, at + e, 0)
         if memory.stamps[order[rank]] == rank:
             _save(memory, base, order[rank], rank)
         rank += 1

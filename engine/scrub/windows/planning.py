@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from engine.scrub.event_time import EventTime
+from engine.columnar.event_time import EventTime
 from engine.scrub.windows.aggregates import Layout
 from engine.scrub.windows.kernels import Plan, Spec, weigh
 from engine.scrub.windows.results import AS_DISTINCT, Results

@@ -38,8 +38,9 @@ class WindowSettings(types.Settings):
         own: a row sees itself, too.
         ties: a row sees earlier rows of its own time; false only where the resolution is one
             tick.
-        ahead: how far one row may move the stream's time; same form as length; the longest
-            window unless given.
+        ahead: a time that is so much after the newest one does not move the stream's time, unless
+            eight in sequence are, or those before it were as far apart; same form as length; the
+            longest window unless given.
         idle: how far the stream's time moves on after a key's last row until the key is
             forgotten; same form as length; the longest window and the lateness unless given (32
             halflives where fading).

@@ -6,16 +6,16 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from engine.columnar.event_time import EventTime
 from engine.columnar.hashing import Hashes, hashes
 from engine.scrub.columns import expand_columns, extended
-from engine.scrub.event_time import EventTime
 from engine.scrub.windows.aggregates import ANY_TYPE, NOT_FADING, Aggregate, layout, result_type
 from engine.scrub.windows.kernels import SLOTS
 from engine.scrub.windows.planning import SHAPES, Planner
 from engine.scrub.windows.settings import WindowSettings
 from engine.scrub.windows.state import WindowState
 from engine.types import Batch, Schema, Snapshot, Stage, Transform, UserError, require, type_name
-from engine.types.arrays import Bools, Floats, Ints
+from engine.types.arrays import Bools, Floats
 
 
 class Window(Stage):
@@ -33,11 +33,12 @@ class Window(Stage):
     of their key. An older one sees what is remembered, and is counted as ``late``.
 
     Memory: 8 bytes and 8 for each kept number, for each pane that has rows, with room for more up
-    to a half more, and as much again for the mark; 220 bytes for each key. A key is forgotten once
+    to a half more, and as much again for the mark; 170 bytes for each key. A key is forgotten once
     the stream's time has moved on by `idle` since its last row, or when it is the one not seen for
     the longest time of more than `keys` keys, or `panes` panes; the latter is counted as
-    ``forgotten``. A row more than `ahead` after the stream's time moves that by `ahead` only, and
-    is counted as ``ahead``, so that one time far in the future does not forget everything. All that
+    ``forgotten``. A row more than `ahead` after the stream's time does not move that, unless
+    eight in sequence are, and is counted as ``ahead``: one time far in the future does not forget
+    everything (`engine.columnar.event_time.Clock`). All that
     is exact to the row and does not depend on how the stream is cut. Keys are compared by a 64-bit
     hash.
     """
@@ -112,8 +113,7 @@ class Window(Stage):
         return done.counted(self.name, **counts)
 
     def _hashes(self, frame: pl.DataFrame) -> Hashes:
-        by = list(self._by)
-        return hashes(frame[by]) if by else np.zeros(frame.height, np.uint64)
+        return hashes(frame, self._by) if self._by else np.zeros(frame.height, np.uint64)
 
     def _values(self, frame: pl.DataFrame) -> Floats:
         """Return the values to keep, NaN where missing, shape (n, sources): numbers, 1 for a value
@@ -136,10 +136,16 @@ class Window(Stage):
         return values
 
     def _columns(self, seen: Floats, valid: Bools) -> list[pl.Series]:
-        return [
-            _series(name, seen[i].view(np.int64) if dtype == pl.Int64 else seen[i], valid[i])
-            for i, (name, dtype) in enumerate(self._new.items())
-        ]
+        """Return columns in the memory of `seen`, null where not valid."""
+        bits = np.packbits(valid, axis=1, bitorder="little")
+        arrays = [
+            pa.Array.from_buffers(
+                pa.int64() if dtype == pl.Int64 else pa.float64(), seen.shape[1],
+                [None if valid[i].all() else pa.py_buffer(bits[i]), pa.py_buffer(seen[i])],
+            )
+            for i, dtype in enumerate(self._new.values())
+        ]  # fmt: skip
+        return pl.DataFrame(pa.RecordBatch.from_arrays(arrays, list(self._new))).get_columns()
 
     def snapshot(self) -> Snapshot:
         """Return what is remembered of each key, and the rows since."""
@@ -158,13 +164,6 @@ class Window(Stage):
     def transforms(self) -> list[Transform] | None:
         """Return None: it reads other rows."""
         return None
-
-
-def _series(name: str, numbers: Floats | Ints, valid: Bools) -> pl.Series:
-    """Return a column that is null where not valid, in the memory of the numbers."""
-    mask = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
-    dtype, buffers = pa.from_numpy_dtype(numbers.dtype), [mask, pa.py_buffer(numbers)]
-    return pl.Series(name, pa.Array.from_buffers(dtype, len(numbers), buffers))
 
 
 __all__ = ["Window"]

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.columnar.buffer_pool import BufferPool
+from engine.columnar.event_time import Clock
 from engine.columnar.hashing import Hashes
 from engine.scrub.windows import kernels
 from engine.scrub.windows import results as columns_of
 from engine.scrub.windows.kernels import (
-    AHEAD,
     ARENA,
     BLOCK,
     CLOCK,
@@ -62,7 +62,7 @@ RESERVED = 512 << 20
 gives them when they are first used, and no copy is made to grow."""
 SPARE = 32
 """Free blocks of memory that are kept for the log; for a base as many as it has arrays."""
-COUNTED = {"late": LATE, "ahead": AHEAD, "forgotten": FORGOTTEN, "no_time": UNTIMED}
+COUNTED = {"late": LATE, "forgotten": FORGOTTEN, "no_time": UNTIMED}
 """What is counted of a batch, and its register."""
 
 
@@ -72,15 +72,13 @@ class Making:
 
     Attributes:
         base: the arrays, some of them written.
-        order: the record of each of its keys.
-        clock, origin: the stream's time and first time.
+        clock, origin: of the stream, and its first time.
         pieces: of the log that it stands for.
         step: keys and entries to write with each batch.
     """
 
     base: Base
-    order: NDArray[np.int32]
-    clock: int
+    clock: Clock
     origin: int
     pieces: int
     step: int
@@ -103,10 +101,15 @@ class WindowState:
 
     def __init__(self, plan: Plan, results: Results, columns: int) -> None:
         self._plan, self._results = plan, results
+        self._clock = Clock.forward()
         self._pool, self._outputs = BufferPool(spare=len(Base._fields)), BufferPool(spare=4)
         self._log = RowLog(columns, BufferPool(spare=SPARE))
         self._none = self._room_for(0, 0)
-        self._base: dict[str, Any] = {"clock": NEVER, "origin": NEVER, **self._none._asdict()}
+        self._base: dict[str, Any] = {
+            "clock": self._clock.snapshot(),
+            "origin": NEVER,
+            **self._none._asdict(),
+        }
         self._making: Making | None = None
         self._memory = self._loaded()
 
@@ -123,32 +126,32 @@ class WindowState:
         """
         rows = {"keys": hashes.view(np.int64), "times": times, "values": values}
         self._memory.registers[LATE : UNTIMED + 1] = 0
-        seen = self._walk(rows)
+        seen, ahead = self._walk(rows)
         registers = self._memory.registers
-        counts = {name: int(registers[at]) for name, at in COUNTED.items()}
+        counts = {name: int(registers[at]) for name, at in COUNTED.items()} | {"ahead": ahead}
         self._log.append(rows)
         if len(times):
-            self._advance(len(times))
+            self._advance()
         shape = (len(self._results.columns), len(times))
         out, valid = self._outputs.empty(shape, np.float64), self._outputs.empty(shape, np.bool_)
         origin, whole = int(registers[ORIGIN]), out.view(np.int64)
         columns_of.write(self._results, origin, times, values, seen, out, whole, valid)
         return out, valid, counts
 
-    def _walk(self, rows: Arrays) -> Floats:
-        """Remember rows; return what each sees, shape (n, words)."""
+    def _walk(self, rows: Arrays) -> tuple[Floats, int]:
+        """Remember rows; return what each sees, shape (n, words), and how many are far ahead."""
         n, at = len(rows["keys"]), 0
+        self._clock, clocks, far = self._clock.walk(rows["times"], self._plan.ahead, at_once=True)
         seen = self._outputs.empty((n, self._results.width), np.float64)
         while at < n:
             base = self._none if self._making is None else self._making.base
-            at = kernels.walk(self._plan, self._memory, base, at, *rows.values(), seen)
+            at = kernels.walk(self._plan, self._memory, base, at, *rows.values(), clocks, seen)
             if at < n:
                 self._grow()
-        return seen
+        return seen, int(np.count_nonzero(far))
 
     def _grow(self) -> None:
-        """Make more room; meanwhile no base is made, as keys change their places in the queue."""
-        self._finish()
+        """Make more room."""
         self._memory = _grown(self._memory)
 
     @property
@@ -186,9 +189,9 @@ class WindowState:
         other.restore(value)
         other._renew()
         added = _base_of(other._base)
-        clock, origin = other._base["clock"], other._base["origin"]
-        registers = self._memory.registers
-        registers[CLOCK] = max(registers[CLOCK], clock)
+        origin, registers = other._base["origin"], self._memory.registers
+        self._clock = max(self._clock, other._clock, key=lambda clock: clock.time)
+        registers[CLOCK] = self._clock.time
         if registers[ORIGIN] == NEVER:
             registers[ORIGIN] = origin
         for op, _, word in self._plan.spec.kept:  # times count from the same origin
@@ -205,28 +208,23 @@ class WindowState:
 
     # ------------------------------------------------------------------------------------- a base
 
-    def _advance(self, rows: int) -> None:
-        """Go on with a new base after so many rows, or begin one if the log has become long."""
+    def _advance(self) -> None:
+        """Go on with a new base, or begin one if the log has become long."""
         if self._making is not None:
             self._make(self._making.step)
             self._shrink()
         elif self._log.nbytes > max(MIN_LOG_BYTES, _nbytes(self._base)):
-            self._begin(rows)
+            self._begin()
 
-    def _begin(self, rows: int) -> None:
-        """Begin a new base, of what is remembered now, with batches of about so many rows."""
-        memory = self._memory
-        queue, registers = memory.queue, memory.registers
-        kernels.compact_queue(queue, memory.stamps, registers)
+    def _begin(self) -> None:
+        """Begin a new base, of what is remembered now."""
+        registers = self._memory.registers
+        kernels.compact_queue(self._memory.queue, self._memory.stamps, registers)
         keys, entries = int(registers[KEYS]), int(registers[ENTRIES])
-        while len(queue) - keys < 2 * STEPS * rows:
-            queue = _longer(queue)
-        self._memory = memory._replace(queue=queue)
         registers[[NEXT, LIMIT, WRITTEN]] = 0, keys, 0
         self._making = Making(
             base=self._room_for(keys, entries),
-            order=queue[:keys].copy(),
-            clock=int(registers[CLOCK]),
+            clock=self._clock,
             origin=int(registers[ORIGIN]),
             pieces=self._log.close(),
             step=(keys + entries) // STEPS + 1,
@@ -236,11 +234,15 @@ class WindowState:
         """Write some more of the new base; when it is whole, take it."""
         making = self._making
         assert making is not None
-        if not kernels.save_some(self._memory, making.base, making.order, step):
+        if not kernels.save_some(self._memory, making.base, step):
             return
         self._making = None
         self._memory.registers[LIMIT] = 0
-        self._base = {"clock": making.clock, "origin": making.origin, **making.base._asdict()}
+        self._base = {
+            "clock": making.clock.snapshot(),
+            "origin": making.origin,
+            **making.base._asdict(),
+        }
         self._log.drop(making.pieces)
 
     def _shrink(self) -> None:
@@ -258,7 +260,7 @@ class WindowState:
     def _renew(self) -> None:
         """Make a base of what is remembered now."""
         self._finish()
-        self._begin(0)
+        self._begin()
         self._finish()
 
     def _room_for(self, keys: int, entries: int) -> Base:
@@ -276,10 +278,11 @@ class WindowState:
     def _loaded(self) -> Memory:
         """Return memory that holds the base, with room for more."""
         plan, base = self._plan, _base_of(self._base)
+        self._clock = Clock.restore(self._base["clock"])
         windows, keys = len(plan.spec.lengths), len(base.keys)
         registers = np.full(REGISTERS, -1)
         registers[[KEYS, RECORDS, HEAD, TAIL, ENTRIES, NEXT, LIMIT]] = 0
-        registers[[CLOCK, ORIGIN, ARENA]] = self._base["clock"], self._base["origin"], BLOCK
+        registers[[CLOCK, ORIGIN, ARENA]] = self._clock.time, self._base["origin"], BLOCK
         words, slots = max(SPLITS // 2 + windows, LINE // 8), SLOTS * len(plan.sketches)
         records = max(2 * keys, min(plan.keys, RESERVED // max(8 * words, 4 * slots)), 256)
         width = 1 + plan.spec.words
@@ -291,7 +294,7 @@ class WindowState:
         memory = Memory(
             cells=_cells(_aligned((records, words), np.int64), arena, runs),
             table=np.full(_power(2 * min(records, 65_536 + keys)), EMPTY),
-            queue=np.empty(4 * records, np.int32),
+            queue=np.empty(max(3 * keys, CHUNK_ROWS), np.int32),
             stamps=np.empty(records, np.int32),
             slots=_aligned((sketched, slots), np.int32),
             bases=np.empty(sketched, np.int64),
@@ -383,14 +386,14 @@ def _grown(memory: Memory) -> Memory:
     records, arena, runs = cells.records, cells.arena, cells.runs
     full = registers[TAIL] == len(queue)
     kernels.compact_queue(queue, stamps, registers)
-    if 2 * registers[TAIL] > len(queue):
-        queue = _longer(queue)
+    if 4 * registers[TAIL] > 3 * len(queue):
+        queue = _longer(queue, len(queue) // 2)
     if registers[FREE_RECORD] < 0 and registers[RECORDS] == len(records):
         records, stamps = _longer(records), _longer(stamps)
         slots, bases = _longer(slots), _longer(bases)
     elif 4 * registers[KEYS] >= 3 * len(table):
         table = np.full(2 * len(table), EMPTY)
-        kernels.fill_table(table, records, queue, int(registers[TAIL]))
+        kernels.fill_table(table, records, queue, stamps, int(registers[TAIL]))
     elif not full:
         arena, runs = _longer(arena), _longer(runs)
     return Memory(_cells(records, arena, runs), table, queue, stamps, slots, bases, registers)
@@ -404,8 +407,10 @@ def _aligned(shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _longer(array: NDArray[Any]) -> NDArray[Any]:
-    longer = _aligned((2 * len(array), *array.shape[1:]), array.dtype.type)
+def _longer(array: NDArray[Any], by: int | None = None) -> NDArray[Any]:
+    """Return a longer array, twice as long unless `by` says how many rows it gets."""
+    rows = len(array) + (len(array) if by is None else by)
+    longer = _aligned((rows, *array.shape[1:]), array.dtype.type)
     longer[: len(array)] = array
     return longer
 

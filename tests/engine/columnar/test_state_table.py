@@ -11,16 +11,33 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.columnar.event_time import NEVER
 from engine.columnar.state_table import Rounds, StateTable
+from engine.types.arrays import Ints
 from tests.size import examples
 
 STRIDE = 64
 """Hashes whose lowest bits are equal, so that their places in the index collide."""
 
 
-def passed(table: StateTable, keys: Sequence[int], numbers: Sequence[float]) -> tuple[Any, ...]:
+UNKNOWN = -7
+"""A row without a time."""
+
+
+def ticks(times: Sequence[int] | None) -> Ints | None:
+    if times is None:
+        return None
+    return np.array([NEVER if time == UNKNOWN else time for time in times], np.int64)
+
+
+def passed(
+    table: StateTable,
+    keys: Sequence[int],
+    numbers: Sequence[float],
+    times: Sequence[int] | None = None,
+) -> tuple[Any, ...]:
     """Half of the state before, plus the row's number: round by round."""
-    entry = table.enter(STRIDE * np.array(keys, np.uint64))
+    entry = table.enter(STRIDE * np.array(keys, np.uint64), ticks(times))
     rounds = Rounds.of(np.maximum(entry.previous - entry.row, -1))
     x = np.array(numbers, np.float32)[rounds.order, None]
     start: Any = table.states(entry, rounds.first)
@@ -37,17 +54,17 @@ def passed(table: StateTable, keys: Sequence[int], numbers: Sequence[float]) -> 
 
 
 def one_by_one(
-    keys: Sequence[int], numbers: Sequence[float], size: int, expire_rows: int
+    keys: Sequence[int], numbers: Sequence[float], times: Sequence[int], size: int, idle: int
 ) -> tuple[list[float], list[float], int, int]:
     memory: OrderedDict[int, tuple[float, int]] = OrderedDict()
     before, after, forgotten, expired = [], [], 0, 0
-    for row, (key, number) in enumerate(zip(keys, numbers, strict=True)):
-        state, last = memory.pop(key, (0.0, row))
-        if row - last > expire_rows:
+    for key, number, time in zip(keys, numbers, times, strict=True):
+        state, newest = memory.pop(key, (0.0, UNKNOWN))
+        if UNKNOWN not in (newest, time) and time - newest > idle:
             state, expired = 0.0, expired + 1
         before.append(state)
         after.append(state / 2 + number)
-        memory[key] = (after[-1], row)
+        memory[key] = (after[-1], max(newest, time))
         if len(memory) > size:
             memory.popitem(last=False)
             forgotten += 1
@@ -59,41 +76,58 @@ def one_by_one(
     keys=st.lists(st.integers(0, 9), max_size=80),
     cuts=st.lists(st.integers(0, 80), max_size=4),
     size=st.integers(1, 12),
-    expire_rows=st.integers(1, 30),
+    idle=st.integers(1, 30),
+    times=st.none() | st.lists(st.integers(UNKNOWN, 60), min_size=80, max_size=80),
     resumed=st.booleans(),
 )
 def test_it_is_a_dictionary_that_forgets(
-    keys: list[int], cuts: list[int], size: int, expire_rows: int, resumed: bool
+    keys: list[int],
+    cuts: list[int],
+    size: int,
+    idle: int,
+    times: list[int] | None,
+    resumed: bool,
 ) -> None:
+    """By the number of rows, and by times of any order, some of which are not known."""
     numbers = [float(i % 5) for i in range(len(keys))]
-    table = StateTable(width=1, keys=size, expire_rows=expire_rows)
+
+    def new() -> StateTable:
+        return StateTable(width=1, keys=size, idle=idle, timed=times is not None)
+
+    table = new()
     before, after, forgotten, expired = [], [], 0, 0
     for start, stop in itertools.pairwise([0, *sorted(min(cut, len(keys)) for cut in cuts), 80]):
-        found = passed(table, keys[start:stop], numbers[start:stop])
+        part = None if times is None else times[start : min(stop, len(keys))]
+        found = passed(table, keys[start:stop], numbers[start:stop], part)
         before += found[0]
         after += found[1]
         forgotten, expired = forgotten + found[2], expired + found[3]
         if resumed:
-            snapshot, table = (
-                table.snapshot(),
-                StateTable(width=1, keys=size, expire_rows=expire_rows),
-            )
+            snapshot, table = table.snapshot(), new()
             table.restore(snapshot)
-    assert (before, after, forgotten, expired) == one_by_one(keys, numbers, size, expire_rows)
+    clock = range(len(keys)) if times is None else times[: len(keys)]
+    assert (before, after, forgotten, expired) == one_by_one(keys, numbers, clock, size, idle)
     assert len(table) <= size
 
 
-@given(keys=st.lists(st.integers(0, 9), max_size=60), cut=st.integers(0, 60))
-def test_looking_up_finds_what_entering_finds(keys: list[int], cut: int) -> None:
-    table = StateTable(width=1, keys=20, expire_rows=15)
-    passed(table, keys[:cut], [1.0] * len(keys[:cut]))
+@given(
+    keys=st.lists(st.integers(0, 9), max_size=60),
+    cut=st.integers(0, 60),
+    times=st.none() | st.lists(st.integers(UNKNOWN, 60), min_size=60, max_size=60),
+)
+def test_looking_up_finds_what_entering_finds(
+    keys: list[int], cut: int, times: list[int] | None
+) -> None:
+    table = StateTable(width=1, keys=20, idle=15, timed=times is not None)
+    cut = min(cut, len(keys))
+    first, then = (None, None) if times is None else (times[:cut], times[cut : len(keys)])
+    passed(table, keys[:cut], [1.0] * cut, first)
     before = table.snapshot()
-    rounds, start = table.look_up(STRIDE * np.array(keys[cut:], np.uint64))
+    rounds, start = table.look_up(STRIDE * np.array(keys[cut:], np.uint64), ticks(then))
     assert all(np.array_equal(value, before[name]) for name, value in table.snapshot().items())
-    entry = table.enter(STRIDE * np.array(keys[cut:], np.uint64))
-    if not entry.expired:  # within the rows, which looking up does not see
-        assert rounds.before.tolist() == np.maximum(entry.previous - entry.row, -1).tolist()
-        assert start.tolist() == table.states(entry, rounds.first).tolist()
+    entry = table.enter(STRIDE * np.array(keys[cut:], np.uint64), ticks(then))
+    assert rounds.before.tolist() == np.maximum(entry.previous - entry.row, -1).tolist()
+    assert start.tolist() == table.states(entry, rounds.first).tolist()
 
 
 @given(keys=st.lists(st.integers(0, 5), max_size=40))

@@ -50,19 +50,26 @@ def test_the_first_rows_have_codes_in_their_own_batch(run: Run) -> None:
     assert (late, again) == ([0, 0], [151])
 
 
-def test_at_most_as_many_values_wait_as_there_are_codes(run: Run, stage: Make) -> None:
+def test_at_most_as_many_values_wait_as_there_are_codes(
+    run: Run, stage: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     once = [f"value {i}" for i in range(50)]
     made = stage("categories", columns=["t"], size=4, min_count=2)
     made.bind({"t": pl.String()})
     frame = pl.DataFrame({"_partition": "p", "_position": range(50), "t": once})
     from tests.scrub.conftest import batch_of
 
-    made.apply(batch_of(frame))
+    done = made.apply(batch_of(frame))
     assert made.snapshot()["known"]["t"]["waiting"]["value"].to_list() == once[-4:]
+    assert done.counts["s", "dropped"] == 46
+    made.apply(batch_of(frame.head(6)))
+    assert caplog.text.count("counted as 'dropped'") == 1
 
 
 @pytest.mark.usefixtures("steady")
-def test_a_value_that_is_not_seen_loses_its_code_to_another(run: Run) -> None:
+def test_a_value_that_is_not_seen_loses_its_code_to_another(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
     options = {"columns": ["t"], "size": 2, "idle": "10d", "time": "at"}
     done = run(
         "categories", options,
@@ -75,6 +82,25 @@ def test_a_value_that_is_not_seen_loses_its_code_to_another(run: Run) -> None:
     )  # fmt: skip
     assert codes(done) == [[0, 0], [1, 0], [1, 2], [1, 0], [0, 2], [1, 2]]
     assert [batch.counts.get(("s", "forgotten"), 0) for batch in done] == [0, 0, 0, 1, 0, 0]
+    assert [batch.counts.get(("s", "reused"), 0) for batch in done] == [0, 0, 0, 1, 0, 0]
+    assert caplog.text.count("a model goes on from what it has learned of that code") == 1
+
+
+@pytest.mark.parametrize("wrong", [0, 3, 40])
+def test_a_wrong_time_in_the_future_forgets_nothing(run: Run, wrong: int) -> None:
+    """At the start, among the first times, and later; the value of its row is none that stays."""
+    options = {"columns": ["t"], "size": 9, "idle": "10d", "time": "at"}
+    days = [i // 4 for i in range(60)]
+    texts = ["abcd"[i % 4] for i in range(60)]
+    days[wrong], texts[wrong] = 36_500, "w"
+    rows = [{"t": [t], "at": times(day)} for t, day in zip(texts, days, strict=True)]
+    more = [{"t": ["a"], "at": times(60)}] * 20
+    done = run("categories", options, *rows, *more)
+    gone = [batch.counts.get(("s", "forgotten"), 0) for batch in done]
+    assert sum(gone[:60]) == (wrong < 40)  # w itself, idle for longer than ten days
+    assert sum(gone) == 4  # w, and b, c and d with the last times
+    (last,) = done[-1].frame["t"].to_list()
+    assert last == done[-20].frame["t"].to_list()[0]
 
 
 @pytest.mark.usefixtures("steady")
@@ -85,6 +111,7 @@ def test_new_codes_are_taken_before_those_of_others(run: Run, stage: Make) -> No
         {"t": ["c", "b", "d"]}, {"t": ["d", "c"]},
     )  # fmt: skip
     assert codes(done) == [[0, 0], [2, 2, 2], [0, 2], [3, 2, 0], [1, 3]]
+    assert [batch.counts.get(("s", "reused"), 0) for batch in done] == [0, 0, 0, 1, 0]
 
 
 def test_a_free_code_is_in_no_model_file(run: Run, stage: Make) -> None:

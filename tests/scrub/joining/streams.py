@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from connectors.formats.values.columns import Columns
-from engine.scrub.joining.clock import AGREE
+from engine.columnar.event_time import AGREE
 from engine.scrub.joining.stage import Join
 from engine.scrub.side_source import SideSource
 from engine.types import EndOfStream, Mark, Records, Schema, SharedSource, Source, expand_schema
@@ -137,11 +137,7 @@ def stage_of(source: InOrder, **options: Any) -> Join:
 
 def clocks_of(times: Sequence[int], *, begins: int) -> list[int]:
     """The clock with each time, where none is far ahead: it begins with so many of them."""
-    clocks: list[int] = []
-    for n in range(1, len(times) + 1):
-        first = min(times[:begins])
-        clocks.append(NEVER if n < begins else max(first, *times[begins - 1 : n]))
-    return clocks
+    return [NEVER if n < begins else max(times[:n]) for n in range(1, len(times) + 1)]
 
 
 def expected(

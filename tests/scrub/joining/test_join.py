@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.scrub.joining import clock, recent_events
-from engine.scrub.joining.clock import AGREE, Clock
+from engine.columnar import event_time
+from engine.columnar.event_time import AGREE
+from engine.scrub.joining import recent_events
 from engine.scrub.joining.stage import Join
 from engine.types import Batch, HeadraceError, UserError
 from tests.scrub.conftest import batch_of
@@ -239,16 +240,6 @@ def test_an_event_of_the_far_future_hides_none_of_those_after_it() -> None:
     assert counts(done) == {"events": 43, "events_ahead": 1}
 
 
-def test_a_clock_goes_back_where_eight_times_in_sequence_are() -> None:
-    times = np.array([9_999, *range(AGREE - 1), 9_998, *range(AGREE), 3, 200, 4, 300, 301])
-    known, clocks, far = Clock().walk(times, 100, at_once=True)
-    assert clocks.tolist() == [*[9_999] * (2 * AGREE), *[AGREE - 1] * 6]
-    assert (known.time, times[far].tolist()) == (AGREE - 1, [200, 300, 301])
-    # It is known by now: dead letters of long ago, read again, are late.
-    later, clocks, _ = known.walk(np.full(2 * AGREE, -9_999), 100, at_once=True)
-    assert (later.time, set(clocks.tolist())) == (AGREE - 1, {AGREE - 1})
-
-
 # ------------------------------------------------------------------------------------------- memory
 
 
@@ -369,7 +360,7 @@ def test_its_loops_are_compiled_once_wherever_a_state_comes_from() -> None:
                 array.flags.writeable = False
     stage.restore(saved)
     assert apply(stage, [("a", 7)]).frame["x"].to_list() == [7]
-    assert {len(loop.signatures) for loop in (clock._walk, recent_events._find)} == {1}
+    assert {len(loop.signatures) for loop in (event_time._walk, recent_events._find)} == {1}
 
 
 def test_columns_that_changed_since_the_checkpoint_are_named() -> None:

@@ -16,6 +16,7 @@ from sklearn.preprocessing import PowerTransformer
 from engine.columnar.kernels import inverse_power_transform, power_transform
 from engine.scrub.values.power import HIGH, LOW, yeo_johnson
 from engine.types import Batch
+from tests.scrub.conftest import batch_of
 from tests.size import examples
 
 INF, NAN = math.inf, math.nan
@@ -117,6 +118,24 @@ def test_beyond_what_a_power_can_give_is_infinite() -> None:
         INF,
         None,
     ]
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_numbers_whose_power_is_infinite_are_told(stage: Make, standardize: bool) -> None:
+    """Also beside null and what was infinite before; the others are changed as they were."""
+    made = stage("power", columns=["x", "y"], exponent=6.0, standardize=standardize, min_rows=2)
+    made.bind({"x": pl.Float64(), "y": pl.Float64()})
+    x = [1.0, 2.0, 3.0, 1e60, None, INF, 2e55]
+    frame = pl.DataFrame({"x": x, "y": [float(i) for i in range(7)]})
+    places = pl.DataFrame({"_partition": ["p"] * 7, "_position": range(7)})
+    for n in (1, 2):
+        done = made.apply(batch_of(places.hstack(frame)))
+        assert done.counts["s", "overflowed"] == 2
+        infinite = [None if each is None else each > 3 for each in x]
+        assert done.frame["x"].is_infinite().to_list() == infinite
+        assert done.frame["x"].head(3).n_unique() == 3  # they are scaled by what they are
+        (told,) = [each for each in made.remarks() if "infinite" in each]
+        assert f"[scrub.s] made {2 * n} numbers of column 'x' infinite (the first: 1e+60)" in told
 
 
 def test_far_from_zero_digits_are_left(make: Any) -> None:

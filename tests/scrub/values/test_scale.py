@@ -301,5 +301,5 @@ def test_a_learner_never_sees_what_no_stage_could_scale(run: Run) -> None:
     batch = Collate(Features(numeric=("x",))).apply(done)
     assert batch.tensors is not None
     assert len(batch.tensors.numeric) == 0
-    assert [rejects.reason for rejects in batch.rejects] == ["not_finite"]
+    assert [rejects.reason for rejects in batch.rejects] == ["non_finite"]
     assert sum(len(rejects) for rejects in batch.rejects) == 3

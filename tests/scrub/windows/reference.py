@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import polars as pl
 
+from engine.columnar.event_time import Clock
 from engine.columnar.hashing import hashes
 
 NAMES = (
@@ -49,7 +51,7 @@ class Reference:
     panes: int = 1 << 30
     names: Sequence[str] = NAMES
     memory: OrderedDict[Any, Key] = field(default_factory=OrderedDict)
-    clock: int | None = None
+    event_time: Clock = field(default_factory=Clock.forward)
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("late", "ahead", "forgotten", "no_time"), 0)
     )
@@ -70,7 +72,6 @@ class Reference:
             return None
         value = None if value is None or math.isnan(value) else value
         self._move_clock(time)
-        assert self.clock is not None
         if key not in self.memory:
             if len(self.memory) == self.keys:
                 self.memory.popitem(last=False)
@@ -100,16 +101,17 @@ class Reference:
         self._bound(key, state)
         return seen
 
+    @property
+    def clock(self) -> int:
+        """The stream's time, which has its own tests."""
+        return self.event_time.time
+
     def _move_clock(self, time: int) -> None:
         assert self.ahead is not None
         assert self.idle is not None
-        if self.clock is None:
-            self.clock = time
-        elif time - self.clock > self.ahead:
-            self.counts["ahead"] += 1
-            self.clock += self.ahead
-        else:
-            self.clock = max(self.clock, time)
+        times = np.array([time], np.int64)
+        self.event_time, _, far = self.event_time.walk(times, self.ahead, at_once=True)
+        self.counts["ahead"] += int(far[0])
         for key in [k for k, v in self.memory.items() if self.clock - v.seen > self.idle]:
             del self.memory[key]
 

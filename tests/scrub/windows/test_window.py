@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.columnar.hashing import hashes
-from engine.scrub.windows.kernels import ARENA
+from engine.scrub.windows.kernels import ARENA, LOWER
 from engine.types import Batch
 from tests.scrub.windows.reference import NAMES, Reference, Row, close
 from tests.size import examples
@@ -93,6 +93,7 @@ ROWS = st.lists(
 @settings(max_examples=examples(15), deadline=None)
 @given(
     steps=ROWS,
+    wild=st.booleans(),
     own=st.booleans(),
     late=st.integers(0, 3),
     keys=st.sampled_from([1, 2, 100]),
@@ -100,12 +101,13 @@ ROWS = st.lists(
     cuts=st.lists(st.tuples(st.integers(0, 12), st.booleans()), max_size=12),
 )
 def test_it_is_its_definition_for_every_cut(
-    stage: Make, batch: Make, case: str, steps: list[Row], own: bool, late: int, keys: int,
-    panes: int, cuts: list[tuple[int, bool]],
+    stage: Make, batch: Make, case: str, steps: list[Row], wild: bool, own: bool, late: int,
+    keys: int, panes: int, cuts: list[tuple[int, bool]],
 ) -> None:  # fmt: skip
-    """And resumes from its snapshot after some batches; the same bits as in one batch."""
+    """And resumes from its snapshot after some batches; the same bits as in one batch. The stream
+    may begin with a wild time."""
     options = SMALL[case] | {"own": own, "lateness": late, "keys": keys, "panes": panes}
-    rows = timed(steps)
+    rows = [("a", 1_000, 2.0)] * wild + timed(steps)
     frame = pl.DataFrame(rows, schema=SCHEMA, orient="row")
     whole = built(stage, options).apply(batch(frame))
     made = built(stage, options)
@@ -312,6 +314,53 @@ def test_memory_is_bounded_by_keys_and_by_time(stage: Make, batch: Make) -> None
     assert used[-1] < 2_000
 
 
+def test_a_key_of_one_pane_takes_little_more_than_100_bytes(stage: Make, batch: Make) -> None:
+    """Its record, its places in the hash table and in the queue, and its entry of 16 bytes."""
+    n = 90_000
+    made = stage(
+        "window", by=["k"], time="t", length=10, resolution=10, aggregates={"x": ["sum"]},
+        keys=2 * n,
+    )  # fmt: skip
+    made.bind({"k": pl.Int64(), "t": pl.Int64(), "x": pl.Float64()})
+    rows = pl.DataFrame({"k": np.arange(n), "t": np.zeros(n, np.int64), "x": np.ones(n)})
+    for now in range(0, 60, 10):
+        for part in rows.with_columns(t=pl.lit(now)).iter_slices(10_000):
+            made.apply(batch(part))
+    assert made._state.panes == n
+    assert made._state.nbytes < 115 * n
+
+
+def test_keys_come_and_go_while_bases_are_made(
+    stage: Make, batch: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And all memory grows meanwhile: each row sees the same, resumed too."""
+    rng = np.random.default_rng(4)
+    n = 6_000
+    keys = (rng.random(n) ** 3 * np.linspace(50, 2_500, n)).astype(np.int64)
+    frame = pl.DataFrame({"k": keys, "t": np.arange(n) // 4, "x": rng.normal(size=n)})
+
+    def build() -> Any:
+        made = stage(
+            "window", by=["k"], time="t", length=700, lateness=9, keys=1_100,
+            aggregates={"x": ["sum", "count", "last"]},
+        )  # fmt: skip
+        made.bind(dict(frame.schema))
+        return made
+
+    whole = build().apply(batch(frame))
+    assert whole.counts["s", "forgotten"] > 100
+    for name, small in {"MIN_LOG_BYTES": 0, "RESERVED": 0, "CHUNK_ROWS": 64, "STEPS": 8}.items():
+        monkeypatch.setattr(f"engine.scrub.windows.state.{name}", small)
+    made, done = build(), []
+    for i, part in enumerate(frame.iter_slices(50)):
+        done.append(made.apply(batch(part)).frame)
+        if i == 70:
+            snapshot = made.snapshot()
+            made = build()
+            made.restore(snapshot)
+    assert pl.concat(done).drop("_position").equals(whole.frame.drop("_position"))
+
+
 def test_states_of_other_keys_are_merged(stage: Make, batch: Make) -> None:
     """As an engine that takes over another's partitions does."""
     rng = np.random.default_rng(3)
@@ -347,7 +396,7 @@ def test_keys_whose_hashes_begin_alike_are_told_apart(
     for upper in (0xFFFF_FFFF_0000_0000, 0):
         monkeypatch.setattr(
             "engine.scrub.windows.stage.hashes",
-            lambda keys, upper=upper: hashes(keys) & np.uint64(upper | 0xFFFF_FFFF),
+            lambda frame, names, upper=upper: hashes(frame, names) & np.uint64(upper | LOWER),
         )
         made = stage("window", by=["k"], time="t", length=40, aggregates={"x": ["sum"]}, keys=5)
         made.bind(dict(frame.schema))

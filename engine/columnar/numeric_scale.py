@@ -1,5 +1,5 @@
-"""Numbers that stages scale, for learners that keep what they have learned of them: the scale moves
-with the stream, and what is kept does not."""
+"""The scale of numbers that are kept, in memory or as what was learned of them: the stages' scale
+moves with the stream, and what is kept does not."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ class NumericScale:
     """The scale of numeric features over all stages: ``(x - shift) * factor``.
 
     Attributes:
-        shift, factor: of each feature, shape (d,). A shift of NaN: nothing was known of it, so that
-            all its numbers are 0. A factor of 0: it had not varied, so they are 0 too.
+        shift, factor: of each feature, shape (d,), or (n, d) of rows with a scale of their own. A
+            shift of NaN: nothing was known of it, so that all its numbers are 0. A factor of 0: it
+            had not varied, so they are 0 too.
         named: whether a stage said what it did to the feature, shape (d,); the others are as they
             came.
     """
@@ -61,8 +62,8 @@ class NumericScale:
         return np.nan_to_num((raw - self.shift) * self.factor, nan=0.0, posinf=0.0, neginf=0.0)
 
     def to(self, other: NumericScale) -> tuple[Floats, Floats]:
-        """Return a, b, (d,) each: ``a * x + b`` is in the other scale what x is in this one. What
-        either knows nothing of, or does not name, stays as it is."""
+        """Return a, b, (d,) or (n, d) each: ``a * x + b`` is in the other scale what x is in this
+        one. What either knows nothing of, or does not name, stays as it is."""
         known = ~np.isnan(self.shift) & ~np.isnan(other.shift) & self.named & other.named
         a = _over(other.factor, self.factor)
         b = (self.shift - other.shift) * other.factor
@@ -98,7 +99,8 @@ class NumericScale:
 
 def _over(numbers: Floats, factor: Floats) -> Floats:
     """Return numbers / factor; 0 where the factor is."""
-    return np.divide(numbers, factor, where=factor != 0, out=np.zeros_like(numbers))
+    out = np.zeros(np.broadcast_shapes(numbers.shape, factor.shape))
+    return np.divide(numbers, factor, where=factor != 0, out=out)
 
 
 __all__ = ["NumericScale"]
