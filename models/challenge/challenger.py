@@ -28,6 +28,7 @@ from engine.types import (
     Tensors,
     UserError,
     nearest,
+    pinball_losses,
 )
 from models.challenge.error_drift import THRESHOLD, ErrorDrift, rehearse
 from models.challenge.token_bucket import TokenBucket
@@ -191,10 +192,10 @@ class ChampionChallenger(WrappedLearner):
         parts: list[Step] = []
         at, n = 0, len(batch.tensors)
         while at < n or not parts:
-            part = _cut(batch, at, min(n, at + self._rows_left()))
+            part = _cut(batch, at, self._end(batch.tensors, at))
             parts.append(self._learned(part, counts))
             at += len(parts[-1].scores)
-        step = parts[0] if len(parts) == 1 else _merge_steps(parts)
+        step = Step.joined(parts)
         return dataclasses.replace(step, challenges=counts) if counts else step
 
     def predict(self, tensors: Tensors) -> NDArray[np.float64]:
@@ -276,6 +277,16 @@ class ChampionChallenger(WrappedLearner):
             raise _no_stage(name)
         return any(counts)
 
+    @property
+    def scores_in_turn(self) -> bool:
+        return self.learner.scores_in_turn
+
+    def _end(self, rows: Tensors, at: int) -> int:
+        """Return the end of rows from row `at` on after which something may be decided."""
+        left = self._rows_left()
+        learned = np.flatnonzero(rows.to_learn[at:])
+        return at + int(learned[left - 1]) + 1 if len(learned) >= left else len(rows)
+
     def _rows_left(self) -> int:
         """Return the rows until the next possible decision."""
         if self._challenge is not None:
@@ -296,7 +307,7 @@ class ChampionChallenger(WrappedLearner):
         if challenge is None:
             self._detector = self._detector.update(errors)
             self._pace = self._pace.charge(len(errors), step.steps, models=1)
-            if not self._rows % self._stride:
+            if len(errors) and not self._rows % self._stride:
                 self._check_error(counts)
             return step
         theirs = challenge.learner.learn(part)
@@ -465,17 +476,19 @@ def _standard_error(means: NDArray[np.float64]) -> float:
 
 
 def _errors(features: Features, rows: Tensors, step: Step) -> NDArray[np.float64]:
-    """Return the error of each learned row: the distance from the target, of several their mean, or
-    Brier's score of
-    the probabilities."""
+    """Return the error of each learned row: the distance from the target, of several their mean,
+    the mean pinball loss of quantiles, or Brier's score of the probabilities."""
     assert rows.target is not None, "rows to learn from have a target"
-    scores, target = step.scores, rows.target.numpy()
     if step.skipped is not None:
         return np.empty(0)
+    there = rows.labelled & rows.to_learn  # the others are only scored
     if step.not_learned is not None:
-        scores, target = scores[~step.not_learned], target[~step.not_learned]
+        there = there & ~step.not_learned
+    scores, target = step.scores[there], rows.target.numpy()[there]
     if features.targets:  # a row has one of them at least
         errors = np.nanmean(np.abs(scores - target), axis=1)
+    elif features.quantiles:
+        errors = pinball_losses(target, scores, features.quantiles).mean(axis=1)
     elif features.task == "regression":
         errors = np.abs(scores - target)
     elif scores.ndim == 1:
@@ -499,37 +512,6 @@ def _cut(batch: Batch, start: int, stop: int) -> Batch:
         )
         part = dataclasses.replace(part, on_device=on_device)
     return dataclasses.replace(batch, frame=batch.frame.slice(start, stop - start), tensors=part)
-
-
-def _merge_steps(parts: Sequence[Step]) -> Step:
-    """Merge the steps of the parts of a batch."""
-    learned = [(part.loss, len(part.scores)) for part in parts if math.isfinite(part.loss)]
-    rows = sum(rows for _, rows in learned)
-    augmented: Counter[str] = Counter()
-    counts: Counter[str] = Counter()
-    for part in parts:
-        augmented.update(part.augmented)
-        counts.update(part.counts)
-    not_learned = None
-    if any(part.not_learned is not None or part.skipped is not None for part in parts):
-        not_learned = np.concatenate([_refused(part) for part in parts])
-    return Step(
-        scores=np.concatenate([part.scores for part in parts]),
-        loss=sum(loss * rows for loss, rows in learned) / rows if rows else math.nan,
-        steps=sum(part.steps for part in parts),
-        skipped="non_finite" if not_learned is not None and not_learned.all() else None,
-        not_learned=not_learned,
-        scored_only=sum(part.scored_only for part in parts),
-        augmented=augmented,
-        counts=counts,
-    )
-
-
-def _refused(step: Step) -> NDArray[np.bool_]:
-    """Return the rows of the step that should have been learned but were not, shape (n,)."""
-    if step.not_learned is not None:
-        return step.not_learned
-    return np.full(len(step.scores), step.skipped is not None)
 
 
 __all__ = [

@@ -16,7 +16,7 @@ test), so nothing is corrected for their number.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.types import pinball_losses
 from engine.types.arrays import Floats, Ints
 
 RESAMPLES = 500
@@ -74,8 +75,9 @@ class Figure:
         if not self.loss <= self.allowed:
             return f"{self.name} worse by {self.loss:.2f}{unit} ({span}), allowed {self.allowed:g}"
         return (
-            f"{self.name} not surely within {self.allowed:g}{unit}: worse by {self.loss:.2f} "
-            f"({span})"
+            f"{self.name} not surely within {self.allowed:g}{unit}: "
+            f"{'better' if self.loss < 0 else 'worse'} by {abs(self.loss):.2f}{unit} "
+            f"(worse by {span})"
         )
 
 
@@ -133,6 +135,38 @@ def compare_regression(
     tail, ranges = figures[2], figures[3:]
     worst_range = [max(ranges, key=_severity)] if ranges else []
     return (*figures[:2], tail, *worst_range)
+
+
+def compare_quantiles(
+    target: Floats, base: Floats, candidate: Floats, rules: Rules, quantiles: Sequence[float]
+) -> tuple[Figure, ...]:
+    """Return the mean pinball loss, the error of the coverage (how far the share of targets from
+    the lowest quantile to the highest is from what was asked for), and the figures of
+    `compare_regression` for the medians.
+
+    Args:
+        target: shape (n,).
+        base, candidate: shape (n, quantiles); finite but for the candidate.
+    """
+    n, both = len(target), (base, candidate)
+    losses = [pinball_losses(target, scores, quantiles).mean(axis=1) for scores in both]
+    inside = [(scores[:, 0] <= target) & (target <= scores[:, -1]) for scores in both]
+    total, drawn = _sums(np.column_stack([*losses, *inside]), np.zeros(n, np.int64), rules)
+    asked, median = quantiles[-1] - quantiles[0], list(quantiles).index(0.5)
+
+    def coverage_error(sums: Floats) -> Floats:
+        error: Floats = np.abs(sums[..., 2:] / n - asked)
+        return error
+
+    own = total[:2] / n, drawn[:, :2] / n
+    return (
+        _figure("pinball loss", *own, "%", rules.max_loss, rules),
+        _figure(
+            "coverage error", coverage_error(total), coverage_error(drawn), "pt", rules.max_loss,
+            rules,
+        ),
+        *compare_regression(target, base[:, median], candidate[:, median], rules),
+    )  # fmt: skip
 
 
 def compare_targets(
@@ -393,6 +427,7 @@ __all__ = [
     "Figure",
     "Rules",
     "compare_classes",
+    "compare_quantiles",
     "compare_regression",
     "compare_targets",
     "interval",

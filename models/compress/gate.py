@@ -34,6 +34,7 @@ from models.compress.comparison import (
     Figure,
     Rules,
     compare_classes,
+    compare_quantiles,
     compare_regression,
     compare_targets,
     speed,
@@ -163,7 +164,7 @@ class GateReport:
         table.add_column("model")
         for column in (self.measure, "loss", "1,024 rows", "1 row", "speed", "size", "result"):
             table.add_column(column, justify="left" if column == "result" else "right")
-        unit = " %" if self.measure == "MAE" else " pt"
+        unit = " pt" if self.measure == "error" else " %"
         for c in self.candidates:
             result = "serves" if c.name == self.chosen else c.refusal or "accepted"
             table.add_row(
@@ -280,6 +281,7 @@ class _Gate:
             confidence=settings.confidence,
         )
         self._memory = int(settings.max_memory or 2**31 + 8 * model.stat().st_size)
+        self._quantiles = properties.quantiles
         self._targets = properties.targets or (properties.target,)
         self._old, self._new = self._split(rows)
         self.remark = self._short(self._new.height)
@@ -360,7 +362,7 @@ class _Gate:
             which="the newest of those held out by a hash of the row (where equal rows are common, "
             "of its place), never learned",
             confidence=self._settings.confidence,
-            measure="MAE" if self._regression else "error",
+            measure=self._measure,
             provider=provider,
             remark=self.remark,
         )
@@ -405,9 +407,18 @@ class _Gate:
             return columns if len(self._targets) > 1 else columns[:, 0]
         return class_indexes(self._new.get_column(self._targets[0]), self._classes)
 
+    @property
+    def _measure(self) -> str:
+        """What the first of the figures is."""
+        if self._quantiles:
+            return "pinball loss"
+        return "MAE" if self._regression else "error"
+
     def _compare(self, scores: Floats) -> tuple[Figure, ...]:
         if len(self._targets) > 1:
             return compare_targets(self._target, self._base, scores, self._rules, self._targets)
+        if self._quantiles:
+            return compare_quantiles(self._target, self._base, scores, self._rules, self._quantiles)
         if self._regression:
             return compare_regression(self._target, self._base, scores, self._rules)
         return compare_classes(
@@ -428,12 +439,24 @@ def _with_refusal(c: Candidate, size: int, lost: int, settings: Compression) -> 
         reasons = [counted(lost, "row gets no finite score", "rows get no finite score")]
     if not c.speedup_low >= settings.min_speedup:
         low, high = c.speedup_low, c.speedup_high
+        said = f"{c.speedup:.2f}x ({low:.2f} to {high:.2f})"
+        needed = f"{settings.min_speedup:g}x"
+        near = c.speedup >= settings.min_speedup
         reasons.append(
-            f"speed {c.speedup:.2f}x ({low:.2f} to {high:.2f}), needed {settings.min_speedup:g}x"
+            f"speed not surely {needed}: {said}" if near else f"speed {said}, needed {needed}"
         )
     if c.size > settings.max_size_ratio * size:
-        reasons.append(f"size {c.size / size:.2f} of float32, allowed {settings.max_size_ratio:g}")
+        reasons.append(
+            f"size {_apart(c.size / size, settings.max_size_ratio)} of float32, allowed "
+            f"{settings.max_size_ratio:g}"
+        )
     return replace(c, refusal=f"refused: {'; '.join(reasons)}") if reasons else c
+
+
+def _apart(value: float, limit: float) -> str:
+    """Return a number with two digits, or as many as tell it from a limit."""
+    shown = (f"{value:.{digits}f}" for digits in range(2, 10))
+    return next((text for text in shown if float(text) != limit), f"{value:g}")
 
 
 def _choose(accepted: Sequence[Candidate]) -> Candidate:

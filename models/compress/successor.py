@@ -16,6 +16,7 @@ from models.compress.comparison import (
     Figure,
     Rules,
     compare_classes,
+    compare_quantiles,
     compare_regression,
     compare_targets,
 )
@@ -25,7 +26,8 @@ from models.serving.predictor import Network, OnnxPredictor
 MAX_ROWS = 2_000
 """The newest held-out rows that both are judged on."""
 OVERALL = 2
-"""The first figures, which are over all rows: MAE and RMSE, or error and log loss."""
+"""The first figures, which are over all rows: MAE and RMSE, pinball loss and coverage error of
+quantiles, or error and log loss of classes."""
 
 
 def surely_worse(
@@ -41,7 +43,8 @@ def surely_worse(
 
     Args:
         rows: raw, with the target, oldest first.
-        allowed: percent of MAE and RMSE of a regression; for classes points of 100.
+        allowed: percent of MAE and RMSE of a regression, or of the pinball loss; for coverage and
+            classes points of 100.
         network: makes the network of a file where torch runs it.
     """
     rows = rows.tail(MAX_ROWS)
@@ -54,7 +57,7 @@ def surely_worse(
     except UserError:  # the one that serves is of another pipeline
         return ""
     ours, theirs = (model.features for model in models)
-    if (ours.task, ours.classes, ours.targets) != (theirs.task, theirs.classes, theirs.targets):
+    if _answers(ours) != _answers(theirs):
         return ""
     target, known = _labels(rows.select(list(ours.targets) or models[0].target), ours)
     known &= _finite(candidate) & _finite(base)
@@ -64,6 +67,11 @@ def surely_worse(
     figures = _compare(target[known], base[known], candidate[known], ours, Rules(max_loss=allowed))
     worse = [figure for figure in figures if _is_surely(figure, allowed)]
     return _said(worse[0], allowed, count) if worse else ""
+
+
+def _answers(features: Features) -> tuple[object, ...]:
+    """Return what a model answers with."""
+    return features.task, features.classes, features.targets, features.quantiles
 
 
 def _labels(columns: pl.DataFrame, features: Features) -> tuple[Any, Bools]:
@@ -83,6 +91,8 @@ def _compare(
     """Return the figures over all rows."""
     if features.targets:
         return compare_targets(target, base, candidate, rules, features.targets, OVERALL)
+    if features.quantiles:
+        return compare_quantiles(target, base, candidate, rules, features.quantiles)[:OVERALL]
     if features.task == "regression":
         return compare_regression(target, base, candidate, rules)[:OVERALL]
     return compare_classes(

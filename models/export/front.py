@@ -102,14 +102,14 @@ class StageGraph:
             first = self._graph.op("Add", first, other)
         return first
 
-    def with_nan_guard(self, score: str) -> str:
-        """Return the score, but NaN for a row with a non-finite feature: training rejects such a
-        row, and relu or int8 would turn it into a number."""
+    def with_nan_guard(self, score: str, *, outputs: int) -> str:
+        """Return the score, (n,) or (n, outputs), but NaN for a row with a non-finite feature:
+        training rejects such a row, and relu or int8 would turn it into a number."""
         guard = self.guard()
         if not guard:
             return score
         graph = self._graph
-        if self._features.outputs > 1:
+        if outputs > 1:
             guard = graph.op("Unsqueeze", guard, graph.constant(np.array([1], np.int64)))
         return graph.op("Add", score, guard)
 

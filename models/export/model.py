@@ -3,9 +3,10 @@
 Imputation, clipping, scaling and category codes are nodes of the graph, with the numbers that
 training used, so what serves cannot differ from what was learned. Each raw column is an input of
 its own; `models.export.onnx_inputs` has a table of them. The output ``score`` is float32, shape
-(n,) or (n, k). Of a model with a state per key, the input ``state/before`` has what the keys of the
-rows carry, and the output ``state/after`` what they carry then, (n, width) float32; no two rows of
-a call may have the same key.
+(n,) or (n, k). A classifier of vectors has the output ``vector``, float32, (n, width), each of
+length 1. Of a model with a state per key, the input ``state/before`` has what the keys of the rows
+carry, and the output ``state/after`` what they carry then, (n, width) float32; no two rows of a
+call may have the same key.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ import onnx
 import polars as pl
 from onnx import TensorProto
 
-from engine.types import Learner, Scales, Schema, Transform
-from engine.user_code.calls import Calling
+from engine.types import Features, Learner, Scales, Schema, Transform, UserError
+from engine.user_code.calls import Calling, named
 from models.export.body import NotExportable
 from models.export.front import StageGraph, columns_of
 from models.export.front_tensors import write_front
-from models.export.model_files import FORMAT, SCORE, STATE_AFTER, write
+from models.export.model_files import FORMAT, SCORE, STATE_AFTER, VECTOR, write
 from models.export.onnx_graph import Graph
 
 log = logging.getLogger("headrace.export")
@@ -94,28 +95,13 @@ def make(
         packed = _packed(learner, error)
         score = ""
     shape: list[int | str] = ["n"] if features.outputs == 1 else ["n", features.outputs]
-    properties = {
-        **metadata,
-        **packed,
-        "format": FORMAT,
-        "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "task": features.task,
-        "target": features.target or "",
-        "targets": json.dumps(features.targets),
-        "classes": json.dumps(features.classes),
-        "threshold": repr(features.threshold),
-        "features": json.dumps([*features.numeric, *features.categories, *features.nested]),
-        "inputs": json.dumps(front.inputs),
-        "ranges": json.dumps({k: list(v) for k, v in (ranges or {}).items() if k in front.inputs}),
-        "precision": "float32",
-    }
-    if front.lengths:
-        properties["lengths"] = json.dumps(front.lengths)
-        properties["buckets"] = json.dumps(features.buckets)
+    properties = {**metadata, **packed, **_properties(features, front, ranges or {})}
     if packed:
         graph, _, outputs = write_front(features, transforms, schema or {})
     else:
-        outputs = {SCORE: (front.with_nan_guard(score), TensorProto.FLOAT, shape)}
+        guarded = front.with_nan_guard(score, outputs=features.outputs)
+        outputs = {SCORE: (guarded, TensorProto.FLOAT, shape)}
+        outputs |= _vectors(learner, graph, front)
     if features.state is not None:
         properties["state"] = json.dumps(dataclasses.asdict(features.state))
         width: list[int | str] = ["n", features.state.width]
@@ -129,6 +115,52 @@ def make(
 
         proof.prove(model, learner, transforms, schema or {}, rows, scales)
     return model
+
+
+def _vectors(
+    learner: Learner, graph: Graph, front: StageGraph
+) -> dict[str, tuple[str, int, list[int | str]]]:
+    """Return the output with the vectors, if there are any.
+
+    Raises: UserError for a learner that answers vectors and writes none, or the other way round.
+    """
+    width = learner.features.vector_width
+    if bool(graph.vector) != bool(width):
+        raise UserError(
+            f"{named('model', learner.unwrapped)} answers vectors of {width} numbers, and its "
+            f"build wrote {'one' if graph.vector else 'none'}: vector_width and "
+            "graph.vector_output belong together."
+        )
+    if not width:
+        return {}
+    guarded = front.with_nan_guard(graph.vector, outputs=width)
+    return {VECTOR: (guarded, TensorProto.FLOAT, ["n", width])}
+
+
+def _properties(
+    features: Features, front: StageGraph, ranges: Mapping[str, tuple[float, float]]
+) -> dict[str, str]:
+    """Return the metadata that every model has."""
+    properties = {
+        "format": FORMAT,
+        "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "task": features.task,
+        "target": features.target or "",
+        "targets": json.dumps(features.targets),
+        "quantiles": json.dumps(features.quantiles),
+        "quantile": json.dumps(features.quantile),
+        "classes": json.dumps(features.classes),
+        "threshold": repr(features.threshold),
+        "features": json.dumps([*features.numeric, *features.categories, *features.nested]),
+        "inputs": json.dumps(front.inputs),
+        "ranges": json.dumps({k: list(v) for k, v in ranges.items() if k in front.inputs}),
+        "precision": "float32",
+        "vector_width": str(features.vector_width),
+    }
+    if front.lengths:
+        properties["lengths"] = json.dumps(front.lengths)
+        properties["buckets"] = json.dumps(features.buckets)
+    return properties
 
 
 def _packed(learner: Learner, error: NotExportable) -> dict[str, str]:

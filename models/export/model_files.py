@@ -23,6 +23,9 @@ if TYPE_CHECKING:  # an engine that serves runs without onnx, 20 MiB of it
 FORMAT = "headrace/1"
 SCORE = "score"
 """The name of a model's output, its first; see `score_of`."""
+VECTOR = "vector"
+"""The name of the output with a vector for each row, the second of a model that answers one; see
+`vector_of`."""
 STATE_BEFORE, STATE_AFTER = "state/before", "state/after"
 """The names of the input and the output with what a row's key carries, of a model with a state."""
 DIGEST = "digest"
@@ -35,6 +38,11 @@ def score_of(session: Any) -> str:
     """Return the name of the output with the scores, of a session of ONNX Runtime: `SCORE`, unless
     a column has that name."""
     return str(session.get_outputs()[0].name)
+
+
+def vector_of(session: Any) -> str:
+    """Return the name of the output with the vectors: `VECTOR`, unless a column has that name."""
+    return str(session.get_outputs()[1].name)
 
 
 def write(model: onnx.ModelProto, path: Path) -> Path:
@@ -91,11 +99,13 @@ __all__ = [
     "SCORE",
     "STATE_AFTER",
     "STATE_BEFORE",
+    "VECTOR",
     "annotate",
     "is_sealed",
     "metadata",
     "put",
     "score_of",
+    "vector_of",
     "whole",
     "write",
 ]

@@ -38,6 +38,7 @@ class Graph:
         columns: the image, list and array columns of the model.
         has_appended: whether a whole model is part of it.
         new_state: name of the state after each row, (n, width) float32; "" without one.
+        vector: name of the vector of each row, (n, width) float32; "" without one.
         scales: what stages have scaled the numeric features with that the graph gets.
     """
 
@@ -54,6 +55,7 @@ class Graph:
         self._ir_version = IR_VERSION
         self.has_appended = False
         self.new_state = ""
+        self.vector = ""
 
     def name(self, hint: str) -> str:
         """Return a unique name."""
@@ -103,6 +105,10 @@ class Graph:
     def state_output(self, name: str) -> None:
         """Take a value, (n, width) float32, as the state after each row."""
         self.new_state = name
+
+    def vector_output(self, name: str) -> None:
+        """Take a value, (n, width) float32, as the vector of each row."""
+        self.vector = name
 
     def column(self, name: str) -> GraphColumn:
         """Return an image, list or array column of the model."""

@@ -87,7 +87,9 @@ def prove(
         tensors = dataclasses.replace(tensors, scales=scales)
         if state is not None:  # each row is its key's first
             feed[STATE_BEFORE] = np.zeros((part.height, state.width), np.float32)
-            tensors = dataclasses.replace(tensors, keys=torch.arange(part.height))
+            keys = torch.arange(part.height)
+            times = None if state.time is None else torch.zeros_like(keys)
+            tensors = dataclasses.replace(tensors, keys=keys, times=times)
         for scores, kept in (
             (scorer.run([score_of(scorer)], feed)[0], got),
             (learner.predict(tensors), expected),

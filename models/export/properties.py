@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     FiniteFloat,
     Json,
+    NonNegativeInt,
     PositiveInt,
     ValidationError,
     model_validator,
 )
 
 from engine.errors import UserError
+
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class StateProperties(BaseModel):
@@ -27,7 +31,13 @@ class StateProperties(BaseModel):
     by: tuple[str, ...]
     width: PositiveInt
     keys: PositiveInt
-    expire_rows: PositiveInt | None = None
+    idle: PositiveInt | None = None
+    time: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it reads."""
+        return self.by if self.time is None else (*self.by, self.time)
 
 
 class Properties(BaseModel):
@@ -37,6 +47,9 @@ class Properties(BaseModel):
         inputs: column -> its kind in the graph.
         task, classes, threshold, target: as in [model].
         targets: of several targets of a regression; their predictions are the score's columns.
+        quantiles: that it predicts of a regression; their predictions are the score's columns.
+        quantile: that its one value is, as in `engine.types.Features`; null for a mean.
+        vector_width: of the vector that it answers for each row; 0 if it answers none.
         stages: scrub stages that are inside the file.
         before: scrub stages of its pipeline that are not: rows come as those leave them.
         before_settings: such a stage -> its settings that decide what it returns.
@@ -58,6 +71,9 @@ class Properties(BaseModel):
     threshold: FiniteFloat = 0.5
     target: str = ""
     targets: Json[tuple[str, ...]] = ()
+    quantiles: Json[tuple[float, ...]] = ()
+    quantile: Json[Share | None] = None
+    vector_width: NonNegativeInt = 0
     stages: Json[tuple[str, ...]] = ()
     before: Json[tuple[str, ...]] = ()
     before_settings: Json[dict[str, dict[str, Any]]] = {}

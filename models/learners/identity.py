@@ -18,7 +18,7 @@ def require_same_model(saved: Mapping[str, Any], here: Mapping[str, Any]) -> Non
         if key not in saved or saved[key] != value:
             raise UserError(
                 f"The saved model has {key} = {saved.get(key)}, this pipeline's has {value}: "
-                "change it back, or start afresh."
+                "change it back, or start over with --fresh."
             )
 
 

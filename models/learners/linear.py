@@ -166,15 +166,18 @@ class LinearLearner(Challengeable):
         tensors, target = labelled(batch)
         if not (n := len(target)):
             return Step.empty(np.empty(0))
-        numbers, scores = self._state.copy(), np.empty(n)
+        numbers, scores, learned = self._state.copy(), np.empty(n), tensors.to_learn
         rows = augmented = _examples(tensors)
+        lessons, taught = np.where(learned, np.arange(n), -1), int(learned.sum())
         changed: dict[str, int] = {}
-        if self.augmentation is not None:
-            lesson, changed = self.augmentation(tensors, int(numbers.scalars[0]))
+        if self.augmentation is not None and taught:
+            own = tensors if taught == n else tensors.take(np.flatnonzero(learned))
+            lesson, changed = self.augmentation(own, int(numbers.scalars[0]))
             augmented = _examples(lesson)
+            lessons = np.where(learned, learned.cumsum() - 1, -1)
         loss = learn_rows(
             *rows, self._bounds, *self._flags, self._rates,
-            *numbers.arrays(), scores, augmented, augmented is not rows,
+            *numbers.arrays(), scores, augmented, augmented is not rows, lessons,
         )  # fmt: skip
         if not math.isfinite(loss):
             self.bad_batches.append(batch)
@@ -182,7 +185,12 @@ class LinearLearner(Challengeable):
                 scores=self.predict(tensors), loss=float("nan"), steps=0, skipped="non_finite"
             )
         self._state = numbers
-        return Step(scores=scores, loss=loss / n, steps=n, augmented=changed)
+        mean = loss / taught if taught else math.nan
+        return Step(scores=scores, loss=mean, steps=taught, augmented=changed)
+
+    @property
+    def scores_in_turn(self) -> bool:
+        return True
 
     def predict(self, tensors: Tensors) -> Floats:
         """Return scores like `Step.scores`."""
@@ -262,6 +270,7 @@ class LinearLearner(Challengeable):
         learn_rows(
             *_examples(empty), self._bounds, *self._flags, self._rates,
             *self._state.copy().arrays(), np.empty(0), _examples(empty), False,
+            np.empty(0, np.int64),
         )  # fmt: skip
         self.predict(empty)
 

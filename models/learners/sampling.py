@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
+from engine.columnar.numeric_scale import NumericScale
 from engine.types import (
     Batch,
     Features,
@@ -28,7 +29,6 @@ from engine.types import (
 from models.challenge.challenger import Challengeable, WrappedLearner
 from models.learners.identity import require_same_model
 from models.learners.labelled import labelled, target_of
-from models.learners.scales import NumericScale
 
 
 class SamplingSettings(Settings):
@@ -109,11 +109,15 @@ class ResampledLearner(WrappedLearner):
         scores = self.predict(tensors)
         if not len(target):
             return Step.empty(scores)
+        own = np.flatnonzero(tensors.to_learn)
+        if not len(own):
+            return Step(scores=scores, loss=float("nan"), steps=0)
         self._batches += 1
         rng = np.random.default_rng((self.settings.seed, self._batches))
-        seen = self._seen + np.bincount(target, minlength=len(self._seen))
-        times = self._times(target, seen, rng)
-        chosen = np.repeat(np.arange(len(target)), times)
+        seen = self._seen + np.bincount(target[own], minlength=len(self._seen))
+        times = self._times(target[own], seen, rng)
+        chosen = np.repeat(own, times)
+        tensors = dataclasses.replace(tensors, learned=None)
         drawn = self._interpolated(tensors.take(chosen), chosen, rng)
         step = Step(scores=scores, loss=float("nan"), steps=0)
         if len(chosen):
@@ -122,7 +126,7 @@ class ResampledLearner(WrappedLearner):
         if step.skipped is None:
             self._seen = seen
             self._drawn = self._drawn + np.bincount(target[chosen], minlength=len(seen))
-            self._keep(tensors, target)
+            self._keep(tensors.take(own), target[own])
         not_learned = None
         if step.not_learned is not None:
             not_learned = np.zeros(len(target), np.bool_)
@@ -131,6 +135,11 @@ class ResampledLearner(WrappedLearner):
         return dataclasses.replace(
             step, scores=scores, not_learned=not_learned, scored_only=scored_only
         )
+
+    @property
+    def scores_in_turn(self) -> bool:
+        """Its turn is the batch: rows to learn are scored before it, too."""
+        return True
 
     def predict(self, tensors: Tensors) -> NDArray[np.float64]:
         """Return the learner's scores, corrected."""

@@ -175,12 +175,14 @@ def learn_rows(
     scores: Floats,
     augmented: tuple[NDArray[np.float32], Integers, Floats],
     is_augmented: bool,
+    lessons: Integers,
 ) -> float:
     """Predict each row, then learn it; write the numbers and `scores`.
 
     Args:
         augmented: numeric, categories and target to learn in place of the rows, where they are
             `is_augmented`; mean and variance are those of the rows all the same.
+        lessons: the number of each row in `augmented`; -1 of a row that is only predicted.
         scaled: the features that are scaled here, shape (d,).
         rates: lr, intercept_lr, l1, l2, clip_gradient.
 
@@ -197,20 +199,23 @@ def learn_rows(
         find(categories, i, bounds, slots)
         score, size = score_of(numeric, i, slots, mean, inverse, weights, intercept)
         scores[i] = link(score, logistic)
+        lesson = lessons[i]
+        if lesson < 0:
+            continue
         total += loss_of(score, scores[i], target[i], logistic)
         count += 1
         if scales:
             welford(numeric, i, count, scaled, mean, variance, inverse)
         if is_augmented:
-            find(augmented[1], i, bounds, slots)
+            find(augmented[1], lesson, bounds, slots)
         if scales or is_augmented:
-            score, size = score_of(augmented[0], i, slots, mean, inverse, weights, intercept)
-        g = min(max(gradient_of(score, augmented[2][i], logistic), -clip), clip)
+            score, size = score_of(augmented[0], lesson, slots, mean, inverse, weights, intercept)
+        g = min(max(gradient_of(score, augmented[2][lesson], logistic), -clip), clip)
         if not logistic:  # whose gradient ends with the error
-            g = limited(g, score - augmented[2][i], intercept_lr + lr * (len(slots) + size))
+            g = limited(g, score - augmented[2][lesson], intercept_lr + lr * (len(slots) + size))
         intercept -= intercept_lr * g
         for j in range(len(mean)):
-            z = (augmented[0][i, j] - mean[j]) * inverse[j]
+            z = (augmented[0][lesson, j] - mean[j]) * inverse[j]
             weights[j] -= lr * (g * z + l2 * weights[j])
         for slot in slots:
             weights[slot] -= lr * (g + l2 * weights[slot])

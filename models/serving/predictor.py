@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from engine.columnar.event_time import times_in_ticks
 from engine.columnar.hashing import hashes
 from engine.columnar.state_table import Rounds, StateTable
 from engine.types import (
@@ -26,11 +27,20 @@ from engine.types import (
     UserError,
     parse_type,
     require,
+    type_name,
 )
 from models.export import model_files
-from models.export.model_files import FORMAT, STATE_AFTER, STATE_BEFORE, score_of
+from models.export.model_files import (
+    FORMAT,
+    STATE_AFTER,
+    STATE_BEFORE,
+    VECTOR,
+    score_of,
+    vector_of,
+)
 from models.export.onnx_inputs import OnnxInputs
 from models.export.properties import Properties, StateProperties
+from models.serving.answers import as_arrays
 from models.serving.base import SessionPredictor, require_model, session
 from models.serving.settings import InferSettings
 
@@ -61,7 +71,21 @@ def _rejection(path: Path) -> str:
 
 def _table(state: StateProperties) -> StateTable:
     """Return the table of a model's states."""
-    return StateTable(width=state.width, keys=state.keys, expire_rows=state.expire_rows)
+    timed = state.time is not None
+    return StateTable(width=state.width, keys=state.keys, idle=state.idle, timed=timed)
+
+
+def _require_time(time: str | None, learned: Mapping[str, pl.DataType], schema: Schema) -> None:
+    """Check the column of times, in whose ticks a state expires. Raises: UserError"""
+    if time is None:
+        return
+    require(schema, [time], where="The model's state, by its time,")
+    if schema[time] != learned.get(time):
+        was = type_name(learned[time]) if time in learned else "of an unknown type"
+        raise UserError(
+            f"The model's state expires by the column '{time}', which was {was} where it learned "
+            f"and is {type_name(schema[time])} here: declare the same type in [source.schema]."
+        )
 
 
 def _types(names: Mapping[str, str], columns: Sequence[str]) -> Schema:
@@ -75,7 +99,7 @@ def _types(names: Mapping[str, str], columns: Sequence[str]) -> Schema:
 
 class OnnxPredictor(SessionPredictor):
     """Serves a model file that headrace wrote. Adds ``prediction`` (and ``probability`` for
-    classes) and ``model_version``.
+    classes), ``vector`` where the model answers one, and ``model_version``.
 
     A row whose score is not finite is rejected: stage ``predict``, reason ``non_finite``.
 
@@ -115,8 +139,11 @@ class OnnxPredictor(SessionPredictor):
         self.features = Features(
             numeric=(),
             targets=properties.targets,
+            quantiles=properties.quantiles,
+            quantile=properties.quantile,
             task=properties.task,
             classes=properties.classes,
+            vector_width=properties.vector_width,
             threshold=properties.threshold,
             probabilities=probabilities,
         )
@@ -135,20 +162,22 @@ class OnnxPredictor(SessionPredictor):
             "buckets": properties.buckets,
             "task": properties.task,
             "targets": properties.targets,
+            "quantiles": properties.quantiles,
             "classes": properties.classes,
+            "vector_width": properties.vector_width,
             "state": None if properties.state is None else properties.state.model_dump(),
         }
 
     @property
     def requires(self) -> tuple[str, ...]:
         """The raw columns it reads."""
-        by = () if self._state is None else self._state.by
-        return tuple(dict.fromkeys([*self._inputs.kinds, *by]))
+        state = () if self._state is None else self._state.columns
+        return tuple(dict.fromkeys([*self._inputs.kinds, *state]))
 
     @property
     def answers(self) -> Schema:
-        scores = self._none()
-        columns = [*self.features.prediction_columns(scores), self.version(0)]
+        nothing = self._none(), self._no_vectors()
+        columns = [*self._prediction_columns(*nothing), self.version(0)]
         return {column.name: column.dtype for column in columns}
 
     def columns_read(self, schema: Schema) -> tuple[str, ...]:
@@ -164,6 +193,7 @@ class OnnxPredictor(SessionPredictor):
             "prediction",
             "probability",
             *self.features.prediction_names,
+            *([VECTOR] if self.features.vector_width else []),
             "model_version",
         ):
             if column in schema:
@@ -174,6 +204,7 @@ class OnnxPredictor(SessionPredictor):
         self._inputs.bind(schema)
         if self._state is not None:
             require(schema, self._state.by, where="The model's state, by its key,")
+            _require_time(self._state.time, self.columns, schema)
 
     def collate(self, batch: Batch) -> Batch:
         """Return the batch with the session's inputs."""
@@ -184,15 +215,16 @@ class OnnxPredictor(SessionPredictor):
     def predict(self, batch: Batch) -> Batch:
         """Predict every row."""
         batch = self.collate(batch) if batch.feed is None and len(batch) else batch
+        vectors = self._no_vectors()
         if self._table is not None and len(batch):
             scores, counts = self._passed(self._table, batch.frame, batch.feed or {})
             batch = batch.counted("predict", **counts)
         else:
-            scores = self._scores(batch.frame, batch.feed or {})
+            scores, vectors = self._answered(batch.frame, batch.feed or {})
         finite = np.isfinite(scores).reshape(len(scores), self.features.outputs).all(axis=1)
         done = batch.with_frame(
             batch.frame.hstack(
-                [*self.features.prediction_columns(scores), self.version(len(batch))]
+                [*self._prediction_columns(scores, vectors), self.version(len(batch))]
             )
         )
         if finite.all():
@@ -213,7 +245,7 @@ class OnnxPredictor(SessionPredictor):
         feed = self._inputs.feed(frame)
         if self._state is not None and frame.height:
             return self._passed(_table(self._state), frame, feed)[0]
-        return self._scores(frame, feed)
+        return self._answered(frame, feed)[0]
 
     @property
     def carries_state(self) -> bool:
@@ -247,7 +279,9 @@ class OnnxPredictor(SessionPredictor):
         """Return the scores of rows that take the states of their keys along, round by round, and
         what is counted. A row without a finite score leaves its key's state as it was."""
         assert self._state is not None, "a table has a state"
-        entry = table.enter(hashes(frame.select(self._state.by)))
+        time = self._state.time
+        times = None if time is None else times_in_ticks(frame.get_column(time))
+        entry = table.enter(hashes(frame, self._state.by), times)
         rounds = Rounds.of(np.maximum(entry.previous - entry.row, -1))
         lacking = self._inputs.imageless(frame)
         n = frame.height
@@ -268,19 +302,31 @@ class OnnxPredictor(SessionPredictor):
         table.put(entry.slots, states)
         return scores, entry.counts
 
-    def _scores(self, frame: pl.DataFrame, feed: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Return scores; NaN for a row without an image."""
+    def _answered(
+        self, frame: pl.DataFrame, feed: Mapping[str, NDArray[Any]]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return scores, NaN for a row without an image, and vectors, of no rows where the model
+        answers none."""
+        vectors = self._no_vectors()
         if not frame.height:  # ONNX Runtime ends the process: GRU, LSTM and GatherND of no rows
-            return self._none()
+            return self._none(), vectors
         scores: NDArray[np.float32]
-        if self._body is None:
-            scores = self._session.run([self._score], feed)[0]
-        else:
+        if self._body is not None:
             scores = self._body.scores(dict(feed), frame.height)
+        elif self.features.vector_width:
+            scores, vectors = self._session.run([self._score, vector_of(self._session)], feed)
+        else:
+            scores = self._session.run([self._score], feed)[0]
         lacking = self._inputs.imageless(frame)
         if lacking.any():
             scores[lacking] = np.nan
-        return scores
+        return scores, vectors
+
+    def _prediction_columns(
+        self, scores: NDArray[np.float32], vectors: NDArray[np.float32]
+    ) -> list[pl.Series]:
+        columns = self.features.prediction_columns(scores)
+        return [*columns, as_arrays(VECTOR, vectors)] if self.features.vector_width else columns
 
     def _behind(self, path: Path, module: str, network: Network | None) -> TorchBody:
         """Return the network that torch runs behind the session."""
@@ -296,6 +342,9 @@ class OnnxPredictor(SessionPredictor):
 
     def _none(self) -> NDArray[np.float32]:
         return np.empty(self.features.score_shape(0), np.float32)
+
+    def _no_vectors(self) -> NDArray[np.float32]:
+        return np.empty((0, self.features.vector_width), np.float32)
 
 
 __all__ = ["OnnxPredictor", "session"]

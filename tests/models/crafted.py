@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
 from models.compress.quantize import Feed
 
@@ -72,6 +73,25 @@ def nibbles(source: Path, target: Path, feeds: Iterable[Feed]) -> None:
 def same(source: Path, target: Path, feeds: Iterable[Feed]) -> None:
     """The model itself."""
     target.write_bytes(source.read_bytes())
+
+
+def coarse(source: Path, target: Path, feeds: Iterable[Feed]) -> None:
+    """Activations and scores are symmetric int8, as wide as the longest tail."""
+    rows = iter(feeds)
+
+    class Reader(CalibrationDataReader):
+        def get_next(self) -> Feed | None:
+            return next(rows, None)
+
+    quantize_static(
+        source,
+        target,
+        Reader(),
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["Gemm"],
+        extra_options={"ActivationSymmetric": True},
+    )
 
 
 def spoilt(source: Path, target: Path, feeds: Iterable[Feed]) -> None:

@@ -48,6 +48,7 @@ ROWS = 24
 Make = Callable[[], Any]
 Batches = list[Batch]
 
+QUANTILES = (0.1, 0.5, 0.9)
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     # name: (kind, task, [model], [train])
     "plain": ("tabular", "regression", {}, {"loss": "mae"}),
@@ -81,7 +82,39 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         {"loss": "huber", "replay_rows": 90, "replay_steps": 1, "ema_decay": 0.9}
         | {"forget_on": "watch", "augment": True},
     ),
+    "quantiles": (
+        "tabular",
+        "regression",
+        {"target_transform": ["sqrt", "standard"]},
+        {"loss": "quantile", "quantiles": QUANTILES, "replay_rows": 90, "replay_steps": 1}
+        | {"ema_decay": 0.9, "forget_on": "watch", "augment": True},
+    ),
     "poisson": ("tabular", "regression", {}, {"loss": "poisson", "ema_decay": 0.5}),
+    "vectors": (
+        "tabular",
+        "multiclass",
+        {"vector_width": 8, "dropout": 0.1},
+        {"loss": "contrastive", "replay_rows": 90, "replay_steps": 1, "ema_decay": 0.9}
+        | {"forget_on": "watch", "augment": True, "class_weights": [1.0, 2.0, 1.0]},
+    ),
+    "vectors of two classes": (
+        "tabular",
+        "binary",
+        {"vector_width": 2},
+        {"loss": "contrastive", "accumulate": 2, "sampling": {"method": "over"}},
+    ),
+    "growing vectors": (
+        "tabular",
+        "multiclass",
+        {"vector_width": 8},
+        {"loss": "contrastive", "ema_decay": 0.9, "replay_rows": 90, "replay_steps": 1},
+    ),
+    "module, vectors": (
+        "module",
+        "multiclass",
+        {"module": "tests.models.nets:Mlp", "arguments": {"outputs": 8}, "vector_width": 8},
+        {"loss": "contrastive", "replay_rows": 90, "replay_steps": 1, "augment": True},
+    ),
     "sparse": (
         "tabular",
         "multiclass",
@@ -157,6 +190,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         {"module": "tests.models.nets:Normed"},
         {"ema_decay": 0.9, "lr": 1e-2},
     ),
+    "module, quantiles": (
+        "module",
+        "regression",
+        {"module": "tests.models.nets:Mlp", "arguments": {"outputs": 3}},
+        {"loss": "quantile", "quantiles": QUANTILES},
+    ),
     "accumulated": (
         "module",
         "multiclass",
@@ -197,11 +236,17 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         "module",
         "binary",
         {"module": "tests.models.nets:Carrying", "arguments": {"dropout": 0.2}}
-        | {"state": {"by": ["k"], "width": 6, "expire_rows": 20}},
+        | {"state": {"by": ["k"], "width": 6, "idle": 20}},
         {"ema_decay": 0.9, "augment": True},
     ),
     "trees": ("trees", "regression", {}, {}),
     "trees of classes": ("trees", "multiclass", {"num_leaves": 7}, {"feature_share": 0.5}),
+    "trees of quantiles": (
+        "trees",
+        "regression",
+        {},
+        {"loss": "quantile", "quantiles": QUANTILES, "forget_on": "watch"},
+    ),
     "trees, few": ("trees", "binary", {}, {"window_rows": 400}),
     "trees, balanced": ("trees", "binary", {}, {"sampling": {"method": "over"}}),
     "growing": (
@@ -234,9 +279,9 @@ INPUTS = {
 
 
 FEW = (
-    "replay", "several targets", "everything", "augmented, balanced", "augmented linear",
-    "nested classes", "logistic", "challenged, balanced", "accumulated", "module, recurrent",
-    "layers", "state", "trees of classes", "growing", "prototypes, embedded",
+    "replay", "several targets", "quantiles", "vectors", "everything", "augmented, balanced",
+    "augmented linear", "nested classes", "logistic", "challenged, balanced", "accumulated",
+    "module, recurrent", "layers", "state", "trees of classes", "growing", "prototypes, embedded",
 )  # fmt: skip
 """A case of each kind of learner, and of each option with a state."""
 
@@ -248,18 +293,21 @@ def case(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def features(case: str, make_features: Callable[..., Features]) -> Features:
-    kind, task, model, _ = CASES[case]
-    if case == "growing":
-        return replace(make_features(task), max_classes=5)
+    kind, task, model, train = CASES[case]
+    width = model.get("vector_width", 0)
+    if case.startswith("growing"):
+        return replace(make_features(task), max_classes=5, vector_width=width)
     if case == "several targets":
         return replace(make_features(task), target=None, targets=("y", "z"))
     if kind not in ("module", "prototypes"):
-        return make_features(task, nested=case.startswith("nested"))
+        made = make_features(task, nested=case.startswith("nested"))
+        return replace(made, quantiles=train.get("quantiles", ()), vector_width=width)
     if kind == "prototypes":
         return make_features(task, inputs=INPUTS[case])
     settings = ModuleSettings(**model)
-    asked, state = ModuleLearner.named_inputs(settings), ModuleLearner.named_state(settings)
-    return make_features(task, inputs=INPUTS.get(case, tuple(asked)), state=state)
+    asked, state = ModuleLearner.named_inputs(settings), ModuleLearner.named_state(settings, {})
+    made = make_features(task, inputs=INPUTS.get(case, tuple(asked)), state=state)
+    return replace(made, quantiles=train.get("quantiles", ()), vector_width=width)
 
 
 @pytest.fixture(scope="module")
@@ -423,6 +471,8 @@ def test_scores_have_the_shape_of_the_task(
         assert ((scores >= 0) & (scores <= 1)).all()
     if features.task == "multiclass":
         np.testing.assert_allclose(scores.sum(axis=1), 1)
+    if features.quantiles:
+        assert (np.diff(scores) >= 0).all()
 
 
 def test_predicting_changes_nothing(make: Make, batches: Batches) -> None:
@@ -432,6 +482,50 @@ def test_predicting_changes_nothing(make: Make, batches: Batches) -> None:
     first = learner.predict(tensors_of(batches[1]))
     assert learner.predict(tensors_of(batches[1])).tobytes() == first.tobytes()
     equal(learner.state_dict(), before)
+
+
+def masked(batch: Batch, learned: Any) -> Batch:
+    return replace(batch, tensors=replace(tensors_of(batch), learned=torch.from_numpy(learned)))
+
+
+def rows_of(batch: Batch, rows: Any) -> Batch:
+    return replace(batch, frame=batch.frame[rows], tensors=tensors_of(batch).take(rows))
+
+
+def test_rows_that_are_only_scored_teach_nothing(make: Make, batches: Batches) -> None:
+    """Nothing but the rest of its key: what carries a state sees every row."""
+    learned = np.random.default_rng(4).random(ROWS) < 0.6
+    learned[-3:] = False
+    batch, nothing = batches[0], np.zeros(ROWS, np.bool_)
+    some, alone = make(), make()
+    assert some.scores_in_turn
+    step = some.learn(masked(batch, learned))
+    own = alone.learn(rows_of(batch, np.flatnonzero(learned)))
+    assert (step.steps, step.not_learned) == (own.steps, None)
+    if tensors_of(batch).keys is None:
+        assert step.scores[learned].tobytes() == own.scores.tobytes()
+        now = alone.predict(tensors_of(batch))
+        turn = 0 if isinstance(inside(some)[0], ResampledLearner) else 3  # whose turn is the batch
+        np.testing.assert_allclose(step.scores[ROWS - turn :], now[ROWS - turn :], rtol=1e-5)
+        equal(some.state_dict(), alone.state_dict())
+        step = some.learn(masked(batches[1], nothing))
+        assert (step.steps, step.not_learned) == (0, None)
+        assert np.isnan(step.loss)
+        equal(some.state_dict(), alone.state_dict())
+
+
+def test_rows_are_scored_at_their_place_however_they_are_cut(make: Make, batches: Batches) -> None:
+    learned = np.random.default_rng(4).random(ROWS) < 0.6
+    whole, cut = make(), make()
+    if isinstance(inside(whole)[0], ResampledLearner):
+        pytest.skip("it draws by the batch")
+    if isinstance(inside(whole)[0], LinearLearner) and inside(whole)[0].augmentation:
+        pytest.skip("it augments by the batch")
+    for batch in batches[:2]:
+        scores = whole.learn(masked(batch, learned)).scores
+        parts = np.array_split(np.arange(ROWS), 5)
+        pieces = [cut.learn(masked(rows_of(batch, rows), learned[rows])).scores for rows in parts]
+        np.testing.assert_allclose(np.concatenate(pieces), scores, rtol=1e-4, atol=1e-6)
 
 
 def test_global_chance_is_neither_used_nor_moved(
@@ -496,8 +590,18 @@ def test_it_learns(
     learner, count = make(), 20 if slow else 10
     counts = {("watch", "ks"): 0}
     stream = [replace(batch, counts=counts) for batch in make_batches(features, count, 64)]
-    losses = [learner.learn(batch).loss for batch in stream]
+    steps = [learner.learn(batch) for batch in stream]
+    losses = [step.loss for step in steps]
+    if features.vector_width:  # the loss is of choosing among the rows of a step, and these grow
+        losses = [log_loss(batch, step.scores) for batch, step in zip(stream, steps, strict=True)]
     assert np.mean(losses[-count // 2 :]) < 0.95 * np.mean(losses[:2])
+
+
+def log_loss(batch: Batch, scores: Any) -> float:
+    target = tensors_of(batch).target
+    assert target is not None
+    both = scores if scores.ndim == 2 else np.stack([1 - scores, scores], 1)
+    return float(-np.log(both[np.arange(len(both)), target.numpy()]).mean())
 
 
 def test_it_says_how_large_it_is(course: Course) -> None:

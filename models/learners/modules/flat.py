@@ -82,6 +82,8 @@ class FlatModule(TrainableNetwork):
         learn = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._device = str(next(iter(learn.values())).device)
         self._groups = self._flatten(learn, lr_scales or {})
+        self._count = sum(parameter.numel() for parameter in module.parameters())
+        self._nbytes = sum(parameter.nbytes for parameter in module.parameters())
         self._resting = [
             part
             for part in module.modules()
@@ -126,7 +128,12 @@ class FlatModule(TrainableNetwork):
     @property
     def count(self) -> int:
         """The number of weights, with those that do not learn."""
-        return sum(parameter.numel() for parameter in self.module.parameters())
+        return self._count
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all weights, with those that do not learn."""
+        return self._nbytes
 
     def groups(self) -> list[ParameterGroup]:
         return self._groups
@@ -170,7 +177,8 @@ class FlatModule(TrainableNetwork):
             if saved.get(name) != shapes.get(name):
                 raise UserError(
                     f"The saved model has '{name}' of shape {saved.get(name)}, and this pipeline's "
-                    f"module of shape {shapes.get(name)}: change it back, or start afresh."
+                    f"module of shape {shapes.get(name)}: change it back, or start over with "
+                    "--fresh."
                 )
         for name, tensor in tensors.items():
             tensor.copy_(torch.tensor(weights[name]))

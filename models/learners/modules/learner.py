@@ -11,7 +11,17 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
-from engine.types import Features, GraphBuilder, KeyedState, Name, Names, Settings, UserError
+from engine.columnar.event_time import bound_idle
+from engine.types import (
+    Features,
+    GraphBuilder,
+    KeyedState,
+    Name,
+    Names,
+    Schema,
+    Settings,
+    UserError,
+)
 from models.layers import LayerTable
 from models.layers.recurrent import Cell, state_width
 from models.learners.modules.flat import Behaviour, FlatModule
@@ -73,14 +83,19 @@ class StateSettings(Settings):
         width: numbers of the cell; of a module of yours, the width of the ``state`` (rows, width)
             that its forward gets and returns: ``return scores, state``.
         keys: how many keys are remembered, those that came last; a key that returns starts anew.
-        expire_rows [rows]: a key that comes again more than so many rows later starts anew.
+        idle: a key that comes again so much later starts anew: a duration ("7d") after the newest
+            time of its rows, or an integer where `time` is one; without `time`, a number of rows of
+            the stream.
+        time: a datetime, date or integer column, as it is before the stages that a model file
+            contains. A row without a time is not too late.
     """
 
     by: Names = Field(min_length=1)
     cell: Cell = "gru"
     width: int = Field(64, ge=1, le=65_536)
     keys: int = Field(100_000, ge=1, le=1 << 28)
-    expire_rows: PositiveInt | None = None
+    idle: str | int | None = None
+    time: Name | None = None
 
 
 class ModuleSettings(OnlineSettings):
@@ -199,12 +214,13 @@ class ModuleLearner(OnlineLearner[FlatModule]):
         return {**tables, **dict.fromkeys(asked_inputs(forward, tuple(tables)))}
 
     @classmethod
-    def named_state(cls, settings: ModuleSettings) -> KeyedState | None:
+    def named_state(cls, settings: ModuleSettings, schema: Schema) -> KeyedState | None:
         state = settings.state
         if state is None:
             return None
         width = state.width if settings.module else state_width(state.cell, state.width)
-        return KeyedState(by=state.by, width=width, keys=state.keys, expire_rows=state.expire_rows)
+        _, idle = bound_idle(state.idle, state.time, schema, "[model.state]")
+        return KeyedState(by=state.by, width=width, keys=state.keys, idle=idle, time=state.time)
 
     @property
     def module(self) -> nn.Module:
@@ -265,18 +281,19 @@ class ModuleLearner(OnlineLearner[FlatModule]):
 
     def torch_body(self) -> Mapping[str, str] | None:
         """Return the network as properties of a model file; None for a module that has no import
-        string, and for one with a state."""
+        string, and for one with a state or of vectors."""
         from models.export.torch_body import pack
 
         source = self.settings.module
-        if not isinstance(source, str) or self.features.state is not None:
+        features = self.features
+        if not isinstance(source, str) or features.state is not None or features.vector_width:
             return None
         settings = self.settings.model_copy(update={"weights": None})
         return pack(
             source,
             settings.model_dump_json(exclude_defaults=True),
             self.training.model_dump_json(include={"loss"}),
-            self.features,
+            features,
             self.scoring_state(),
         )
 

@@ -160,9 +160,7 @@ class ModuleTrial:
     def _require_scores(self, raw: object, rows: int, shapes: str) -> torch.Tensor:
         outputs = self._features.most_outputs
         shape = (rows,) if outputs == 1 else (rows, outputs)
-        expected = f"a float tensor of shape {shape}: a raw score of each row" + (
-            f" for each of the {outputs} {self._outputs_are}" if outputs > 1 else ""
-        )
+        expected = f"a float tensor of shape {shape}: {self._returned}"
         if not isinstance(raw, torch.Tensor):
             raise UserError(
                 f"{self._who} returns a {type(raw).__name__} from its forward, expected {expected}."
@@ -260,8 +258,15 @@ class ModuleTrial:
             )
 
     @property
-    def _outputs_are(self) -> str:
-        return "targets" if self._features.targets else "classes"
+    def _returned(self) -> str:
+        """What it returns, in words."""
+        features, outputs = self._features, self._features.most_outputs
+        if features.vector_width:
+            return f"a vector of each row, with [model] vector_width = {outputs} numbers"
+        if outputs == 1:
+            return "a raw score of each row"
+        kind = "targets" if features.targets else "quantiles" if features.quantiles else "classes"
+        return f"a raw score of each row for each of the {outputs} {kind}"
 
     @property
     def _names(self) -> set[str]:

@@ -17,7 +17,7 @@ from engine.types import KeyedState, Tensors, UserError
 from engine.types.arrays import Bools, Ints
 from models.carry import Carry
 
-KEY_BYTES = 40
+KEY_BYTES = 48
 """The most bytes of a key in a table, without its state."""
 
 
@@ -119,7 +119,7 @@ class CarriedStates:
     def __init__(self, state: KeyedState, device: str) -> None:
         try:
             self._table = StateTable(
-                width=state.width, keys=state.keys, expire_rows=state.expire_rows
+                width=state.width, keys=state.keys, idle=state.idle, timed=state.time is not None
             )
         except MemoryError:
             raise UserError(
@@ -150,7 +150,7 @@ class CarriedStates:
         Args:
             counts: gets how many keys were forgotten, and how many have expired.
         """
-        entry = self._table.enter(_hashes(rows))
+        entry = self._table.enter(_hashes(rows), _times(rows))
         counts.update(entry.counts)
         rounds = Rounds.of(np.maximum(entry.previous - entry.row, -1))
         learned = np.ones(len(rows), np.bool_)
@@ -197,7 +197,7 @@ class CarriedStates:
 
     def look_up(self, rows: Tensors) -> Carry:
         """Return what rows that came next would find. Changes nothing."""
-        return Carry.of(*self._table.look_up(_hashes(rows)), self._device)
+        return Carry.of(*self._table.look_up(_hashes(rows), _times(rows)), self._device)
 
     def snapshot(self) -> dict[str, Any]:
         """Return a plain value, copied."""
@@ -214,6 +214,11 @@ def _hashes(rows: Tensors) -> Hashes:
     assert rows.keys is not None, "collate hashes the keys of features with a state"
     hashes: Hashes = rows.keys.cpu().numpy().view(np.uint64)
     return hashes
+
+
+def _times(rows: Tensors) -> Ints | None:
+    times: Ints | None = None if rows.times is None else rows.times.cpu().numpy()
+    return times
 
 
 def _array(carry: Carry) -> States:

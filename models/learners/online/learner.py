@@ -27,16 +27,18 @@ from engine.types import (
 from models.challenge.challenger import SUCCESSOR_ROWS, Challengeable
 from models.learners.identity import require_same_model
 from models.learners.labelled import labelled
-from models.learners.online.losses import make_loss
+from models.learners.online.losses import REGRESSION, make_loss
 from models.learners.online.scorer import Scorer
 from models.learners.online.settings import (
     OnlineSettings,
     OnlineTraining,
     identity,
     lowest_label,
+    require_vectors,
 )
 from models.learners.online.steps.stepper import Stepper
 from models.learners.online.trainable import TrainableNetwork
+from models.learners.quantiles import only_quantile
 
 N = TypeVar("N", bound=TrainableNetwork)
 log = logging.getLogger("headrace.learner")
@@ -107,6 +109,7 @@ class OnlineLearner(Challengeable, Generic[N]):
         self.bad_batches: deque[Batch] = deque(maxlen=KEPT_BAD_BATCHES)
         self.device = _device(training.device)
         loss = make_loss(training, features, self.device)
+        require_vectors(settings, training, features)
         self._scorer = Scorer(
             self.make_network(),
             self.make_network() if training.ema_decay else None,
@@ -146,6 +149,26 @@ class OnlineLearner(Challengeable, Generic[N]):
     def deviance_power(cls, training: OnlineTraining) -> float | None:
         return training.deviance_power
 
+    @classmethod
+    def quantiles(cls, training: OnlineTraining) -> tuple[float, ...]:
+        return training.quantiles
+
+    @classmethod
+    def only_regression(cls, training: OnlineTraining) -> bool:
+        return training.loss in REGRESSION
+
+    @classmethod
+    def quantile(cls, training: OnlineTraining) -> float | None:
+        return only_quantile(training.loss, training)
+
+    @classmethod
+    def vector_width(cls, settings: OnlineSettings, training: OnlineTraining) -> int:
+        return settings.vector_width if training.loss == "contrastive" else 0
+
+    @property
+    def scores_in_turn(self) -> bool:
+        return True
+
     @abstractmethod
     def make_network(self) -> N:
         """Return the network with its first weights, the same at every call."""
@@ -176,8 +199,9 @@ class OnlineLearner(Challengeable, Generic[N]):
         if self.features.max_classes:
             tensors = self._scorer.by_output(tensors, target)
         rows = self._scorer.on_device(tensors)
-        if tensors.keys is not None:  # the table of states is asked of these, in host memory
-            rows = dataclasses.replace(rows, keys=tensors.keys, learned=tensors.learned)
+        # These are asked for on the host: which rows are learned, and the table of states.
+        own = {name: getattr(tensors, name) for name in ("keys", "times", "learned")}
+        rows = dataclasses.replace(rows, **own)
         with self._scorer.deterministic():
             step = self._stepper.learn(rows)
         if step.not_learned is not None:
@@ -284,7 +308,7 @@ class OnlineLearner(Challengeable, Generic[N]):
 
     def memory(self) -> dict[str, int]:
         """Return component -> bytes."""
-        return {"weights": 4 * self._scorer.network.count, **self._stepper.memory()}
+        return {"weights": self._scorer.network.nbytes, **self._stepper.memory()}
 
     # ------------------------------------------------------------------------------------ inside
 

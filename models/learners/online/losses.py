@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from engine.types import Features, Settings, UserError, first_line
+from engine.types import Features, UserError, first_line
 from engine.user_code.imports import imported
+from models.learners.online.contrastive import ContrastiveLoss
+from models.learners.quantiles import QuantileSettings
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(raw scores, target on the network's scale) -> mean loss, a scalar. A target between classes,
@@ -19,36 +21,42 @@ those that are there come one after the other, shape (numbers,)."""
 
 
 REGRESSION = ("mse", "mae", "huber", "quantile", "poisson", "tweedie")
-CLASSES = ("cross_entropy", "focal")
+CLASSES = ("cross_entropy", "focal", "contrastive")
 BINARY = (*CLASSES, "fake_negatives")
 KEYS = {
     "huber_delta": "huber",
     "quantile": "quantile",
+    "quantiles": "quantile",
     "tweedie_power": "tweedie",
     "focal_gamma": "focal",
+    "temperature": "contrastive",
 }
 """Key -> the loss that it is for."""
 OwnLoss = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 
 
-class LossSettings(Settings):
+class LossSettings(QuantileSettings):
     """The loss's keys of ``[train]``.
 
     Attributes:
-        loss: mse, mae, huber, quantile, poisson or tweedie for regression, cross_entropy or focal
-            for classes, and fake_negatives for two; unless given, mse, or cross_entropy. poisson is
-            for counts, tweedie for amounts that are often 0: the network learns the logarithm of
-            the mean, predictions are above 0, and labels below 0 are rejected. fake_negatives is
+        loss: mse, mae, huber, quantile, poisson or tweedie for regression, cross_entropy, focal or
+            contrastive for classes, and fake_negatives for two; unless given, mse, or
+            cross_entropy. poisson is for counts, tweedie for amounts that are often 0: the network
+            learns the logarithm of the mean, predictions are above 0, and labels below 0 are
+            rejected. contrastive learns a vector of length 1 for each row ([model] vector_width),
+            close to those of its class and far from others, and predicts the class whose mean
+            vector is nearest; the model file gives the vectors too. fake_negatives is
             cross entropy with importance weights, for rows that are learned as the first class at
             once and once more as the second if that is reported ([labels] on_missing and
             corrections, with a short horizon): its probabilities are right for them. Or a function
             of yours, ``package.module:function``, that returns the mean loss of raw scores and
             targets, on the network's scale; of several targets, of all their numbers together.
         huber_delta: where huber turns from square to straight, on the network's scale.
-        quantile [share]: the share of the targets that lies below the prediction, for quantile.
         tweedie_power: for tweedie, the power of the mean that the variance follows: near 1 as
             counts have it, near 2 as amounts.
         focal_gamma: how much less a row counts that is predicted well already, for focal.
+        temperature: for contrastive, what cosines are divided by: a lower one looks more at the
+            nearest vectors of other classes.
         class_weights: how much a row of each class counts, in class order; all the same
             unless given.
     """
@@ -63,15 +71,16 @@ class LossSettings(Settings):
             "tweedie",
             "cross_entropy",
             "focal",
+            "contrastive",
             "fake_negatives",
         ]
         | OwnLoss
         | None
     ) = None
     huber_delta: float = Field(1.0, gt=0)
-    quantile: float = Field(0.5, gt=0, lt=1)
     tweedie_power: float = Field(1.5, gt=1, lt=2)
     focal_gamma: float = Field(2.0, ge=0)
+    temperature: float = Field(0.1, gt=0)
     class_weights: tuple[float, ...] | None = None
 
     @property
@@ -107,6 +116,8 @@ def make_loss(settings: LossSettings, features: Features, device: str = "cpu") -
                 "the classes there."
             )
         return _own(name, features, device)
+    if features.quantiles:
+        return _pinball(features.quantiles, device)
     if name == "fake_negatives":
         if weights is not None:
             raise UserError(
@@ -114,7 +125,9 @@ def make_loss(settings: LossSettings, features: Features, device: str = "cpu") -
             )
         return _fake_negatives
     if regression:
-        return _regression(name, settings)
+        return _regression(name, settings, device)
+    if name == "contrastive":
+        return ContrastiveLoss(temperature=settings.temperature, weights=weights)
     if name == "focal":
         return _focal(weights, settings.focal_gamma)
     return _multiclass(weights) if features.task == "multiclass" else _binary(weights)
@@ -147,22 +160,31 @@ def _class_weights(settings: LossSettings, features: Features, device: str) -> t
     return torch.tensor(weights, device=device)
 
 
-def _regression(name: str, settings: LossSettings) -> Loss:
+def _regression(name: str, settings: LossSettings, device: str) -> Loss:
     if name == "huber":
         return lambda raw, target: F.huber_loss(raw, target, delta=settings.huber_delta)
     if name == "quantile":
-        share = settings.quantile
-
-        def pinball(raw: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-            gap = target - raw
-            return torch.maximum(share * gap, (share - 1) * gap).mean()
-
-        return pinball
+        one = _pinball([settings.quantile], device)
+        return lambda raw, target: one(raw.unsqueeze(1), target)
     if name == "poisson":
         return F.poisson_nll_loss
     if name == "tweedie":
         return _tweedie(settings.tweedie_power)
     return F.l1_loss if name == "mae" else F.mse_loss
+
+
+def _pinball(quantiles: Sequence[float], device: str) -> Loss:
+    """Return the pinball loss, summed over the quantiles: each output learns as if it were alone.
+
+    Source: Koenker & Bassett, "Regression quantiles", 1978.
+    """
+    shares = torch.tensor(quantiles, device=device)
+
+    def pinball(raw: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        gap = target.unsqueeze(1) - raw
+        return torch.maximum(shares * gap, (shares - 1) * gap).mean(0).sum()
+
+    return pinball
 
 
 def _tweedie(power: float) -> Loss:

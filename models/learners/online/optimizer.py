@@ -115,8 +115,8 @@ class Optimizer:
         for part in self._parts:
             for moments in part.state.values():
                 tensors += [value for value in moments.values() if torch.is_tensor(value)]
-        tensors += [] if self._average is None else self._average.parameters()
-        return sum(tensor.nbytes for tensor in tensors)
+        average = 0 if self._average is None else self._average.nbytes
+        return sum(tensor.nbytes for tensor in tensors) + average
 
     def state_dict(self) -> dict[str, Any]:
         """Return steps and moments, copied."""

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from engine.types import Features, GraphBuilder, Padded, Tensors
 from engine.types.arrays import Floats
 from models.carry import Carry
+from models.learners.labelled import target_of
 from models.learners.online.attribution import integrated_gradients
+from models.learners.online.class_means import ClassMeans
 from models.learners.online.class_slots import ClassSlots
 from models.learners.online.scaler import Scaler
 from models.learners.online.settings import (
@@ -25,6 +27,7 @@ from models.learners.online.settings import (
 )
 from models.learners.online.target_transform import AnyTargetScale
 from models.learners.online.trainable import TrainableNetwork
+from models.learners.quantiles import build_sorted
 
 N = TypeVar("N", bound=TrainableNetwork)
 ABSENT = -1e9
@@ -42,6 +45,7 @@ class Scorer(Generic[N]):
     Attributes:
         scaler, array_scalers, target_scale: the scales of numeric features, of each array feature
             and of the target. Values: learning replaces them.
+        class_means: of vectors, such a value too; None where the network returns scores.
 
     Raises: UserError for settings that do not fit the task.
     """
@@ -70,29 +74,35 @@ class Scorer(Generic[N]):
         self._slots = ClassSlots(most=features.max_classes) if features.max_classes else None
         self._outputs: torch.Tensor | None = None
         self._absent: torch.Tensor | None = None
+        self.class_means: ClassMeans | None = None
+        if features.vector_width:
+            self.class_means = ClassMeans.none(
+                features.max_classes or len(features.classes),
+                features.vector_width,
+                temperature=training.temperature,
+                binary=features.task == "binary",
+                device=device,
+            )
 
     def train(self, rows: Tensors, carry: Carry | None = None) -> torch.Tensor:
-        """Return raw scores with a gradient, as the network trains."""
+        """Return raw scores with a gradient, as the network trains; of a network that returns
+        vectors those, since its loss is theirs."""
         rows = self._with_scaled_arrays(rows)
         with self._autocast():
-            raw = self.network.train(rows, self.scaler.forward(rows.numeric), carry)
-        return self._of_known_classes(raw.float())
+            raw = self.network.train(rows, self.scaler.forward(rows.numeric), carry).float()
+        return raw if self.class_means is not None else self._raw_scores(raw)
 
     def raw(self, rows: Tensors, carry: Carry | None = None) -> torch.Tensor:
         """Return raw scores without a gradient, as `scores` needs them: of the average if there
         is one."""
-        network = self.scoring_network
-        with network.without_gradient():
-            rows = self._with_scaled_arrays(rows)
-            with self._autocast():
-                raw = network.raw(rows, self.scaler.forward(rows.numeric), carry)
-            return self._of_known_classes(raw.float())
+        with self.scoring_network.without_gradient():
+            return self._raw_scores(self._returned(rows, carry))
 
     def scores(self, raw: torch.Tensor) -> NDArray[np.float64]:
-        """Return predictions or probabilities, shape (n,) or (n, classes)."""
+        """Return predictions or probabilities, shape (n,) or (n, outputs)."""
         raw = raw.double()
         if self._features.task == "regression":
-            scores = self.target_scale.inverse(raw)
+            scores = self._values(raw)
         else:
             scores = raw.sigmoid() if raw.ndim == 1 else raw.softmax(1)
         if self._outputs is not None:
@@ -102,25 +112,26 @@ class Scorer(Generic[N]):
 
     def attributions(self, rows: Tensors) -> dict[str, Floats]:
         """Return how far each feature moves a score; see `engine.types.Learner.attributions`."""
+        features, network = self._features, self.scoring_network
         rows = self._with_scaled_arrays(rows)
         numeric = self.scaler.forward(rows.numeric)
-        network = self.scoring_network
         with torch.no_grad():
-            raw = self._of_known_classes(network.raw(rows, numeric))
+            raw = self._raw_scores(network.raw(rows, numeric))
         predicted = raw.argmax(1, keepdim=True) if raw.ndim > 1 else raw.new_empty(0)
 
         def score(rows: Tensors, numeric: torch.Tensor) -> torch.Tensor:
-            raw = self._of_known_classes(network.raw(rows, numeric).float())
-            if self._features.task == "regression":
-                return self.target_scale.inverse(raw)
+            raw = self._raw_scores(network.raw(rows, numeric).float())
+            if features.task == "regression":
+                values = self._values(raw)
+                return values[:, features.median] if features.quantiles else values
             return raw if raw.ndim == 1 else raw.log_softmax(1).gather(1, predicted).squeeze(1)
 
-        with self._differentiable():
-            return integrated_gradients(score, rows, numeric, self._features)
+        with _differentiable(self.device):
+            return integrated_gradients(score, rows, numeric, features)
 
     def set_classes(self, features: Features, sources: Sequence[int]) -> torch.Tensor:
         """Score the classes of these features and no others. New ones get an output of the network,
-        whose weights are 0 then. Return the outputs whose class has left.
+        whose weights are 0 then, or a mean without rows. Return the outputs whose class has left.
 
         Args:
             sources: see `engine.types.Learner.set_classes`.
@@ -131,14 +142,18 @@ class Scorer(Generic[N]):
         self._score_slots(self._slots)
         kept = self._slots.slots[np.asarray(sources, np.int64) >= 0]
         fresh = np.setdiff1d(self._slots.slots, kept).tolist()
-        for network in self._networks:
-            network.reset_outputs(fresh)
+        if self.class_means is not None:
+            self.class_means = self.class_means.without(fresh)
+        else:
+            for network in self._networks:
+                network.reset_outputs(fresh)
         return torch.from_numpy(np.setdiff1d(before.slots, kept))
 
     def by_output(self, rows: Tensors, target: torch.Tensor) -> Tensors:
-        """Return rows whose target is the output of their class, in place of its number."""
+        """Return rows whose target is the output of their class, in place of its number; -1 of a
+        row that has none."""
         assert self._slots is not None, "else the outputs are the classes"
-        slots = torch.from_numpy(self._slots.slots)[target]
+        slots = torch.from_numpy(np.append(self._slots.slots, -1))[target]
         return dataclasses.replace(rows, target=slots, on_device=None)
 
     def no_scores(self) -> NDArray[np.float64]:
@@ -153,7 +168,8 @@ class Scorer(Generic[N]):
     @property
     def trains_on_scores(self) -> bool:
         """Whether one forward pass both scores rows and trains on them."""
-        return self.average is None and self.network.trains_on_scores
+        same = self.class_means is None and self.average is None
+        return same and self.network.trains_on_scores
 
     def learn_scales(self, rows: Tensors, target: AnyTargetScale) -> None:
         """Take the rows into the features' scales, and the target's scale as it is with them."""
@@ -163,6 +179,16 @@ class Scorer(Generic[N]):
                 name: _learned(scaler, rows.arrays[name])
                 for name, scaler in self.array_scalers.items()
             }
+
+    def learn_means(self, rows: Tensors) -> None:
+        """Take the rows into the means of their classes, where there are any, as the network sees
+        them now."""
+        if self.class_means is None:
+            return
+        with self.scoring_network.without_gradient():
+            vectors = self._returned(rows)
+        with torch.no_grad():  # outside of inference mode: a loss takes the means
+            self.class_means = self.class_means.learned(vectors, target_of(rows))
 
     def take_scales(self, other: Scorer[N], rows: int) -> None:
         """Continue another's scales, as if so many rows had taught them."""
@@ -181,6 +207,7 @@ class Scorer(Generic[N]):
             "arrays": {name: scaler.snapshot() for name, scaler in self.array_scalers.items()},
             "target": self.target_scale.snapshot(),
             "slots": None if self._slots is None else self._slots.snapshot(),
+            "means": None if self.class_means is None else self.class_means.snapshot(),
         }
 
     def restore(self, value: Mapping[str, Any]) -> None:
@@ -197,6 +224,8 @@ class Scorer(Generic[N]):
         if self._slots is not None:
             self._slots = ClassSlots.restored(value["slots"])
             self._score_slots(self._slots)
+        if self.class_means is not None:
+            self.class_means = self.class_means.restored(value["means"])
 
     def on_device(self, tensors: Tensors) -> Tensors:
         """Return tensors on the device, copied before or now."""
@@ -214,20 +243,19 @@ class Scorer(Generic[N]):
             enabled=True, benchmark=False, deterministic=True, allow_tf32=False
         )
 
-    def _differentiable(self) -> contextlib.AbstractContextManager[Any]:
-        """Make recurrent layers differentiable in evaluation mode, which cuDNN's are not."""
-        if self.device == "cpu":
-            return contextlib.nullcontext()
-        return torch.backends.cudnn.flags(enabled=False)
-
     def build_scores(self, graph: GraphBuilder, raw: str) -> str:
-        """Write the way from raw scores, (n, 1) or (n, outputs), to scores into an ONNX graph."""
+        """Write the way from raw scores, (n, 1) or (n, outputs), or from vectors, to scores into an
+        ONNX graph."""
+        if self.class_means is not None:
+            raw = self.class_means.build(graph, raw)
         if self._slots is not None:
             raw = graph.op("Gather", raw, graph.constant(self._slots.slots), axis=1)
         if self._features.task == "multiclass":
             return graph.op("Softmax", raw, axis=1)
         if self._features.targets:
             return self.target_scale.build(graph, raw)
+        if quantiles := len(self._features.quantiles):
+            return build_sorted(graph, self.target_scale.build(graph, raw), quantiles)
         raw = graph.op("Squeeze", raw, graph.constant(np.array([1], np.int64), "axis"))
         if self._features.task == "binary":
             return graph.op("Sigmoid", raw)
@@ -238,14 +266,30 @@ class Scorer(Generic[N]):
         """The network, and its average if there is one."""
         return [self.network] if self.average is None else [self.network, self.average]
 
+    def _values(self, raw: torch.Tensor) -> torch.Tensor:
+        """Return the predictions of a regression. Quantiles are sorted, so that they never cross;
+        together they are no farther from the true ones then (Chernozhukov, Fernandez-Val &
+        Galichon, "Quantile and probability curves without crossing", 2010)."""
+        values = self.target_scale.inverse(raw)
+        return values.sort(1).values if self._features.quantiles else values
+
     def _score_slots(self, slots: ClassSlots) -> None:
         """Score the outputs that have a class."""
         self._outputs = torch.tensor(slots.slots, dtype=torch.int64, device=self.device)
         self._absent = torch.full((slots.most,), ABSENT, device=self.device)
         self._absent[self._outputs] = 0.0
 
-    def _of_known_classes(self, raw: torch.Tensor) -> torch.Tensor:
-        """Return raw scores so low where an output has no class that it gets no probability."""
+    def _returned(self, rows: Tensors, carry: Carry | None = None) -> torch.Tensor:
+        """Return what the network that scores says of rows."""
+        rows = self._with_scaled_arrays(rows)
+        with self._autocast():
+            numeric = self.scaler.forward(rows.numeric)
+            return self.scoring_network.raw(rows, numeric, carry).float()
+
+    def _raw_scores(self, returned: torch.Tensor) -> torch.Tensor:
+        """Return the raw scores of what the network returns: of vectors by the means of classes.
+        They are so low where an output has no class that it gets no probability."""
+        raw = returned if self.class_means is None else self.class_means.raw_scores(returned)
         return raw if self._absent is None else raw + self._absent
 
     def _with_scaled_arrays(self, rows: Tensors) -> Tensors:
@@ -260,6 +304,13 @@ class Scorer(Generic[N]):
         if not self._bfloat16:
             return contextlib.nullcontext()
         return torch.autocast(self.device, torch.bfloat16)
+
+
+def _differentiable(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Make recurrent layers differentiable in evaluation mode, which cuDNN's are not."""
+    return (
+        contextlib.nullcontext() if device == "cpu" else torch.backends.cudnn.flags(enabled=False)
+    )
 
 
 def _scaled(scaler: Scaler, rows: Padded) -> Padded:

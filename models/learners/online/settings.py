@@ -32,11 +32,13 @@ class OnlineSettings(Settings):
         target_transform: what a regression learns in place of its target: none, log1p, sqrt,
             standard (mean and deviation so far; the default), or a warp and then standard:
             ["sqrt", "standard"].
+        vector_width: numbers of the vector that [train] loss = "contrastive" learns.
         seed: of first weights, dropout and replay.
     """
 
     standardize: bool = True
     target_transform: TargetTransform | tuple[TargetTransform, ...] = "standard"
+    vector_width: int = Field(64, ge=2, le=65_536)
     seed: int = Field(0, ge=0)
 
 
@@ -111,6 +113,22 @@ def lowest_label(settings: OnlineSettings, training: OnlineTraining) -> float:
     return 0.0 if bounded else -math.inf
 
 
+def require_vectors(settings: OnlineSettings, training: OnlineTraining, features: Features) -> None:
+    """Raises: UserError for a width without vectors, and for vectors with a state per key."""
+    if training.loss != "contrastive":
+        if "vector_width" in settings.model_fields_set:
+            raise UserError(
+                "[model] vector_width is for [train] loss = 'contrastive', whose network returns a "
+                "vector: name that loss, or take vector_width out."
+            )
+        return
+    if features.state is not None:
+        raise UserError(
+            "[train] loss = 'contrastive' compares rows by themselves, and with [model.state] each "
+            "follows others of its key: take one of them out."
+        )
+
+
 def standardized(settings: OnlineSettings, features: Features) -> list[bool]:
     """Return which numeric features the model scales."""
     return [settings.standardize and name not in features.scaled for name in features.numeric]
@@ -134,6 +152,9 @@ def identity(
         "[model] classes": list(features.classes),
         "[model] standardize": settings.standardize,
         "[model] target_transform": _target_identity(settings, training, features),
+        **({"[train] quantiles": list(features.quantiles)} if features.quantiles else {}),
+        "[train] loss": "contrastive" if features.vector_width else "another",
+        **({"[model] vector_width": features.vector_width} if features.vector_width else {}),
         "[train] optimizer": training.optimizer,
         "[train] momentum": training.momentum,
         "[train] ema_decay": training.ema_decay > 0,
@@ -163,6 +184,7 @@ __all__ = [
     "OnlineTraining",
     "identity",
     "lowest_label",
+    "require_vectors",
     "standardized",
     "target_scale",
 ]

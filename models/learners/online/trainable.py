@@ -83,6 +83,11 @@ class TrainableNetwork(ABC):
         """The number of weights."""
         return self.flat.numel() + sum(table.numel() for table in self.tables)
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all weights. Asked for with every batch."""
+        return self.flat.nbytes + sum(table.nbytes for table in self.tables)
+
     def parameters(self) -> list[torch.Tensor]:
         """Return the tensors that hold all weights that learn, none twice."""
         return [self.flat.detach(), *(table.detach() for table in self.tables)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from engine.system.limited_process import Limits
 from engine.types import Features, GraphBuilder, Tensors, UserError, nearest
+from models.export.model_files import FORMAT
 from models.learners.modules.trial import made_rows
 from models.learners.prototypes.embedding import TOLERANCE, TRIED_ROWS, Embedding, Rows
 from models.net_input import NetInput, tensors_of
@@ -24,8 +27,31 @@ FILE_SECONDS, FILE_MEMORY = 60.0, 2 << 30
 """Within which a file must load and embed a few rows; eight times its size is added."""
 
 
+UNREADABLE = frozenset(("ids", "floats", "array"))
+"""Kinds of inputs of headrace's own model files that hold more than a tensor of rows says: what
+stands behind a list's end, and rows that are not there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What an input of the graph gets.
+
+    Attributes:
+        value: the input.
+        name: of the tensor, as `models.net_input.tensors_of` has it.
+        column: of the tensor, for an input of one number per row; None: the whole.
+        pixels: whether the tensor's 0 to 1 are bytes to the graph.
+    """
+
+    value: GraphValue
+    name: str
+    column: int | None = None
+    pixels: bool = False
+
+
 class FileEmbedding(Embedding):
-    """The vectors that an ONNX file makes.
+    """The vectors that an ONNX file makes. One of headrace's own, whose inputs are columns of one
+    number, gets the columns of that name.
 
     Args:
         path: of the file.
@@ -57,6 +83,7 @@ class FileEmbedding(Embedding):
         if graph.refusal:
             raise UserError(f"{self._who} cannot be used: {graph.refusal}.")
         self._given = self._matched(graph.inputs)
+        self._require_readable(graph)
         self._output = self._chosen(output, graph.outputs)
         self._at = [value.name for value in graph.outputs].index(self._output)
         width = self._tried_width(graph, limits)
@@ -96,19 +123,33 @@ class FileEmbedding(Embedding):
                 ) from error
         values = input_values(graph, self._inputs, self._features, numeric, categories)
         given = {}
-        for value, name in self._given:
-            element = helper.np_dtype_to_tensor_dtype(np.dtype(value.type))
-            given[value.name] = graph.op("Cast", values[name], to=element)
+        for each in self._given:
+            x = values[each.name]
+            if each.column is not None:
+                x = graph.op("Gather", x, graph.constant(np.int64(each.column)), axis=1)
+            if each.pixels:
+                x = graph.op("Round", graph.op("Mul", x, graph.constant(np.float32(255))))
+            element = helper.np_dtype_to_tensor_dtype(np.dtype(each.value.type))
+            given[each.value.name] = graph.op("Cast", x, to=element)
         vectors = graph.append(model, given)[self._at]
         return graph.op("Cast", vectors, to=TensorProto.FLOAT)
 
     def _feed(self, rows: Tensors) -> dict[str, NDArray[Any]]:
         tensors = tensors_of(rows, self._inputs)
-        return {value.name: tensors[name].numpy().astype(value.type) for value, name in self._given}
+        feed: dict[str, NDArray[Any]] = {}
+        for each in self._given:
+            values = tensors[each.name].numpy()
+            values = values if each.column is None else values[:, each.column]
+            values = np.rint(values * 255) if each.pixels else values
+            feed[each.value.name] = values.astype(each.value.type)
+        return feed
 
-    def _matched(self, graph_inputs: Sequence[GraphValue]) -> list[tuple[GraphValue, str]]:
-        """Return each input of the graph and the name of the tensor that it gets: that of its name,
-        or the only one."""
+    def _matched(self, graph_inputs: Sequence[GraphValue]) -> list[Given]:
+        """Return what each input of the graph gets: the tensor of its name, or the only one; an
+        input of one number per row the column of its name."""
+        columns = self._single_columns(graph_inputs)
+        if columns is not None:
+            return columns
         names = [entry.name for entry in self._inputs]
         masks = [f"{entry.name}_mask" for entry in self._inputs if entry.form in ("ids", "array")]
         if len(graph_inputs) == 1 and len(names) == 1:
@@ -131,7 +172,54 @@ class FileEmbedding(Embedding):
                 f"{self._who} reads {listed(graph_inputs)}, and nothing reads the input "
                 f"'{left[0]}' of [model]: take it out."
             )
-        return pairs
+        images = {
+            entry.name
+            for entry in self._inputs
+            if entry.form == "image" and entry.columns[0] not in self._features.float_images
+        }
+        return [
+            Given(value=value, name=name, pixels=name in images and value.type == "uint8")
+            for value, name in pairs
+        ]
+
+    def _single_columns(self, graph_inputs: Sequence[GraphValue]) -> list[Given] | None:
+        """Return the column of each input of the graph, where each takes one number per row and all
+        inputs of the model are numbers; else None."""
+        numbers = all(entry.form == "numbers" for entry in self._inputs)
+        if not numbers or not all(value.shape and not value.row for value in graph_inputs):
+            return None
+        places = {
+            column: (entry.name, i)
+            for entry in self._inputs
+            for i, column in enumerate(entry.columns)
+        }
+        names = {value.name for value in graph_inputs}
+        for value in graph_inputs:
+            if value.name not in places or not value.is_array:
+                raise UserError(
+                    f"{self._who} reads {value}, and [model] has no column of numbers of that name."
+                    f"{nearest(value.name, places)}"
+                )
+        if left := [column for column in places if column not in names]:
+            raise UserError(
+                f"{self._who} reads {listed(graph_inputs)}, and nothing reads the column "
+                f"'{left[0]}' of [model]: take it out."
+            )
+        return [
+            Given(value=value, name=places[value.name][0], column=places[value.name][1])
+            for value in graph_inputs
+        ]
+
+    def _require_readable(self, graph: GraphFile) -> None:
+        """Raises: UserError for a model file of ours that reads lists or arrays."""
+        if graph.properties.get("format") != FORMAT:
+            return
+        for name, kind in json.loads(graph.properties["inputs"]).items():
+            if kind in UNREADABLE:
+                raise UserError(
+                    f"{self._who} is a model file of headrace that reads '{name}', a column of "
+                    "lists or arrays: prototypes can stand on one that reads numbers and images."
+                )
 
     def _chosen(self, output: str | None, outputs: Sequence[GraphValue]) -> str:
         names = [value.name for value in outputs]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.columnar.numeric_scale import NumericScale
 from engine.types import (
     Batch,
     Buffered,
@@ -30,7 +31,6 @@ from models.learners.prototypes.choice import chosen_embedding
 from models.learners.prototypes.embedding import Embedding, RawFeatures, Rows
 from models.learners.prototypes.settings import PrototypeSettings, PrototypeTraining
 from models.learners.prototypes.table import PrototypeTable
-from models.learners.scales import NumericScale
 from models.net_input import net_inputs
 
 log = logging.getLogger("headrace.learner")
@@ -124,12 +124,12 @@ class PrototypeLearner(Learner, Buffered):
             return Step.empty(self._shaped(np.empty((0, len(self.features.classes)))))
         parts = map(self._learn_part, tensors.even_parts())
         scores, guesses, finite, losses, scored = zip(*parts, strict=True)
-        learned = np.concatenate(finite)
+        learned, wanted = np.concatenate(finite) & tensors.to_learn, tensors.to_learn
         return Step(
             scores=self._shaped(np.concatenate(scores)),
             loss=sum(losses) / sum(scored) if any(scored) else math.nan,
             steps=int(learned.sum()),
-            not_learned=None if learned.all() else ~learned,
+            not_learned=None if (learned == wanted).all() else wanted & ~learned,
             baselines={NEAREST: np.concatenate(guesses)},
         )
 
@@ -137,6 +137,10 @@ class PrototypeLearner(Learner, Buffered):
         """Return scores like `Step.scores`."""
         parts = [self._predict_part(part) for part in tensors.even_parts()]
         return self._shaped(np.concatenate(parts))
+
+    @property
+    def scores_in_turn(self) -> bool:
+        return True
 
     def set_classes(self, classes: Sequence[str], sources: Sequence[int]) -> None:
         self._table.set_classes(sources)
@@ -230,13 +234,13 @@ class PrototypeLearner(Learner, Buffered):
 
     def _learn_part(self, rows: Tensors) -> tuple[Floats, Ints, Bools, float, int]:
         """Score and learn rows of one scale; return scores, the classes of the nearest examples,
-        which rows were learned, the sum of the losses, and of how many rows it is."""
+        which rows have a vector, the sum of the losses, and of how many rows it is."""
         self._follow(rows)
         labels = target_of(rows).numpy().astype(np.int64)
         vectors = self._vectors(rows)
         raw = vectors if self._embedding is self._raw else self._raw.embed(self._in_scale(rows))
         finite: Any = np.isfinite(vectors).all(axis=1)
-        labels[~finite] = -1
+        labels[~(finite & rows.to_learn)] = -1
         scores, guesses, losses, scored = self._table.learn(vectors, raw, labels)
         scores[~finite] = np.nan
         return scores, guesses, finite, losses, scored

@@ -31,7 +31,7 @@ class PrototypeSettings(Settings):
         arguments: what the class or function is called with.
         weights: a file of its weights, ``.safetensors`` or a state dict of torch.
         embedding: in place of a module an ONNX file, whose inputs are called like those of
-            ``[model.inputs]``.
+            ``[model.inputs]``, or each like a column of numbers, as in headrace's own.
         embedding_output: which of its outputs is the vector; needed where it has several.
         inputs: ``[model.inputs.NAME]``, the inputs by name.
         distance: ``euclidean`` (squared), or ``cosine``.

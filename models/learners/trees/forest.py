@@ -68,12 +68,17 @@ class Forest:
     leaves: int = 0
 
     @classmethod
-    def of_target(cls, target: Target, task: str, outputs: int) -> Forest:
-        """Return the constants that fit a target best: its mean, or the shares of the classes.
-        Without rows, all classes are equally likely."""
+    def of_target(
+        cls, target: Target, task: str, outputs: int, quantile: float | None = None
+    ) -> Forest:
+        """Return the constants that fit a target best: its mean or quantile, or the shares of the
+        classes. Without rows, all classes are equally likely."""
         if task == "regression":
-            mean = float(target.mean(dtype=np.float64)) if len(target) else 0.0
-            return cls(constants=np.array([mean]), leaves=1)
+            best = 0.0
+            if len(target):
+                own = target.astype(np.float64)
+                best = float(own.mean() if quantile is None else np.quantile(own, quantile))
+            return cls(constants=np.array([best]), leaves=1)
         classes = max(outputs, 2)
         counts = np.bincount(target.astype(np.int64), minlength=classes).astype(np.float64)
         shares = counts / len(target) if len(target) else np.full(classes, 1 / classes)

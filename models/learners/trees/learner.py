@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,12 +10,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.types import Batch, Features, GraphBuilder, Snapshot, Step, Tensors, UserError
+from engine.columnar.numeric_scale import NumericScale
+from engine.types import (
+    Batch,
+    Features,
+    GraphBuilder,
+    Snapshot,
+    Step,
+    Tensors,
+    UserError,
+    pinball_losses,
+)
 from engine.types.arrays import Floats
 from models.challenge.challenger import Challengeable
 from models.learners.identity import require_same_model
 from models.learners.labelled import labelled, target_of
-from models.learners.scales import NumericScale
+from models.learners.quantiles import only_quantile
 from models.learners.table_features import require_table
 from models.learners.trees.forest import Rows, Target, lightgbm
 from models.learners.trees.scorer import TreesScorer
@@ -86,6 +97,18 @@ class TreesLearner(Challengeable):
         self._rows = 0
         self._trained = 0
 
+    @classmethod
+    def quantiles(cls, training: TreesTraining) -> tuple[float, ...]:
+        return training.quantiles
+
+    @classmethod
+    def only_regression(cls, training: TreesTraining) -> bool:
+        return training.loss != "mse"
+
+    @classmethod
+    def quantile(cls, training: TreesTraining) -> float | None:
+        return only_quantile(training.loss, training)
+
     # -------------------------------------------------------------------------------------- actions
 
     def learn(self, batch: Batch) -> Step:
@@ -96,7 +119,13 @@ class TreesLearner(Challengeable):
             return Step.empty(self.predict(tensors))
         parts = [scores for part in tensors.even_parts() for scores in self._learn_part(part)]
         scores = np.concatenate(parts)
-        return Step(scores=scores, loss=self._loss(scores, target), steps=len(target))
+        learned = tensors.to_learn
+        loss = self._loss(scores[learned], target[learned]) if learned.any() else math.nan
+        return Step(scores=scores, loss=loss, steps=int(learned.sum()))
+
+    @property
+    def scores_in_turn(self) -> bool:
+        return True
 
     def predict(self, tensors: Tensors) -> Floats:
         """Return scores like `Step.scores`."""
@@ -162,7 +191,7 @@ class TreesLearner(Challengeable):
     @property
     def parameters_count(self) -> int:
         """The number of leaves."""
-        return self._scorer.forest.leaves
+        return self._scorer.leaves
 
     @property
     def replay_bytes(self) -> int:
@@ -171,7 +200,7 @@ class TreesLearner(Challengeable):
 
     def memory(self) -> dict[str, int]:
         """Return component -> bytes."""
-        weights = BYTES_PER_LEAF * self._scorer.forest.leaves
+        weights = BYTES_PER_LEAF * self._scorer.leaves
         return {"weights": weights, "optimizer": 0, "replay": self._window.nbytes}
 
     # ------------------------------------------------------------------------------------ inside
@@ -180,16 +209,20 @@ class TreesLearner(Challengeable):
         """Score rows of one scale and keep them; train where it is time. Yield the scores."""
         rows, target, own = _matrix(part), target_of(part).numpy(), self._scale_of(part)
         kept: Kept = self._window.unscaled(rows, own)
-        self._newest = self._newest.followed(own)
+        learned = np.flatnonzero(part.to_learn)
+        if len(learned):
+            self._newest = self._newest.followed(own)
         at = 0
         while at < len(rows):
-            some = slice(at, at + self._rows_left())
-            scores = self._scorer.scores(rows[some], own, self.training.threads)
-            yield scores
-            self._window.add(kept[some], target[some])
-            self._rows += len(scores)
-            at += len(scores)
-            self._fit()
+            left = self._rows_left()
+            new, learned = learned[:left], learned[left:]
+            end = int(new[-1]) + 1 if len(new) == left else len(rows)
+            yield self._scorer.scores(rows[at:end], own, self.training.threads)
+            at = end
+            if len(new):
+                self._window.add(kept[new], target[new])
+                self._rows += len(new)
+                self._fit()
 
     def _scale_of(self, part: Tensors) -> NumericScale:
         return NumericScale.of(self.features.numeric, part.scales)
@@ -203,7 +236,7 @@ class TreesLearner(Challengeable):
     def _stride(self) -> int:
         """The rows between the last training or refit and the next one."""
         part = self._interval // REFITS
-        refits = part >= MIN_REFIT_ROWS and self._scorer.forest.booster is not None
+        refits = part >= MIN_REFIT_ROWS and self._scorer.has_trees
         return part if refits and self.training.loss == "mse" else self._interval
 
     def _rows_left(self) -> int:
@@ -222,18 +255,24 @@ class TreesLearner(Challengeable):
     def _train(self) -> None:
         rows, target = self._window.newest(self._newest)
         self._trained = self._rows
-        self._scorer = TreesScorer.constant(target, self.features, self._newest)
+        quantile = self.quantile(self.training)
+        self._scorer = TreesScorer.constant(target, self.features, self._newest, quantile)
         if len(target) < MIN_TREE_ROWS or (target == target[0]).all():
             return
         first = len(self.features.numeric)
-        forest = self._scorer.forest.with_trees(
-            rows,
-            target,
-            params=self._params(len(target)),
-            num_trees=self.settings.num_trees,
-            categories=range(first, first + len(self.features.categories)),
+        params = self._params(len(target))
+        alphas = self.features.quantiles or (params["alpha"],)
+        forests = (
+            forest.with_trees(
+                rows,
+                target,
+                params={**params, "alpha": alpha},
+                num_trees=self.settings.num_trees,
+                categories=range(first, first + len(self.features.categories)),
+            )
+            for alpha, forest in zip(alphas, self._scorer.forests, strict=True)
         )
-        self._scorer = replace(self._scorer, forest=forest)
+        self._scorer = replace(self._scorer, forests=tuple(forests))
 
     def _refit(self, count: int) -> None:
         """Move the leaves towards the newest rows. Of a single class they would say nothing of the
@@ -242,18 +281,20 @@ class TreesLearner(Challengeable):
         rows, target = scorer.known(*self._window.newest(scorer.scale, count))
         if len(target) and (target != target[0]).any():
             params = self._params(scorer.learned)
-            forest = scorer.forest.refitted(rows, target, params=params, decay=DECAY)
-            self._scorer = replace(scorer, forest=forest)
+            (forest,) = scorer.forests  # quantiles are not refitted
+            forest = forest.refitted(rows, target, params=params, decay=DECAY)
+            self._scorer = replace(scorer, forests=(forest,))
 
     def _params(self, rows: int) -> dict[str, Any]:
         """Return LightGBM's parameters for so many rows."""
-        classes = len(self._scorer.forest.constants)
-        return lightgbm_params(
-            self.settings, self.training, task=self.features.task, classes=classes, rows=rows
-        )
+        task, classes = self.features.task, self._scorer.outputs
+        return lightgbm_params(self.settings, self.training, task=task, classes=classes, rows=rows)
 
     def _loss(self, scores: Floats, target: Target) -> float:
-        """Return the mean loss of scores: squared or absolute error, or the log loss."""
+        """Return the mean loss of scores: squared or absolute error, the pinball loss of quantiles,
+        or the log loss."""
+        if quantiles := self.features.quantiles:
+            return float(pinball_losses(target.astype(np.float64), scores, quantiles).mean())
         if self.features.task == "regression":
             error = np.abs(scores - target)
             return float(np.mean(error**2 if self.training.loss == "mse" else error))
@@ -271,6 +312,7 @@ class TreesLearner(Challengeable):
             "[model] numeric": list(features.numeric),
             "[model] categories": [list(pair) for pair in features.categories.items()],
             "[train] loss": self.training.loss,
+            **({"[train] quantiles": list(features.quantiles)} if features.quantiles else {}),
         }
 
 
@@ -281,8 +323,9 @@ def _require_readable(training: TreesTraining, features: Features) -> None:
             f"[train] loss = '{training.loss}' is for regression, and task is '{features.task}': "
             "take it out."
         )
-    if training.loss != "quantile" and "quantile" in training.model_fields_set:
-        raise UserError("[train] quantile is for loss = 'quantile': set that, or take it out.")
+    for key in ("quantile", "quantiles"):
+        if training.loss != "quantile" and key in training.model_fields_set:
+            raise UserError(f"[train] {key} is for loss = 'quantile': set that, or take it out.")
     require_table(features, "trees")
     for name, codes in features.categories.items():
         if codes > MOST_CODES:

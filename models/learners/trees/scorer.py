@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from engine.columnar.numeric_scale import NumericScale
 from engine.types import Features, GraphBuilder, Snapshot
 from engine.types.arrays import Floats, Ints
-from models.learners.scales import NumericScale
+from models.learners.quantiles import build_sorted
 from models.learners.trees.forest import Forest, Rows, Target
 
 UNSEEN = math.log(1e-15)
@@ -27,34 +28,46 @@ class TreesScorer:
 
     Attributes:
         features: of the rows.
-        forest: the trees.
+        forests: the trees; of quantiles, those of each.
         scale: of the numbers that they were trained on.
         columns: the forest's output of each class; -1 for one that came later. Shape (classes,).
         learned: the rows that they were trained on.
     """
 
     features: Features
-    forest: Forest
+    forests: tuple[Forest, ...]
     scale: NumericScale
     columns: Ints
     learned: int
 
     @classmethod
-    def constant(cls, target: Target, features: Features, scale: NumericScale) -> TreesScorer:
-        """Return the constants that fit a target best, without trees."""
+    def constant(
+        cls, target: Target, features: Features, scale: NumericScale, quantile: float | None = None
+    ) -> TreesScorer:
+        """Return the constants that fit a target best, without trees.
+
+        Args:
+            quantile: the one that is learned; None for several, and for a mean.
+        """
         # Trees tell two classes at least apart.
         outputs = max(len(features.classes), 2) if features.task == "multiclass" else 1
         return cls(
             features=features,
-            forest=Forest.of_target(target, features.task, outputs),
+            forests=tuple(
+                Forest.of_target(target, features.task, outputs, level)
+                for level in features.quantiles or (quantile,)
+            ),
             scale=scale,
             columns=np.arange(len(features.classes)),
             learned=len(target),
         )
 
     def scores(self, rows: Rows, scale: NumericScale, threads: int) -> Floats:
-        """Return predictions or probabilities of rows of this scale, shape (n,) or (n, classes)."""
-        raw = self.forest.raw(self._in_own_scale(rows, scale), threads)
+        """Return predictions or probabilities of rows of this scale, shape (n,) or (n, outputs)."""
+        rows = self._in_own_scale(rows, scale)
+        raw = np.hstack([forest.raw(rows, threads) for forest in self.forests])
+        if self.features.quantiles:
+            return np.sort(raw, axis=1)  # they never cross
         raw = self._of_classes(raw) if self._multiclass else raw[:, 0]
         if self.features.task == "regression":
             return raw
@@ -76,7 +89,7 @@ class TreesScorer:
         return replace(self, features=features, columns=columns)
 
     def build(self, graph: GraphBuilder, numeric: str, categories: str) -> str:
-        """Write `scores` into an ONNX graph; return their name, float32, (n,) or (n, classes).
+        """Write `scores` into an ONNX graph; return their name, float32, (n,) or (n, outputs).
 
         Args:
             numeric, categories: names of the float32 (n, d) and the int64 (n, c) input.
@@ -87,7 +100,10 @@ class TreesScorer:
         if features.categories:
             parts.append(graph.op("Cast", categories, to=1))
         rows = parts[0] if len(parts) == 1 else graph.op("Concat", *parts, axis=1)
-        scores = self.forest.build(graph, rows)
+        scores, *others = (forest.build(graph, rows) for forest in self.forests)
+        if features.quantiles:
+            scores = graph.op("Concat", scores, *others, axis=1)
+            return build_sorted(graph, scores, len(features.quantiles))
         if not self._multiclass:
             axis = graph.constant(np.array([1], np.int64), "axis")
             scores = graph.op("Squeeze", scores, axis)
@@ -105,7 +121,7 @@ class TreesScorer:
     def snapshot(self) -> dict[str, Snapshot]:
         """Return a plain value."""
         return {
-            "forest": self.forest.snapshot(),
+            "forests": [forest.snapshot() for forest in self.forests],
             "learned": self.learned,
             "columns": self.columns,
             "scale": self.scale.snapshot(),
@@ -116,11 +132,26 @@ class TreesScorer:
         """Return the scorer of a `snapshot`."""
         return cls(
             features=features,
-            forest=Forest.restored(value["forest"]),
+            forests=tuple(map(Forest.restored, value["forests"])),
             scale=NumericScale.restored(value["scale"]),
             columns=np.array(value["columns"]),
             learned=value["learned"],
         )
+
+    @property
+    def outputs(self) -> int:
+        """The raw scores of each of the forests."""
+        return len(self.forests[0].constants)
+
+    @property
+    def leaves(self) -> int:
+        """The leaves of all trees."""
+        return sum(forest.leaves for forest in self.forests)
+
+    @property
+    def has_trees(self) -> bool:
+        """Whether there is more than constants."""
+        return self.forests[0].booster is not None
 
     @property
     def _multiclass(self) -> bool:
@@ -148,7 +179,7 @@ class TreesScorer:
 
     def _build_columns(self, graph: GraphBuilder, scores: str) -> str:
         """Write the same into an ONNX graph."""
-        outputs = len(self.forest.constants)
+        outputs = self.outputs
         if np.array_equal(self.columns, np.arange(outputs)):
             return scores
         pads = graph.constant(np.array([0, 0, 0, 1], np.int64), "pads")

@@ -9,6 +9,7 @@ from pydantic import Field
 from engine.types import Settings
 from engine.types.changes import Free
 from models.challenge.challenger import ChallengeSettings
+from models.learners.quantiles import QuantileSettings
 
 MIN_TREE_ROWS = 16
 """Fewer rows are learned as constants."""
@@ -19,7 +20,7 @@ class TreesSettings(Settings):
     """The learner's own keys of ``[model]``.
 
     Attributes:
-        num_trees: trees of a training; of several classes, of each of them.
+        num_trees: trees of a training; of several classes or quantiles, of each of them.
         num_leaves: most leaves of a tree.
         seed: of `feature_share`.
     """
@@ -29,12 +30,12 @@ class TreesSettings(Settings):
     seed: int = Field(0, ge=0, lt=1 << 31)
 
 
-class TreesTraining(ChallengeSettings):
+class TreesTraining(QuantileSettings, ChallengeSettings):
     """``[train]``.
 
     Attributes:
-        loss: of a regression; ``mae`` learns the median, ``quantile`` the one of `quantile`.
-        quantile [share]: for ``quantile``.
+        loss: of a regression; ``mae`` learns the median, ``quantile`` what `quantile` or
+            `quantiles` says.
         lr: what a tree counts.
         l2: penalty on the values of leaves.
         min_data_in_leaf [rows]: fewest rows of a leaf; unless given, a thirtieth of the window,
@@ -46,7 +47,6 @@ class TreesTraining(ChallengeSettings):
     """
 
     loss: Literal["mse", "mae", "quantile"] = "mse"
-    quantile: float = Field(0.5, gt=0, lt=1)
     lr: float = Field(0.2, gt=0)
     l2: float = Field(0.0, ge=0)
     min_data_in_leaf: int | None = Field(None, ge=1)
@@ -58,7 +58,8 @@ class TreesTraining(ChallengeSettings):
 def lightgbm_params(
     settings: TreesSettings, training: TreesTraining, *, task: str, classes: int, rows: int
 ) -> dict[str, Any]:
-    """Return LightGBM's parameters for a training on so many rows."""
+    """Return LightGBM's parameters for a training on so many rows; of several quantiles each has
+    an ``alpha`` of its own."""
     leaf = training.min_data_in_leaf or max(1, min(20, rows // 30))
     return {
         "objective": OBJECTIVES[training.loss] if task == "regression" else task,

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.columnar.numeric_scale import NumericScale
 from engine.types import Features
-from models.learners.scales import NumericScale
 from models.learners.trees.forest import Rows, Target
 
 Kept = NDArray[np.float32] | NDArray[np.float64]

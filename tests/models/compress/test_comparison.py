@@ -9,9 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, log_loss, recall_score, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    log_loss,
+    mean_pinball_loss,
+    recall_score,
+    roc_auc_score,
+)
 
-from models.compress.comparison import Figure, Rules, compare_classes, compare_regression, speed
+from models.compress.comparison import (
+    Figure,
+    Rules,
+    compare_classes,
+    compare_quantiles,
+    compare_regression,
+    speed,
+)
 
 RULES = Rules()
 RUNS = 100
@@ -90,6 +103,23 @@ def test_figures_of_a_regression() -> None:
     assert found["MAE of the largest 5%"].value == pytest.approx(errors[worst].mean())
     assert len(found) == 4
     assert all(figure.refusal is not None for figure in found.values())
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_an_interval_of_another_width_is_refused_though_the_median_stays(factor: float) -> None:
+    """It holds fewer targets than were asked for, or more."""
+    quantiles, normal = (0.1, 0.5, 0.9), np.array([-1.2815516, 0.0, 1.2815516])
+    target = np.random.default_rng(3).normal(size=5_000)
+    base = np.tile(normal, (5_000, 1))
+    assert passes(compare_quantiles(target, base, base, RULES, quantiles))
+    other = factor * base
+    found = named(compare_quantiles(target, base, other, RULES, quantiles))
+    losses = [mean_pinball_loss(target, other[:, i], alpha=q) for i, q in enumerate(quantiles)]
+    assert found["pinball loss"].value == pytest.approx(np.mean(losses))
+    inside = (np.abs(target) <= other[0, 2]).mean()
+    assert found["coverage error"].value == pytest.approx(abs(inside - 0.8))
+    assert found["coverage error"].refusal is not None
+    assert found["MAE"].refusal is None
 
 
 @pytest.mark.parametrize("target", [np.zeros(200), np.r_[np.zeros(190), np.ones(10)]])
@@ -193,3 +223,12 @@ def test_the_same_rows_give_the_same_figures() -> None:
     seeded = compare_classes(target, base, other, replace(RULES, seed=1), names=names)
     assert [f.loss for f in seeded] == [f.loss for f in one]
     assert [f.loss_high for f in seeded] != [f.loss_high for f in one]
+
+
+def test_a_figure_that_is_better_and_not_surely_so_says_by_how_much() -> None:
+    figure = Figure(
+        name="coverage error", value=1.0, low=0.5, high=1.5, loss=-0.96, loss_low=-2.0,
+        loss_high=0.7, allowed=0.5, unit="pt",
+    )  # fmt: skip
+    said = "coverage error not surely within 0.5 pt: better by 0.96 pt (worse by -2.00 to 0.70)"
+    assert figure.refusal == said

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +24,7 @@ from engine.types import (
     Codes,
     Features,
     Fill,
+    HeadraceError,
     Mark,
     Tensors,
     Transform,
@@ -212,7 +214,11 @@ def test_the_layers_become_small(made: Make, name: str, kind: int, size: int) ->
 def test_weights_are_symmetric(made: Make, name: str) -> None:
     """Zero is 0 in them, so no product needs a correction."""
     constants = onnx.load(made("binary")[name]).graph.initializer
-    zeros = [numpy_helper.to_array(t) for t in constants if "zero_point" in t.name]
+    zeros = [
+        numpy_helper.to_array(t)
+        for t in constants
+        if "zero_point" in t.name and t.data_type == TensorProto.INT8
+    ]
     assert zeros
     assert all((array == 0).all() for array in zeros)
 
@@ -302,3 +308,96 @@ def test_layers_of_a_converter_become_small_too(tmp_path: Path) -> None:
     kinds = [node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node]
     assert "MatMulInteger" in kinds
     assert kinds.count("Gemm") == 1
+
+
+def of_graph(build: Callable[[Graph, str], str], shape: list[int | str], path: Path) -> Path:
+    """The file of a network that reads `x` and gives `score`."""
+    graph = Graph()
+    score = build(graph, graph.input("x", TensorProto.FLOAT, shape))
+    outputs: dict[str, tuple[str, int, list[int | str]]] = {}
+    outputs["score"] = (score, TensorProto.FLOAT, ["n", 3])
+    return write(graph.model(outputs, {}), path)
+
+
+def drawn(*shape: int) -> NDArray[np.float32]:
+    scale = np.sqrt(2 / np.prod(shape[1:]))
+    found: NDArray[Any] = scale * np.random.default_rng(sum(shape)).normal(size=shape)
+    return found.astype(np.float32)
+
+
+def convolutions(graph: Graph, x: str) -> str:
+    """Two convolutions, the second added to what it reads; then a mean and a product."""
+
+    def over(given: str, width: int, channels: int) -> str:
+        weight, bias = graph.constant(drawn(width, channels, 3, 3)), graph.constant(drawn(width))
+        return graph.op("Conv", given, weight, bias, pads=[1, 1, 1, 1])
+
+    first = graph.op("Relu", over(x, 16, 3))
+    second = graph.op("Relu", graph.op("Add", first, over(first, 16, 16)))
+    mean = graph.op("Flatten", graph.op("GlobalAveragePool", graph.op("MaxPool", second,
+        kernel_shape=[2, 2], strides=[2, 2])))  # fmt: skip
+    return graph.op("Gemm", mean, graph.constant(drawn(16, 3)), graph.constant(drawn(3)))
+
+
+def cells(graph: Graph, x: str) -> str:
+    """An LSTM whose weights are put together in the graph, as torch writes it."""
+    halves = [graph.constant(drawn(1, 64, 8)) for _ in range(2)]
+    weights = graph.op("Concat", *halves, axis=1)
+    kept = graph.constant(drawn(1, 128, 32))
+    steps = graph.op("Transpose", x, perm=[1, 0, 2])
+    every = graph.op("LSTM", steps, weights, kept, hidden_size=32)
+    mean = graph.op("ReduceMean", every, axes=[0, 1], keepdims=0)
+    return graph.op("Gemm", mean, graph.constant(drawn(32, 3)), graph.constant(drawn(3)))
+
+
+def small(name: str, model: Path, shape: tuple[int, ...]) -> tuple[onnx.ModelProto, float]:
+    """The candidate and the mean difference of its scores, in deviations of float32's."""
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.random((32, *shape), np.float32)} for _ in range(3)]
+    path = model.with_name(f"{name}.onnx")
+    CANDIDATES[name](model, path, feeds[:2])
+    wanted, got = (bare(file).run(None, feeds[2])[0] for file in (model, path))
+    return onnx.load(path), float((np.abs(got - wanted) / wanted.std(0)).mean())
+
+
+def test_convolutions_and_what_stands_between_them_become_small(tmp_path: Path) -> None:
+    model = of_graph(convolutions, ["n", 3, 8, 8], tmp_path / "m.onnx")
+    made, gap = small("int8", model, (3, 8, 8))
+    assert gap < 0.2
+    weights = {tuple(t.dims) for t in made.graph.initializer if t.data_type == TensorProto.INT8}
+    assert {(16, 3, 3, 3), (16, 16, 3, 3), (16, 3)} <= weights
+    rounded = {n.input[0] for n in made.graph.node if n.op_type == "QuantizeLinear"}
+    by_kind = {n.op_type: n.output[0] for n in made.graph.node}
+    assert rounded >= {by_kind[kind] for kind in ("Add", "MaxPool", "GlobalAveragePool")}
+    assert by_kind["Gemm"] not in rounded
+
+
+def test_scores_are_not_rounded(made: Make) -> None:
+    """A regression has more than 256 answers."""
+    found = scores(made("regression")["int8"], rows(2_000, seed=9))
+    assert len(np.unique(found)) > 1_500
+
+
+def test_cells_of_an_lstm_become_small(tmp_path: Path) -> None:
+    model = of_graph(cells, ["n", 5, 8], tmp_path / "m.onnx")
+    made, gap = small("int8_dynamic", model, (5, 8))
+    assert gap < 0.2
+    assert "DynamicQuantizeLSTM" in {node.op_type for node in made.graph.node}
+    weights = [t for t in made.graph.initializer if t.data_type == TensorProto.INT8]
+    assert max(len(t.raw_data) for t in weights) == 128 * 32
+
+
+def test_nothing_to_quantize_is_said(tmp_path: Path) -> None:
+    """The scores of trees, or of one product by an input, have no weights that int8 takes."""
+    model = of_graph(lambda graph, x: graph.op("Relu", x), ["n", 3], tmp_path / "m.onnx")
+    with pytest.raises(HeadraceError, match="no product by known weights"):
+        CANDIDATES["int8"](model, tmp_path / "made.onnx", [{"x": drawn(2, 3)}])
+
+
+def test_trees_have_no_float16(tmp_path: Path) -> None:
+    node = onnx.helper.make_node("TreeEnsembleRegressor", ["x"], ["score"], domain="ai.onnx.ml")
+    graph = onnx.helper.make_graph([node], "trees", [], [])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "trees.onnx")
+    with pytest.raises(HeadraceError, match=r"^trees have no float16$"):
+        CANDIDATES["float16"](tmp_path / "trees.onnx", tmp_path / "small.onnx", [])
+    assert not (tmp_path / "small.onnx").exists()

@@ -27,17 +27,18 @@ def rows_for(path: Path, n: int, noise: float = 0.1) -> pl.DataFrame:
         frame = frame.with_columns(y=pl.Series(scores[:, 0]), z=pl.Series(scores[:, 1]))
         return frame.with_columns(z=pl.when(~gaps).then(pl.col("z")))
     if model.features.task == "regression":
+        scores = model.features.points(scores)
         return frame.with_columns(y=pl.Series(scores))
     labels = np.where(scores > 0.5, "yes", "no")
     return frame.with_columns(y=pl.Series(labels))
 
 
-@pytest.mark.parametrize("task", ["regression", "binary"])
+@pytest.mark.parametrize("task", ["regression", "binary", "quantiles"])
 def test_a_worse_one_is_told_and_others_are_not(tmp_path: Path, task: str) -> None:
     good, bad = (network(tmp_path / f"{seed}.onnx", seed, task=task) for seed in (0, 1))
     rows = rows_for(good, 400)
     said = surely_worse(bad, good, rows, allowed=ALLOWED)
-    measure = "MAE" if task == "regression" else "error"
+    measure = {"regression": "MAE", "binary": "error", "quantiles": "pinball loss"}[task]
     assert said.startswith(f"its {measure} on 400 held-out rows is worse by ")
     assert said.endswith(", and 5 are allowed")
     assert surely_worse(good, bad, rows, allowed=ALLOWED) == ""
@@ -68,5 +69,6 @@ def test_where_it_cannot_be_told_nothing_is_kept_back(tmp_path: Path) -> None:
     assert surely_worse(bad, good, nobody, allowed=ALLOWED) == ""
     other = network(tmp_path / "other.onnx", 2, columns=("a", "z"))
     assert surely_worse(bad, other, rows, allowed=ALLOWED) == ""  # it reads another column
-    classes = network(tmp_path / "classes.onnx", 2, task="binary")
-    assert surely_worse(bad, classes, rows, allowed=ALLOWED) == ""
+    for task in ("binary", "quantiles"):  # which answer otherwise
+        other = network(tmp_path / "other.onnx", 2, task=task)
+        assert surely_worse(bad, other, rows, allowed=ALLOWED) == ""

@@ -314,6 +314,16 @@ def test_target_is_put_back_on_its_scale(tmp_path: Path, warp: Any) -> None:
     proven(trained(tabular(features, target_transform=warp)), tmp_path / "m.onnx")
 
 
+@pytest.mark.parametrize("warp", ["none", ("sqrt", "standard"), ("log1p", "standard")])
+def test_quantiles_rise_in_the_file_too(tmp_path: Path, warp: Any) -> None:
+    """Without a scale of the target, those of so young a network cross before they are sorted."""
+    keys = {"loss": "quantile", "quantiles": (0.1, 0.5, 0.9)}
+    features = features_of("regression", quantiles=keys["quantiles"])
+    scores = proven(trained(tabular(features, target_transform=warp, **keys)), tmp_path / "m.onnx")
+    assert scores.shape == (HELD_OUT, 3)
+    assert (np.diff(scores) >= 0).all()
+
+
 @pytest.mark.parametrize("task", ["regression", "binary"])
 @pytest.mark.parametrize("standardize", [True, False])
 @pytest.mark.parametrize("keys", [{}, {"categories": {}}, {"numeric": ()}], ids=str)

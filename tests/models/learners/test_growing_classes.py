@@ -128,6 +128,7 @@ def trained(frame: pl.DataFrame, sizes: list[int]) -> tuple[Training, pl.DataFra
         part = frame[at : at + size]
         done = work.process(collate.apply(Batch(frame=part, mark=Mark(), arrived=0.0)))
         assert done.learned == part.height
+        assert done.rows is not None
         rows.append(done.rows)
         at += part.height
     return work, pl.concat([part for part in rows if part.width > frame.width])

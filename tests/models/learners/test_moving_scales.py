@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from engine.columnar.numeric_scale import NumericScale
 from engine.loading.collate import Collate
 from engine.scrub.values.scale import Normalize, Standardize
 from engine.types import Affine, Batch, Features, Mark, Scale, Tensors, UserError
@@ -22,7 +23,6 @@ from models.export.model import export
 from models.learners.online.replay.rescale import Rescale
 from models.learners.prototypes.learner import PrototypeLearner
 from models.learners.sampling import ResampledLearner, SamplingSettings
-from models.learners.scales import NumericScale
 from models.learners.tabular import TabularLearner
 from models.learners.trees.learner import TreesLearner
 

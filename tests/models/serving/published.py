@@ -27,6 +27,8 @@ def _model(seed: int, columns: tuple[str, ...], layers: tuple[int, ...], task: s
     features = Features(numeric=columns, categories={}, target="y", task=task, classes=classes)
     if task == "several":
         features = Features(numeric=columns, targets=("y", "z"))
+    if task == "quantiles":
+        features = Features(numeric=columns, target="y", quantiles=(0.1, 0.5, 0.9))
     settings = TabularLearner.Settings(layers=layers, standardize=False)
     learner = TabularLearner(settings, TabularLearner.Training(), features)
     state, rng = learner.state_dict(), np.random.default_rng(seed)

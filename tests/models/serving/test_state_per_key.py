@@ -65,7 +65,7 @@ def learner() -> ModuleLearner:
         numeric=("a", "state"),
         inputs={"numeric": ("a", "state")},
         target="y",
-        state=ModuleLearner.named_state(settings),
+        state=ModuleLearner.named_state(settings, {}),
     )
     learner = ModuleLearner(settings, ModuleLearner.Training(replay_rows=0), features)
     frame = stream(seed=1)

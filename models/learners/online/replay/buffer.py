@@ -100,6 +100,7 @@ class Replay:
             ) from None
         self._names = ("numeric", "categories", "target", *(part.name for part in parts))
         self._filled = self._next = 0
+        self._row_bytes = self.capacity_bytes // rows
         half_life = settings.replay_half_life or rows / 4
         self._rate = math.log(2) / half_life
 
@@ -109,8 +110,8 @@ class Replay:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the rows kept."""
-        return sum(part[: self._filled].nbytes for part in self._ring)
+        """The bytes of the rows kept. Asked for with every batch."""
+        return self._row_bytes * self._filled
 
     @property
     def capacity_bytes(self) -> int:

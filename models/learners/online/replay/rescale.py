@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from engine.columnar.numeric_scale import NumericScale
 from engine.types import Features, Scales, Tensors, even_parts
-from models.learners.scales import NumericScale
 
 
 class Rescale:

@@ -11,6 +11,7 @@ import torch
 
 from engine.types import Features, Tensors
 from models.learners.labelled import target_of
+from models.learners.online.contrastive import ContrastiveLoss
 from models.learners.online.losses import Loss
 from models.learners.online.scorer import Scorer
 from models.learners.online.target_transform import AnyTargetScale
@@ -62,7 +63,7 @@ class StepLoss(Generic[N]):
             yield loss if parts == 1 else loss * (len(part) / len(rows))
 
     def of(self, raw: torch.Tensor, rows: Tensors, scale: AnyTargetScale) -> torch.Tensor:
-        """Return the mean loss of raw scores of rows."""
+        """Return the mean loss of what the network says of rows."""
         target = target_of(rows)
         if self._grows and not (known := target >= 0).all():
             raw, target = raw[known], target[known]  # rows of a class that has left
@@ -71,6 +72,8 @@ class StepLoss(Generic[N]):
         if self._features.targets:
             there = ~target.isnan()
             raw, target = raw[there], target[there]
+        if isinstance(self.loss, ContrastiveLoss):
+            return self.loss(raw, target, self._scorer.class_means)
         return self.loss(raw, target)
 
 

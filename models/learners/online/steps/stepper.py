@@ -90,12 +90,13 @@ class Stepper(Generic[N]):
         while at < len(rows):
             size = self.sizes.rows(self._rows)
             # A new pace may ask for a smaller step than there are rows that wait.
-            end = waiting.end(rows, at, max(1, size - len(waiting)))
+            before = len(waiting)
+            end = waiting.end(rows, at, max(1, size - before))
             part = fit_lengths(rows.slice(at, end), self._features)
             raw, known = waiting.add(part, at, progress, step_rows=size, trains=trains)
             scores.append(self._scorer.scores(raw.detach()))
             at = end
-            if len(waiting) >= size or waiting.full:
+            if before < len(waiting) >= size or waiting.full:
                 self._take_step(size, rows.scales, progress, known)
         return progress.step(np.concatenate(scores))
 
@@ -110,7 +111,9 @@ class Stepper(Generic[N]):
 
     def memory(self) -> dict[str, int]:
         """Return component -> bytes."""
-        return {"optimizer": self._optimizer.nbytes, **self._waiting.memory()}
+        means = self._scorer.class_means
+        beside = self._optimizer.nbytes + (0 if means is None else means.nbytes)
+        return {"optimizer": beside, **self._waiting.memory()}
 
     def snapshot(self) -> dict[str, Snapshot]:
         """Return the state as a plain value. A copy."""
@@ -160,6 +163,7 @@ class Stepper(Generic[N]):
                 )
             return
         scorer.learn_scales(rows, scale)
+        scorer.learn_means(rows)
         progress.step_taken(loss)
         progress.steps += self._replay_steps(scales, size, progress.changed)
 
@@ -167,11 +171,14 @@ class Stepper(Generic[N]):
         """Take steps on replayed rows; return how many."""
         steps = self.sizes.replay_steps(self._rows, size)
         taken = 0
-        for step, (rows, carry) in enumerate(self.rehearsal.sample(steps, size, scales), 1):
-            augmented = self._augmented(fit_lengths(rows, self._features), step, changed)
+        for step, (kept, carry) in enumerate(self.rehearsal.sample(steps, size, scales), 1):
+            rows = fit_lengths(kept, self._features)
+            augmented = self._augmented(rows, step, changed)
             raw = None if carry is None else self._scorer.train(augmented, carry)
             losses = self._loss.parts(augmented, self._scorer.target_scale, raw)
-            taken += self._optimizer.step(losses)[1]
+            if self._optimizer.step(losses)[1]:
+                self._scorer.learn_means(rows)
+                taken += 1
         return taken
 
     def _seed_rngs(self) -> None:

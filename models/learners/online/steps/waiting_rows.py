@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Generic, TypeVar
 
@@ -53,12 +54,16 @@ class WaitingRows(Generic[N]):
 
     def end(self, rows: Tensors, at: int, room: int) -> int:
         """Return where rows from row `at` on end, so that `room` of them are learned from."""
-        return min(len(rows), at + room)
+        if rows.learned is None:
+            return min(len(rows), at + room)
+        learned = np.flatnonzero(rows.to_learn[at:])
+        return at + int(learned[room - 1]) + 1 if len(learned) >= room else len(rows)
 
     def add(
         self, part: Tensors, at: int, progress: BatchProgress, *, step_rows: int, trains: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Score rows, and let them wait for their step, except those with a non-finite loss.
+        """Score rows, and let those that are learned wait for their step, except those with a
+        non-finite loss.
 
         Args:
             at: the number of the first row in its batch.
@@ -69,20 +74,41 @@ class WaitingRows(Generic[N]):
             Their raw scores; and those of the rows that wait, with a gradient, if they are a step
             that may train on them.
         """
-        if trains and not len(self._buffer) and len(part) >= step_rows:
-            raw = self._scorer.train(part)
-        else:
-            raw = self._scorer.raw(part)
+        learned = part.to_learn
+        rows, part = np.flatnonzero(learned), dataclasses.replace(part, learned=None)
+        trains = trains and not len(self._buffer) and len(rows) >= step_rows
+        if len(rows) == len(part):
+            return self._add(part, at + rows, progress, trains=trains)
+        # Apart, so that a step is the same to the bit with and without the others.
+        rest = np.flatnonzero(~learned)
+        raw = self._scorer.raw(fit_lengths(part.take(rest), self._features))
+        if not len(rows):
+            return raw, None
+        own = fit_lengths(part.take(rows), self._features)
+        scores, known = self._add(own, at + rows, progress, trains=trains)
+        order = np.argsort(np.concatenate((rest, rows)))
+        whole = torch.cat((raw.detach(), scores.detach()))
+        return whole[torch.from_numpy(order).to(whole.device)], known
+
+    def _add(
+        self, part: Tensors, rows: NDArray[np.int64], progress: BatchProgress, *, trains: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Score rows that are learned, and let them wait; see `add`.
+
+        Args:
+            rows: their numbers in the batch.
+        """
+        raw = self._scorer.train(part) if trains else self._scorer.raw(part)
         known, waits = raw, np.arange(len(part))
         bad = self._bad(part, raw.detach())
         if bad is not None:
-            progress.not_learned[at : at + len(part)] = bad
+            progress.not_learned[rows] = bad
             waits = np.flatnonzero(~bad)
             if not len(waits):
                 return raw, None
             part, known = part.take(waits), raw[torch.from_numpy(waits).to(raw.device)]
         self._buffer.add(part)
-        progress.waits(at + waits)
+        progress.waits(rows[waits])
         self._rehearsal.add(part)
         return raw, known if known.requires_grad else None
 

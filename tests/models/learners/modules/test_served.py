@@ -19,6 +19,7 @@ from models.learners.sampling import ResampledLearner, SamplingSettings
 Make = Callable[..., Features]
 Batches = Callable[..., list[Batch]]
 NETS = "tests.models.nets"
+QUANTILES: dict[str, Any] = {"loss": "quantile", "quantiles": (0.5, 0.9)}
 
 
 def learned(features: Features, batches: list[Batch], module: str, **keys: Any) -> ModuleLearner:
@@ -44,6 +45,7 @@ def learned(features: Features, batches: list[Batch], module: str, **keys: Any) 
         ("regression", "Past", {"target_transform": "log1p"}),
         ("growing", "Mlp", {"arguments": {"outputs": 5}}),
         ("several", "Mlp", {"arguments": {"outputs": 2}, "loss": "mae"}),
+        ("quantiles", "Mlp", {"arguments": {"outputs": 2}} | QUANTILES),
     ],
 )
 def test_it_scores_as_the_learner_did(
@@ -55,12 +57,14 @@ def test_it_scores_as_the_learner_did(
 ) -> None:
     reads = {"Mlp": ("numeric", "categories"), "Normed": ("numeric",)}
     inputs = reads.get(module, ("numeric", "words" if module == "Words" else "past"))
-    known = {"growing": "multiclass", "several": "regression"}.get(task, task)
-    features = make_features(known, inputs=inputs)
+    known = {"growing": "multiclass", "several": "regression", "quantiles": "regression"}
+    features = make_features(known.get(task, task), inputs=inputs)
     if task == "growing":
         features = replace(features, max_classes=5)
     if task == "several":
         features = replace(features, target=None, targets=("y", "z"))
+    if task == "quantiles":
+        features = replace(features, quantiles=QUANTILES["quantiles"])
     batches = make_batches(features, 3)
     learner = learned(features, batches, module, **keys)
     body = learner.torch_body()

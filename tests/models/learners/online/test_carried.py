@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.types import Batch, Features, KeyedState, Mark, Tensors, UserError
+from engine.types import Batch, Features, KeyedState, Mark, Schema, Tensors, UserError
 from models.learners.modules.learner import ModuleLearner
 from models.learners.online.carried import CarriedStates
 from models.learners.online.steps.keyed_rows import MOST_PASSED
@@ -26,14 +27,16 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def make(model: Any = None, train: Any = None, **state: Any) -> ModuleLearner:
+def make(
+    model: Any = None, train: Any = None, schema: Schema | None = None, **state: Any
+) -> ModuleLearner:
     state = {"by": ["k"], "width": 6, **state}
     settings = ModuleLearner.Settings(state=state, **(model or {}))
     features = Features(
         numeric=("a", "b"),
         inputs={"numeric": ("a", "b")},
         target="y",
-        state=ModuleLearner.named_state(settings),
+        state=ModuleLearner.named_state(settings, schema or {}),
     )
     return ModuleLearner(settings, ModuleLearner.Training(**(train or {})), features)
 
@@ -93,7 +96,7 @@ def test_weights_depend_on_the_rows_and_not_on_batches(case: str) -> None:
     model, train = CASES[case]
     tensors, weights, scores = rows(180, learned=0.8), [], []
     for cuts in ([], [3, 4, 50, 131], list(range(1, 180, 9))):
-        learner = make(model, train, keys=9, expire_rows=20)
+        learner = make(model, train, keys=9, idle=20)
         scores.append(learned(learner, tensors, cuts))
         weights.append(learner.state_dict()["weights"])
     for other in weights[1:]:
@@ -134,9 +137,26 @@ def test_rows_of_which_none_is_learned_do_not_pile_up() -> None:
 def test_what_leaves_the_table_is_counted() -> None:
     train = {"replay_rows": 0}
     steps = [make(train=train, keys=4).learn(next(batches(rows(100, keys=12))))]
-    steps.append(make(train=train, expire_rows=3).learn(next(batches(rows(100, keys=12)))))
+    steps.append(make(train=train, idle=3).learn(next(batches(rows(100, keys=12)))))
     assert [set(step.counts) for step in steps] == [{"forgotten"}, {"expired"}]
     assert all(count > 20 for step in steps for count in step.counts.values())
+
+
+def test_states_expire_by_time_as_if_the_key_were_another_one() -> None:
+    """Scores, however rows are cut, are those of rows whose key is new after each long pause."""
+    tensors = rows(120, keys=4)
+    assert tensors.keys is not None
+    hours = torch.arange(120) // 10  # ten rows at a time, then a pause of an hour
+    times = hours * 1_000 + torch.arange(120) % 10
+    timed = dataclasses.replace(tensors, times=times)
+    others = dataclasses.replace(tensors, keys=tensors.keys + 100 * hours)
+    train = {"replay_rows": 0}
+    plain = learned(make(train=train), others)
+    for cuts in ([], [3, 47, 100]):
+        learner = make(train=train, schema={"at": pl.Int64()}, idle=500, time="at")
+        np.testing.assert_allclose(learned(learner, timed, cuts), plain, rtol=0, atol=1e-5)
+    before = make(train=train, schema={"at": pl.Int64()}, idle=500, time="at").predict(timed)
+    np.testing.assert_allclose(before, make(train=train).predict(others), rtol=0, atol=1e-6)
 
 
 def test_a_row_that_cannot_be_learned_does_not_spoil_its_key() -> None:
@@ -183,7 +203,7 @@ def made_of(settings: Any) -> ModuleLearner:
         numeric=numeric,
         inputs=dict.fromkeys(ModuleLearner.named_inputs(settings), numeric),
         target="y",
-        state=ModuleLearner.named_state(settings),
+        state=ModuleLearner.named_state(settings, {}),
     )
     return ModuleLearner(settings, ModuleLearner.Training(), features)
 

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from sklearn.metrics import mean_tweedie_deviance
+from sklearn.metrics import mean_pinball_loss, mean_tweedie_deviance
 from torch.nn import functional as F
 
 from engine.types import Batch, Features, Mark, Tensors, UserError
@@ -28,6 +28,36 @@ def test_the_quantile_loss_weighs_both_sides(make_features: Make) -> None:
     raw, target = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([2.0, -4.0, 1.0])
     got = loss(make_features(), loss="quantile", quantile=0.9)(raw, target)
     assert float(got) == pytest.approx((0.9 * 2 + 0.1 * 4 + 0) / 3)
+
+
+def test_the_loss_of_several_quantiles_is_the_sum_of_theirs(make_features: Make) -> None:
+    """Each output by itself: scores that cross are not sorted before they are learned."""
+    quantiles = (0.1, 0.5, 0.9)
+    rng = np.random.default_rng(0)
+    raw, target = rng.normal(size=(50, 3)), rng.normal(size=50)
+    features = replace(make_features(), quantiles=quantiles)
+    own = loss(features, loss="quantile", quantiles=quantiles)
+    each = (mean_pinball_loss(target, raw[:, i], alpha=q) for i, q in enumerate(quantiles))
+    got = own(torch.from_numpy(raw), torch.from_numpy(target))
+    assert float(got) == pytest.approx(sum(each), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"quantiles": [0.9, 0.5, 0.1]}, r"that rise, as in .*, got \[0.9, 0.5, 0.1\]"),
+        ({"quantiles": [0.1, 0.5, 0.5]}, r"that rise"),
+        ({"quantiles": [0.0, 0.5]}, r"above 0 and below 1"),
+        ({"quantiles": [0.5, 1.0]}, r"above 0 and below 1"),
+        ({"quantiles": [0.5]}, r"two numbers or more .* quantile is for one"),
+        ({"quantiles": []}, r"two numbers or more"),
+        ({"quantiles": [0.1, 0.9]}, r"expected 0.5 among quantiles"),
+        ({"quantiles": [0.1, 0.5], "quantile": 0.5}, r"take one of them out"),
+    ],
+)
+def test_quantiles_that_cannot_be_learned(keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        LossSettings(loss="quantile", **keys)
 
 
 @pytest.mark.parametrize("transform", ["standard", "log1p"])
@@ -203,13 +233,30 @@ def test_a_function_is_a_loss(make_features: Make) -> None:
         ("regression", {"loss": f"{OWN}:still"}, "returns a number without a gradient"),
         ("regression", {"loss": f"{OWN}:none"}, "cannot be imported: AttributeError"),
         ("regression", {"loss": "focal"}, "does not fit .* huber, quantile, poisson or"),
-        ("binary", {"loss": "poisson"}, "does not fit .* cross_entropy, focal or fake_"),
+        (
+            "binary",
+            {"loss": "poisson"},
+            "does not fit .* cross_entropy, focal, contrastive or fake_",
+        ),
         ("regression", {"tweedie_power": 1.2}, "tweedie_power is for loss = 'tweedie'"),
-        ("binary", {"loss": "quantile"}, "does not fit .* cross_entropy, focal or fake_"),
+        (
+            "binary",
+            {"loss": "quantile"},
+            "does not fit .* cross_entropy, focal, contrastive or fake_",
+        ),
         ("regression", {"quantile": 0.9}, "quantile is for loss = 'quantile', and loss is 'mse'"),
+        (
+            "regression",
+            {"quantiles": (0.1, 0.5)},
+            "quantiles is for loss = 'quantile', and loss is",
+        ),
         ("binary", {"focal_gamma": 1}, "focal_gamma is for loss = 'focal'"),
         ("binary", {"loss": f"{OWN}:root", "class_weights": [1, 2]}, "weigh the classes there"),
-        ("multiclass", {"loss": "fake_negatives"}, "does not fit .* cross_entropy or focal"),
+        (
+            "multiclass",
+            {"loss": "fake_negatives"},
+            "does not fit .* cross_entropy, focal or contrastive",
+        ),
         ("binary", {"loss": "fake_negatives", "class_weights": [1, 2]}, "weighs the classes"),
     ],
 )

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import onnx
+import onnxruntime
 import polars as pl
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 from torch import nn
 
-from engine.types import Batch, Features, Mark, Tensors, UserError
+from engine.types import Batch, Features, GraphColumn, Mark, Tensors, UserError
+from models.export.model_files import FORMAT
+from models.export.onnx_graph import Graph
 from models.learners.prototypes.learner import NEAREST, PrototypeLearner
 
 COUNTS = (1, 5, 20)
@@ -231,3 +239,63 @@ def test_a_row_whose_vector_is_not_finite_is_not_learned() -> None:
 def test_what_it_cannot_read_is_refused(reads: Features, said: str) -> None:
     with pytest.raises(UserError, match=said):
         learner_of(reads)
+
+
+def saved(folder: Path, element: int, shape: list[int | str], **metadata: str) -> Path:
+    """Write a file that gives the numbers of its input `x`."""
+    given = helper.make_tensor_value_info("x", element, ["n", *shape])
+    nodes = [
+        helper.make_node("Cast", ["x"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["floats"], ["vector"]),
+    ]
+    made = [helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["n", "width"])]
+    graph = helper.make_graph(nodes, "embedding", [given], made)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    helper.set_model_props(model, metadata)
+    path = folder / "embedding.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def test_a_file_that_reads_bytes_gets_bytes(tmp_path: Path) -> None:
+    """An image is 0 to 1 to a module; as a byte that was 0 or 1."""
+    path = saved(tmp_path, TensorProto.UINT8, [1, 2, 2])
+    photos = torch.randint(0, 256, (5, 1, 2, 2), dtype=torch.uint8)
+    reads = Features(
+        numeric=(), inputs={"x": ("photo",)}, images={"photo": (1, 2, 2)}, target="y",
+        task="multiclass", classes=("a", "b", "c"),
+    )  # fmt: skip
+    learner = learner_of(reads, embedding=str(path))
+    nothing = tensors(np.empty((5, 0)), np.array([0, 1, 2, 0, 1]))
+    rows = replace(nothing, images={"photo": photos})
+    vectors = learner._embedding.embed(rows)
+    assert vectors.tolist() == photos.flatten(1).float().tolist()
+    learner.learn(Batch(frame=pl.DataFrame({"y": [0] * 5}), mark=Mark(), arrived=0.0, tensors=rows))
+    graph = Graph()
+    image = graph.input("photo", TensorProto.UINT8, ["n", 1, 2, 2])
+    graph.columns = {"photo": GraphColumn(values=image, mask="", dtype="uint8")}
+    scores = learner.build(graph, "", "")
+    model = graph.model({"scores": (scores, TensorProto.FLOAT, ["n", 3])}, {})
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    got = session.run(None, {"photo": photos.numpy()})[0]
+    np.testing.assert_allclose(got, learner.predict(rows), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "said"),
+    [
+        (("y",), "double", r"reads x \(float64, n\), and \[model\] has no column of numbers of"),
+        (("x", "y"), "double", "nothing reads the column 'y' of"),
+        (("x",), "floats", "reads 'x', a column of lists or arrays"),
+    ],
+)
+def test_a_model_file_that_reads_other_columns_is_refused(
+    names: tuple[str, ...], kind: str, said: str, tmp_path: Path
+) -> None:
+    inputs = json.dumps({"x": kind})
+    path = saved(tmp_path, TensorProto.DOUBLE, [], format=FORMAT, inputs=inputs)
+    reads = Features(
+        numeric=names, inputs={"numeric": names}, target="z", task="multiclass", classes=("a", "b")
+    )
+    with pytest.raises(UserError, match=said):
+        learner_of(reads, embedding=str(path))

@@ -18,7 +18,7 @@ from models.challenge.challenger import ChampionChallenger
 from models.export.onnx_graph import Graph, TensorProto
 
 pytest.importorskip("lightgbm")
-from models.learners.scales import NumericScale
+from engine.columnar.numeric_scale import NumericScale
 from models.learners.trees.forest import _float_below
 from models.learners.trees.learner import TreesLearner
 from models.learners.trees.window import TrainingWindow
@@ -163,7 +163,7 @@ def test_the_cut_into_batches_changes_nothing(task: str, rows: Callable[[Rng], B
     scores = whole.learn(batch).scores
     parts = [cut.learn(part(batch, at, at + 37)).scores for at in range(0, 600, 37)]
     assert np.concatenate(parts).tobytes() == scores.tobytes()
-    assert whole.state_dict()["forest"]["text"] == cut.state_dict()["forest"]["text"]
+    assert whole.state_dict()["forests"][0]["text"] == cut.state_dict()["forests"][0]["text"]
 
 
 def test_a_restored_learner_trains_on_the_same_window() -> None:
@@ -174,7 +174,7 @@ def test_a_restored_learner_trains_on_the_same_window() -> None:
     other.load_state_dict(made.state_dict())
     rest = part(batch, 450, 900)
     assert other.learn(rest).scores.tobytes() == made.learn(rest).scores.tobytes()
-    assert other.state_dict()["forest"]["text"] == made.state_dict()["forest"]["text"]
+    assert other.state_dict()["forests"][0]["text"] == made.state_dict()["forests"][0]["text"]
     assert len(made.state_dict()["window"]) == 100
     assert made.memory()["replay"] == 100 * 12 == made.replay_bytes
 
@@ -206,7 +206,7 @@ def test_categories_split_in_sets_and_are_served_alike() -> None:
     batch = batch_of(numbers, target, codes)
     scores = made.learn(batch).scores
     assert np.abs(scores - target)[2_000:].mean() < 0.5
-    assert "||" in str(made._scorer.forest.booster.dump_model()["tree_info"])
+    assert "||" in str(made._scorer.forests[0].booster.dump_model()["tree_info"])
     unseen = batch_of(rng.normal(size=(70, 1)), np.zeros(70), np.arange(70))
     assert unseen.tensors is not None
     own = made.predict(unseen.tensors)
@@ -226,7 +226,7 @@ def test_served_scores_are_its_own_at_every_threshold(task: str) -> None:
     made.learn(batch)
     edges = [
         float(line)
-        for text in made._scorer.forest.text.splitlines()
+        for text in made._scorer.forests[0].text.splitlines()
         if text.startswith("threshold=")
         for line in text[10:].split()
     ]
@@ -261,6 +261,50 @@ def test_other_losses_of_a_regression(loss: str) -> None:
     assert batch.tensors.target is not None
     below = (batch.tensors.target.numpy()[1_000:] < scores).mean()
     assert below == pytest.approx(0.9 if loss == "quantile" else 0.5, abs=0.08)
+
+
+@pytest.mark.parametrize(
+    ("keys", "share"),
+    [({"loss": "mae"}, 0.5), ({"loss": "quantile", "quantile": 0.9}, 0.9), ({}, None)],
+)
+def test_the_first_rows_are_predicted_by_what_the_loss_asks_for(
+    keys: dict[str, Any], share: float | None
+) -> None:
+    """Of skewed targets neither the median nor a quantile is the mean."""
+    target = np.exp(np.arange(18) / 4.0)
+    made = learner(reads("regression"), **keys)
+    rows = batch_of(np.zeros((18, 2)), target)
+    made.learn(rows)
+    assert rows.tensors is not None
+    best = target.mean() if share is None else np.quantile(target.astype(np.float32), share)
+    assert made.predict(rows.tensors) == pytest.approx(np.full(18, best), rel=1e-6)
+
+
+def test_several_quantiles_have_trees_of_their_own() -> None:
+    """Of a target that spreads the more the larger x is; from the first constants on."""
+    quantiles = (0.1, 0.5, 0.9)
+    rng = np.random.default_rng(5)
+    x = rng.uniform(size=(3_000, 1))
+    batch = batch_of(x, 5 * x[:, 0] + (0.5 + 2 * x[:, 0]) * rng.normal(size=3_000))
+    made = learner(
+        replace(reads("regression", columns=1), quantiles=quantiles),
+        loss="quantile",
+        quantiles=quantiles,
+        min_data_in_leaf=100,
+        num_trees=30,
+    )
+    scores = made.learn(batch).scores
+    assert batch.tensors is not None
+    assert batch.tensors.target is not None
+    target = batch.tensors.target.numpy()
+    assert (np.diff(scores) >= 0).all()
+    assert (np.ptp(scores[2:16], axis=1) > 0).all()
+    inside = (scores[:, 0] <= target) & (target <= scores[:, 2])
+    for half in (x[:, 0] < 0.5, x[:, 0] >= 0.5):
+        half[:1_000] = False
+        assert inside[half].mean() == pytest.approx(0.8, abs=0.08)
+    ours, theirs = served(made, batch), made.predict(batch.tensors)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_a_change_is_followed_by_a_challenger() -> None:
@@ -313,6 +357,7 @@ def test_the_window_is_what_the_memory_allows() -> None:
         ),
         (reads("binary"), {"loss": "mae"}, "loss = 'mae' is for regression, and task is 'binary'"),
         (reads("regression"), {"quantile": 0.9}, "quantile is for loss = 'quantile'"),
+        (reads("regression"), {"quantiles": (0.1, 0.5)}, "quantiles is for loss = 'quantile'"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(
