@@ -15,6 +15,7 @@ import polars as pl
 from engine.assembly.parts import Parts
 from engine.assembly.saved_schema import SCHEMA_FILE, SavedSchema, resolved_folders, type_names
 from engine.assembly.served import result_settings, trusted_network
+from engine.config import Pipeline
 from engine.quality import error_plot
 from engine.quality.threshold import MIN_ROWS, choose_threshold
 from engine.running.bottleneck import Bottleneck
@@ -214,12 +215,18 @@ def _write_model(parts: Parts, loop: Loop, files: dict[str, Path]) -> GateReport
     return compression
 
 
+def export_path(pipeline: Pipeline) -> Path:
+    """Return where a model goes as float32: where it is served from, if nothing compresses it."""
+    uncompressed = pipeline.export is not None and pipeline.export.compress is None
+    return pipeline.model_path if uncompressed else pipeline.float_model_path
+
+
 def export(parts: Parts, mark: Mark, path: Path | None = None) -> Path:
     """Write the model with its scrub stages as float32 ONNX.
 
     Args:
         mark: the position that stages and learner have both reached.
-        path: `Pipeline.float_model_path`, or, if it is not compressed, `model_path`.
+        path: `export_path` unless given.
 
     Raises: UserError if nothing is trained, or the model cannot be exported.
     """
@@ -234,8 +241,7 @@ def export(parts: Parts, mark: Mark, path: Path | None = None) -> Path:
             f"{pipeline.file} has seen {counted(len(seen), 'class', 'classes')}, and a model file "
             "tells two at least apart: train on rows of more."
         )
-    uncompressed = pipeline.export is not None and pipeline.export.compress is None
-    path = path or (pipeline.model_path if uncompressed else pipeline.float_model_path)
+    path = path or export_path(pipeline)
     path.parent.mkdir(parents=True, exist_ok=True)
     holdout = parts.judging.holdout
     rows = None if holdout is None else holdout.frame()

@@ -3,7 +3,7 @@ sentence.
 
 A part's own settings live with the part (`Kind.Settings`); this module knows only the frame they
 hang in. Order of precedence, first wins: ``--set a.b=c``, environment (``HEADRACE_A__B=c``), the
-file, the file named by its ``base``.
+file, the file named by its ``base``. Each may take a table of those after it out: ``export=false``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from engine.quality.threshold import ThresholdSettings
 from engine.settings_docs import expected, expected_in, field_of
 from engine.types import Duration, Name, Names, Settings, UserError, nearest
 from engine.types.changes import Fixed, Free, Learned, Warned
-from engine.types.settings import key_pairs
+from engine.types.settings import Untyped, key_pairs
 from engine.user_code.contract_checks import IMPORT_STRING
 from engine.user_code.imports import imported
 
@@ -160,6 +160,10 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
 """Key in other tools -> key here."""
 OWNERS = {("train", "kind"): "Its kind is that of the model: [model] kind."}
 """Table and key that it does not have -> where the key is."""
+OFF = object()
+"""What false makes of a table below it, until all are merged."""
+KEPT_FALSE = ("compress",)
+"""Keys of tables that may be false themselves."""
 BATCH_DELAY = 0.05
 """The most seconds that a record of an endless source waits for others, unless the file says
 otherwise."""
@@ -175,9 +179,10 @@ class LoaderSettings(Settings):
             smaller.
         batch_bytes: a batch is closed before its raw records are more than this ("8MiB"); an eighth
             of the budget unless given.
-        max_delay: how long the oldest record of a batch may wait for the batch to fill. Unless
-            given, 50 ms for an endless source (10 s with `shuffle_rows`, or the value of
-            `latency_objective` if set), and until the batch is full for a bounded one.
+        max_delay: how long the oldest record of a batch may wait for the batch to fill; with 0 a
+            batch takes what is there, and goes. Unless given, 50 ms for an endless source (10 s
+            with `shuffle_rows`, or the value of `latency_objective` if set), and until the batch is
+            full for a bounded one.
         latency_objective: the goal for 99 of 100 records, from a record's arrival to the end of
             its batch: a batch is closed early if waiting longer would miss it, judging by how long
             batches of its size have taken.
@@ -197,7 +202,7 @@ class LoaderSettings(Settings):
 
     batch_rows: Learned[int] = Field(1024, ge=1)
     batch_bytes: Free[ByteSize | None] = Field(None, ge=1)
-    max_delay: Free[Duration | None] = Field(None, gt=0)
+    max_delay: Free[Duration | None] = Field(None, ge=0)
     latency_objective: Free[Duration | None] = Field(None, gt=0)
     memory_budget: Free[ByteSize] = Field(ByteSize(256 << 20), ge=1 << 16)
     prefetch_bytes: Free[ByteSize | None] = Field(None, ge=1)
@@ -217,6 +222,14 @@ class LoaderSettings(Settings):
         if self.latency_objective is not None:
             return self
         return self.model_copy(update={"max_delay": BATCH_DELAY})
+
+    @property
+    def answers_soon(self) -> bool:
+        """Whether what arrives while the model is at work is to join the next batch, and not to
+        wait behind many small ones that are closed already: with an objective, and where batches
+        wait for less than by default."""
+        soon = self.max_delay is not None and self.max_delay < BATCH_DELAY
+        return soon or self.latency_objective is not None
 
     @property
     def batch_limit(self) -> int:
@@ -262,9 +275,16 @@ class LabelSettings(Settings):
             its label.
         lateness: how much older than the newest time a row or a label may come and still find the
             other; same form as horizon. An eighth of the horizon, or of corrections, unless given.
+            The newest time is one that is at most a horizon after those before it, or of eight such
+            in sequence: rows further apart than a horizon expire up to eight rows later.
         every_rows [records]: after so many more rows those that have their label are learned (and
             after 4,096 labels): a row is scored by a model that has learned all labels which came
             more than so many rows before it, whatever `[loader] batch_rows` is.
+        memory: bytes of the rows and labels that wait in memory ("32MiB"), half of `[loader]
+            memory_budget` at most and an eighth unless given. Beyond it those that came first go
+            to files beside the checkpoints, which then name them instead of holding them. On disk
+            each still takes about 30 bytes of memory; where these come to more than an eighth of
+            the budget, the oldest expire early.
     """
 
     source: dict[str, Any]
@@ -276,6 +296,7 @@ class LabelSettings(Settings):
     corrections: Free[str | int | None] = None
     lateness: Free[str | int | None] = None
     every_rows: Free[int] = Field(256, ge=1, le=65_536)
+    memory: Free[ByteSize | None] = Field(None, ge=1)
 
     @property
     def key_columns(self) -> dict[str, str]:
@@ -299,14 +320,24 @@ class SinkTable(Settings):
             these is listed, only the listed ones are written.
             ``_partition`` and ``_position`` are the place a row was read from. Columns have the
             values after the stages; a served model's own stages leave them unchanged.
+        where: an SQL condition on a row's own values of the columns that are written, such as
+            ``prediction = 'yes'``: rows for which it does not hold are not written, and counted
+            (``not_written``). A row on which it fails is a dead letter.
         probabilities: whether a model also adds ``probability_CLASS`` for every class.
+        answer: when a run that trains writes the answer to a row: ``learned``, with the batch's
+            steps taken, each row scored by all steps before it; or ``first``, before any step on
+            its batch, all of its rows scored by the model as it is when they come. Then a row
+            without a label is answered, too, in place of being rejected, and with ``[labels]``
+            each row when it is read, in place of when its label comes. What is learned is the same.
     """
 
     model_config = ConfigDict(extra="allow")
 
     kind: str
     columns: Warned[Names | None] = None
+    where: Warned[str | None] = None
     probabilities: Warned[bool] = False
+    answer: Warned[Literal["learned", "first"]] = "learned"
 
 
 class NamedTable(Settings):
@@ -345,6 +376,28 @@ class DeadLetterSettings(Settings):
     expected: Free[tuple[str, ...]] = ("duplicate", "missing_label", "tombstone")
 
 
+class GrowSettings(Settings):
+    """``[model.grow]``: when a label becomes a class, and when a class leaves, where classes appear
+    as they come.
+
+    Attributes:
+        min_count [rows]: rows with a label until it is a class. Those before the last of them are
+            predicted, neither learned nor judged, and counted as ``waiting_for_class``. At most
+            `max_classes` labels wait, those seen last.
+        idle: how far the stream's time moves on after the last row of a class until it leaves: a
+            duration ("30d"), or an integer where time is one; rows without `time`. What was learned
+            of it is forgotten, and it is counted as ``expired_classes``; its label has to come
+            `min_count` times again. Never unless given.
+        time: a datetime, date or integer column, for `idle`, as it is before the stages that a
+            model file contains. The stream's time is the newest, except that times more than `idle`
+            ahead of it count only once eight in sequence are; a row without one changes nothing.
+    """
+
+    min_count: int = Field(1, ge=1)
+    idle: str | int | None = None
+    time: Name | None = None
+
+
 class ModelSettings(Settings):
     """``[model]``: what every learner needs; its other keys are the learner's own.
 
@@ -365,6 +418,7 @@ class ModelSettings(Settings):
             (not ``linear``; ``prototypes`` does so unless they are given).
         max_classes: where classes appear as they come, the most that are kept: for one more, the
             one that was not seen for longest leaves. A network has so many outputs.
+        grow: ``[model.grow]``, when such a class comes, and when it leaves.
         threshold: of two classes, the probability above which the second is predicted, 0.5 unless
             given; or a goal for which it is chosen on held-out rows: "f1", {precision = 0.9},
             {recall = 0.8} or {false_positive = 1, false_negative = 20}, the cost of such mistakes.
@@ -387,6 +441,7 @@ class ModelSettings(Settings):
     categories: Names = ()
     classes: Literal["grow"] | tuple[str, ...] = ()
     max_classes: int = Field(256, ge=2)
+    grow: GrowSettings | None = None
     threshold: float | Literal["f1"] | ThresholdSettings | None = None
     images: Names = ()
     ragged: Names = ()
@@ -568,7 +623,8 @@ class Pipeline(BaseModel):
 
     Attributes:
         name: goes into model files, logs and the default folder.
-        base: another pipeline file, by its path from this one, whose keys this one changes.
+        base: another pipeline file, by its path from this one, whose keys this one changes; a table
+            that this one sets to false is left out.
         folder: where a run leaves its checkpoints, models and report; ``runs/<name>`` unless given.
     """
 
@@ -619,20 +675,19 @@ class Pipeline(BaseModel):
         """Build the same from a table in memory."""
         overrides = list(overrides)
         origin = ConfigOrigin.of(where, overrides, table)
-        return cls._validated(origin, _overrides(overrides), table)
+        # The file gives the order of tables.
+        given = _merge(table, _environment(), by_kind=False)
+        given = _merge(given, _overrides(overrides), by_kind=False)
+        return cls._validated(origin, _without_off(given, OPTIONAL))
 
     @classmethod
     def resolved(cls, table: Mapping[str, Any], *, where: str) -> Self:
         """Build it from its own `table`, in another process: overrides and environment are in it
         already."""
-        return cls._validated(ConfigOrigin.of(where, (), table), table, table)
+        return cls._validated(ConfigOrigin.of(where, (), table), table)
 
     @classmethod
-    def _validated(
-        cls, where: ConfigOrigin, above: Mapping[str, Any], table: Mapping[str, Any]
-    ) -> Self:
-        # The file gives the order of tables.
-        given = _merge(_merge(table, _environment(), by_kind=False), above, by_kind=False)
+    def _validated(cls, where: ConfigOrigin, given: Mapping[str, Any]) -> Self:
         try:
             pipeline = cls.model_validate(given)
         except ValidationError as error:
@@ -697,6 +752,16 @@ class Pipeline(BaseModel):
         return (self.sink or {}).get("columns")
 
     @property
+    def answers_first(self) -> bool:
+        """Whether it learns a row after its answer is written."""
+        return self.trains and (self.sink or {}).get("answer") == "first"
+
+    @property
+    def sink_where(self) -> str | None:
+        """The condition on rows that go to the sink; None for all."""
+        return (self.sink or {}).get("where")
+
+    @property
     def writes_probabilities(self) -> bool:
         """Whether the sink is given every class's probability."""
         return bool((self.sink or {}).get("probabilities"))
@@ -725,6 +790,14 @@ class Pipeline(BaseModel):
         Raises: UserError naming the key, the section and the file.
         """
         return validate(settings_class, table, section, self.file)
+
+
+OPTIONAL = tuple(
+    name
+    for name, field in Pipeline.model_fields.items()
+    if name in ("scrub", "augment") or (field.default is None and name != "base")
+)
+"""Tables that a pipeline may lack: `--set export=false` takes one out."""
 
 
 def validate(settings_class: type[S], table: Mapping[str, Any], section: str, where: str) -> S:
@@ -881,7 +954,8 @@ def _file_hint(path: Path) -> str:
 def _merge(
     below: Mapping[str, Any], above: Mapping[str, Any], *, by_kind: bool = True
 ) -> dict[str, Any]:
-    """Return the tables as one, key by key; the keys of `above` win.
+    """Return the tables as one, key by key; the keys of `above` win, and false over a table takes
+    it out, see `_without_off`.
 
     Args:
         by_kind: whether a table of another kind replaces the whole table below it.
@@ -889,11 +963,35 @@ def _merge(
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        merged[key] = value
+        over_table = isinstance(old, dict) or old is OFF
+        merged[key] = OFF if over_table and _is_false(value) else value
         if isinstance(old, dict) and isinstance(value, dict):
             whole = by_kind and _another_kind(old, value)
             merged[key] = value if whole else _merge(old, value, by_kind=by_kind)
     return merged
+
+
+def _is_false(value: object) -> bool:
+    return value is False or (isinstance(value, Untyped) and value.lower() == "false")
+
+
+def _without_off(table: Mapping[str, Any], optional: Sequence[str] = ()) -> dict[str, Any]:
+    """Return merged tables without those that are taken out. Where a table is needed, or may be
+    false itself, false stays.
+
+    Args:
+        optional: of the top level, the tables that a pipeline may lack; false is none, too.
+    """
+    kept: dict[str, Any] = {}
+    for key, value in table.items():
+        if value is OFF:
+            if key in KEPT_FALSE or (optional and key not in optional):
+                kept[key] = False
+        elif isinstance(value, dict):
+            kept[key] = _without_off(value)
+        elif not (key in optional and _is_false(value)):
+            kept[key] = value
+    return kept
 
 
 def _another_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
@@ -929,11 +1027,11 @@ def _variables() -> list[str]:
 
 
 def _value(text: str) -> Any:
-    """Parse a text as one TOML value; other text is a string. Raises: UserError"""
+    """Parse a text as one TOML value; other text does not say its type. Raises: UserError"""
     try:
         table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        return text
+        return Untyped(text)
     if len(table) > 1:
         raise UserError(
             f"Expected one value behind --set KEY=, got {text!r}: give every key a --set of its "
@@ -955,13 +1053,21 @@ def _environment() -> dict[str, Any]:
     }
     asked = create_model("Variables", __base__=BaseSettings, **fields)
     try:
-        return EnvSettingsSource(asked, env_prefix=ENVIRONMENT, env_nested_delimiter="__")()
+        source = EnvSettingsSource(asked, env_prefix=ENVIRONMENT, env_nested_delimiter="__")
+        return {name: _untyped(value) for name, value in source().items()}
     except SettingsError as error:
         name = f"{ENVIRONMENT}{str(error).split(chr(34))[1].upper()}"
         raise UserError(
             f"{name} in the environment: expected a JSON object; a single key of the table is "
             f"set by {name}__KEY."
         ) from None
+
+
+def _untyped(value: Any) -> Any:
+    """Return what the environment sets with its texts marked as such."""
+    if isinstance(value, dict):
+        return {key: _untyped(own) for key, own in value.items()}
+    return Untyped(value) if isinstance(value, str) else value
 
 
 def _require_known_variables() -> None:

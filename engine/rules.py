@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
-import polars as pl
-
 from engine.artifacts import OUTPUT_FILES
 from engine.assembly.parts import Parts
 from engine.assembly.saved_schema import resolved_folders
@@ -20,10 +18,8 @@ from engine.config import Pipeline, made_by
 from engine.loading.sources.mix import SourceGroup
 from engine.running.loop import Loop
 from engine.running.reject_limit import TooManyRejects
-from engine.running.work import written
 from engine.system import atomic
 from engine.types import (
-    RESERVED,
     Learner,
     SharedSource,
     Sink,
@@ -49,6 +45,11 @@ def require_sections(pipeline: Pipeline) -> None:
         require_registry(file)
     if pipeline.labels is not None and pipeline.model is None:
         raise UserError(f"{_head(file, 'labels')} needs a [model] that learns, which is not there.")
+    first = (pipeline.sink or {}).get("answer") == "first"
+    if first and pipeline.model is None and pipeline.infer is None:
+        raise UserError(
+            f"[sink] answer in {file} needs a [model] that answers, which is not there."
+        )
     if pipeline.augment and pipeline.model is None:
         head = _head(file, "augment")
         raise UserError(f"{head} needs a [model] that learns, which is not there.")
@@ -222,7 +223,7 @@ def require_exportable(parts: Parts) -> None:
 def require_free_names(parts: Parts) -> None:
     """Check that the data has no column that the model adds, before the model is built."""
     sink, pipeline, columns = parts.endpoints.sink, parts.pipeline, parts.pipeline.sink_columns
-    own = {} if sink is None else parts.scrub.learned_schema
+    own = {} if sink is None else parts.written_schema
     for name in own and _added_names(parts):
         if name in own and (columns is None or name in columns):
             raise UserError(
@@ -242,11 +243,10 @@ def _added_names(parts: Parts) -> Iterator[str]:
 
 def require_sink_schema(parts: Parts) -> None:
     """Bind the sink to the columns it will get."""
-    sink, pipeline, columns = parts.endpoints.sink, parts.pipeline, parts.pipeline.sink_columns
+    sink, pipeline = parts.endpoints.sink, parts.pipeline
     if sink is None:
         return
-    own = {**dict.fromkeys(RESERVED, pl.String()), **parts.scrub.learned_schema}
-    added = parts.model_columns
+    own = parts.written_schema
     key = str((pipeline.sink or {}).get("key"))
     read_as = parts.scrub.source_schema.get(key)
     if read_as is not None and own.get(key, read_as) != read_as:
@@ -254,14 +254,13 @@ def require_sink_schema(parts: Parts) -> None:
             "[sink] key '%s' is %s after the stages of [scrub] and %s in the source: name a column "
             "that no stage changes.", key, type_name(own[key]), type_name(read_as),
         )  # fmt: skip
-    every = {**own, **added}
-    names = written(every, columns, added)
-    if not names:
+    if not parts.sink_schema:
         raise UserError(
             f"[sink] columns = [] in {pipeline.file} leaves nothing to write, for no model adds a "
             "column: name one, or take 'columns' out to write all."
         )
-    sink.bind({name: every[name] for name in names})
+    sink.bind(parts.sink_schema)
+    _ = parts.written_rows
 
 
 def require_own_output(parts: Parts) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from connectors.files.readers.text import BLOCK, Bytes, compression
+from connectors.files.readers.text import BLOCK, Bytes, compression, readable
 from engine.types import HeadraceError, Records, UserError, Values
 from engine.types.plural import counted
 
@@ -269,7 +269,7 @@ class CopyDetector:
             log.warning(
                 "%s has the same size, beginning and end as %s%s: if it is a copy, its rows are "
                 "read twice; leave one of the two out.",
-                name, first[0], " once unpacked" if unpacked else "",
+                whereabouts(name, path), whereabouts(*first), " once unpacked" if unpacked else "",
             )  # fmt: skip
 
     def _same(self, *files: tuple[str, Path]) -> bool:
@@ -277,6 +277,12 @@ class CopyDetector:
             if name not in self._digests:
                 self._digests[name] = content_digest(path)
         return len({self._digests[name] for name, _ in files}) == 1
+
+
+def whereabouts(name: str, path: Path) -> str:
+    """Return where a file is; and the name of its partition, if it was found there under another
+    one."""
+    return name if str(path) == name else f"{readable(str(path))} (read as {name})"
 
 
 def content_digest(path: Path) -> str:
@@ -456,4 +462,5 @@ __all__ = [
     "report_continued_line",
     "segments",
     "unique_name",
+    "whereabouts",
 ]

@@ -4,12 +4,11 @@ its inputs with the columns of a pipeline."""
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.assembly.parts import Parts
-from engine.assembly.served import LoadedModel
 from engine.config import Pipeline, key_location
 from engine.types import UserError
 
@@ -94,9 +93,14 @@ def table(adoption: Adoption, parts: Parts | None, given: Mapping[str, Any]) -> 
     return infer_table(adoption, inputs.tables, given)
 
 
-def require_served(table: InferTable, adoption: Adoption, parts: Parts | None) -> None:
+def require_served(
+    table: InferTable, adoption: Adoption, serve: Callable[[Mapping[str, Any]], None] | None
+) -> None:
     """Try the file with its table, as `run` tries it; without a pipeline, with a column for each
     input, unless an input has a size that only columns can tell.
+
+    Args:
+        serve: tries the pipeline with an [infer]; None without one.
 
     Raises: UserError if `run` would refuse it.
     """
@@ -105,16 +109,14 @@ def require_served(table: InferTable, adoption: Adoption, parts: Parts | None) -
     from models.serving.settings import InferSettings, validated
 
     inputs = adoption.served.inputs
-    if parts is None and any(not isinstance(size, int) for value in inputs for size in value.row):
+    if serve is None and any(not isinstance(size, int) for value in inputs for size in value.row):
         return
     infer = {**tomllib.loads(str(table))["infer"], "model": str(adoption.file)}
     try:
-        if parts is None:
+        if serve is None:
             open_graph(InferSettings(**infer), validated).bind(columns_of(inputs))
-            return
-        served = LoadedModel(parts.pipeline.model_copy(update={"infer": infer})).predictor
-        assert served is not None, "it has [infer]"
-        served.bind(parts.scrub.schema)
+        else:
+            serve(infer)
     except UserError as error:  # a changed file is not there yet
         raise UserError(str(error).replace(str(adoption.file), str(adoption.source))) from None
 

@@ -23,7 +23,7 @@ MIXED = "source.sources."
 """The prefix of the sections of a mix's sources."""
 SHARED_KEYS = ("group_id", "subscribe", "group_instance_id", "start", "stop")
 """The keys of a topic that say which part of it is read."""
-COMMON_SINK_KEYS = ("columns", "probabilities")
+COMMON_SINK_KEYS = ("columns", "where", "probabilities", "answer")
 """The keys of [sink] that every kind shares."""
 
 

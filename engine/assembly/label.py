@@ -38,6 +38,7 @@ class Label:
 
     Args:
         file: the pipeline file, for error messages.
+        only_regression: returns whether the learner is set to predict numbers, by its loss.
         grows: whether classes appear while the model learns, so that none are known yet.
         inferred_classes: returns classes inferred before; reads rows if not given.
     """
@@ -50,6 +51,7 @@ class Label:
         *,
         file: str,
         grows: bool = False,
+        only_regression: Callable[[], bool] = lambda: False,
         inferred_classes: Callable[[], tuple[str, ...]] | None = None,
     ) -> None:
         self.columns = model.targets
@@ -59,6 +61,7 @@ class Label:
         self._scrub = scrub
         self._file = file
         self._grows = grows
+        self._only_regression = only_regression
         self._infer = inferred_classes or self._infer_classes
 
     @cached_property
@@ -72,8 +75,14 @@ class Label:
         if len(self.columns) > 1:
             return self._several()
         dtype = self._scrub.schema[self.column]
-        given, where = model.task, f"[model] task in {self._file}"
+        given, where = self._given_task, f"[model] task in {self._file}"
         if given == "regression" and not dtype.is_numeric():
+            if not model.task:
+                raise UserError(
+                    f"[train] loss in {self._file} is that of a regression, which expects numbers "
+                    f"in target '{self.column}', got {type_name(dtype)}: declare its type in "
+                    "[source.schema] if its values are missing, or choose a loss of classes."
+                )
             raise UserError(
                 f"{where} is 'regression', which expects numbers in target '{self.column}', "
                 f"got {type_name(dtype)}: for classes, set task to 'binary' or 'multiclass'."
@@ -95,6 +104,13 @@ class Label:
         if task != "binary" and model.threshold is not None:
             raise UserError(f"[model] threshold in {self._file} is for task binary, got '{task}'.")
         return task
+
+    @cached_property
+    def _given_task(self) -> str | None:
+        """The task that [model] or the loss says; None where the type of the column does."""
+        if self._model.task or self._grows:
+            return self._model.task
+        return "regression" if self._only_regression() else None
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -193,7 +209,7 @@ class Label:
     @property
     def is_left_to_type(self) -> bool:
         """Whether the task is regression only because the column holds numbers."""
-        return not self._model.task and self.task == "regression" and len(self.columns) == 1
+        return not self._given_task and self.task == "regression" and len(self.columns) == 1
 
     def log_hint(self) -> None:
         """Log a warning if the task is inferred and the first labels look like classes."""

@@ -16,7 +16,7 @@ from engine.observing.metrics import Metrics
 from engine.observing.timing import TimingSnapshot
 from engine.observing.traces import Traces
 from engine.running.bottleneck import Bottleneck, diagnose
-from engine.running.late_training import LateTraining
+from engine.running.late_labels.late_training import LateTraining
 from engine.running.loop import Loop
 from engine.running.reject_limit import RejectLimit
 from engine.running.reporter import Reporter
@@ -95,6 +95,7 @@ def make_loop(parts: Parts, watch: Callable[[Loop, Batch], None] | None = None) 
         loader=loader,
         work=parts.work,
         sink=endpoints.sink,
+        chosen=parts.written_rows,
         dead_letters=endpoints.dead_letters,
         reporter=reporter,
         saver=_saver(parts, reporter),

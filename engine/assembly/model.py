@@ -11,7 +11,9 @@ from engine.assembly.endpoints import Endpoints
 from engine.assembly.label import Label
 from engine.assembly.learner import make_augmentation, wrapped
 from engine.assembly.scrub import Scrub
+from engine.columnar.event_time import bound_idle
 from engine.config import (
+    GrowSettings,
     ModelSettings,
     Pipeline,
     key_location,
@@ -20,6 +22,7 @@ from engine.config import (
     validate,
 )
 from engine.loading.feature_columns import network_features, tabular_features
+from engine.running.classes.class_table import ClassRules
 from engine.scrub.columns import expand_columns
 from engine.types import Features, KeyedState, Learner, UserError
 from engine.user_code import calls
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 
 MODULE_KEYS = {"module", "inputs", "head", "state"}
 """Keys of [model] that make its kind 'module' where no kind is given."""
+LONGEST = 1 << 61
+"""Ticks or rows that nothing is longer than."""
 
 
 class Model:
@@ -129,6 +134,7 @@ class Model:
             self._scrub,
             file=self._pipeline.file,
             grows=self._grows,
+            only_regression=lambda: self.learner_class.only_regression(self.training),
             inferred_classes=self._infer_classes,
         )
 
@@ -151,10 +157,10 @@ class Model:
                 f"[sink] probabilities in {file} is a column for each class, and new classes may "
                 "appear: name them in [model] classes, or take probabilities out."
             )
-        if not grows and "max_classes" in model.model_fields_set:
+        if not grows and (given := {"max_classes", "grow"} & model.model_fields_set):
             raise UserError(
-                f"[model] max_classes in {file} is for classes that appear while the model learns, "
-                "and these are known: take it out."
+                f"[model] {min(given)} in {file} is for classes that appear while the model "
+                "learns, and these are known: take it out."
             )
         return grows
 
@@ -173,6 +179,9 @@ class Model:
             columns = tabular_features(model, schema, sizes)
         task, classes = self.label.task, self.label.classes
         threshold = model.threshold_settings.value
+        numbers = task == "regression"
+        quantiles = calls.quantiles(self.learner_class, self.training) if numbers else ()
+        one = calls.quantile(self.learner_class, self.training) if numbers else None
         features = Features(
             target=None if len(model.targets) > 1 else model.targets[0],
             targets=model.targets if len(model.targets) > 1 else (),
@@ -183,6 +192,9 @@ class Model:
             moving=tuple(c for stage in stages for c in stage.moving),
             lowest_label=self.learner_class.lowest_label(self.settings, self.training),
             deviance_power=self.learner_class.deviance_power(self.training),
+            quantiles=quantiles,
+            quantile=None if quantiles else one,
+            vector_width=0 if numbers else self._vector_width(),
             threshold=0.5 if threshold is None else threshold,
             probabilities=self._pipeline.writes_probabilities,
             state=self._keyed_state(),
@@ -190,6 +202,25 @@ class Model:
         )
         self._require_learnable(features)
         return features
+
+    @cached_property
+    def class_rules(self) -> ClassRules | None:
+        """When a label is a class, where they appear while the model learns; else None.
+
+        Raises: UserError if [model.grow] does not fit the columns.
+        """
+        if not self._grows:
+            return None
+        model = self.common_settings
+        grow, schema = model.grow or GrowSettings(), self._scrub.export_schema
+        columns = {**self._scrub.learned_schema, **schema}
+        time, idle = bound_idle(grow.idle, grow.time, columns, "[model.grow]")
+        return ClassRules(
+            most=model.max_classes,
+            min_count=grow.min_count,
+            idle=None if idle is None else min(idle, LONGEST),
+            time=time,
+        )
 
     @cached_property
     def augmentation(self) -> Augmentation | None:
@@ -232,12 +263,16 @@ class Model:
             )
         return {**own, "module": self._module}
 
+    def _vector_width(self) -> int:
+        return calls.vector_width(self.learner_class, self.settings, self.training)
+
     def _keyed_state(self) -> KeyedState | None:
         """Return the state that the model carries per key, its columns expanded."""
-        named: KeyedState | None = self.learner_class.named_state(self.settings)
+        schema = self._scrub.export_schema
+        named: KeyedState | None = self.learner_class.named_state(self.settings, schema)
         if named is None:
             return None
-        by = expand_columns(named.by, self._scrub.export_schema, where="[model.state] by")
+        by = expand_columns(named.by, schema, where="[model.state] by")
         return dataclasses.replace(named, by=by)
 
     def _require_learnable(self, features: Features) -> None:
@@ -248,11 +283,17 @@ class Model:
                 f"and kind = '{self.common_settings.kind}' predicts one: name one, or use kind = "
                 "'tabular' or 'module'."
             )
+        if features.targets and features.quantiles:
+            raise UserError(
+                f"[train] quantiles in {self._pipeline.file} are of one target, and [model] target "
+                f"names {len(features.targets)}: name one, or take quantiles out."
+            )
         for target in features.labels:
-            if features.state is not None and target in features.state.by:
+            if features.state is not None and target in features.state.columns:
+                key = "by" if target in features.state.by else "time"
                 raise UserError(
-                    f"[model.state] by in {self._pipeline.file} names the target '{target}', which "
-                    "is unknown when it predicts: name other columns."
+                    f"[model.state] {key} in {self._pipeline.file} names the target '{target}', "
+                    "which is unknown when it predicts: name another column."
                 )
             if target in read:
                 raise UserError(

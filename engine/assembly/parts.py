@@ -26,12 +26,16 @@ from engine.observing.metrics import Metrics
 from engine.observing.service import Heartbeat, Service
 from engine.observing.status import Health
 from engine.observing.traces import Attribute, Export, Settings, Traces, require_exportable
-from engine.running.label_join import LabelJoin
-from engine.running.late_training import LabelColumns, LateTraining
+from engine.running.late_labels.label_join import LabelJoin
+from engine.running.late_labels.late_training import LabelColumns, LateTraining
 from engine.running.notes import Notes
 from engine.running.saving.migration import BoundStages
-from engine.running.work import Cleaning, Serving, Training, Work
+from engine.running.saving.segment_files import SegmentFiles
+from engine.running.work import Cleaning, Serving, Training, Work, written
+from engine.running.written_rows import WrittenRows
 from engine.types import (
+    PARTITION,
+    POSITION,
     RESERVED,
     Batch,
     Features,
@@ -47,8 +51,9 @@ if TYPE_CHECKING:
     import torch
 
 
-LATE_SHARE = 0.25
-"""The share of the memory budget that may hold rows and labels that wait for each other."""
+WAITING_SHARE = KEYS_SHARE = 8
+"""The parts of the memory budget, one in so many, for rows and labels that wait for each other in
+memory, unless the pipeline says how much; and for what must be in memory of all that wait."""
 
 
 class Parts:
@@ -112,7 +117,8 @@ class Parts:
             return None
         if self.pipeline.late_labels is not None:
             return self._collate_of(replace(self.model.features, target=None))
-        return self._collate_of(self.model.features)
+        first = self.pipeline.answers_first
+        return self._collate_of(self.model.features, unlabelled=first)
 
     @cached_property
     def transfer(self) -> Callable[[Batch], Batch] | None:
@@ -132,7 +138,7 @@ class Parts:
         """
         columns = self.pipeline.sink_columns
         known = {
-            **self.scrub.learned_schema,
+            **self.written_schema,
             **self.model_columns,
             **dict.fromkeys(RESERVED, pl.String()),
         }
@@ -146,8 +152,10 @@ class Parts:
             "evaluation": self.judging.evaluation,
             "columns": columns,
             "emit_predictions": self.endpoints.sink is not None,
+            "answers_first": self.pipeline.answers_first,
             "holdout": self.judging.holdout,
             "threshold": self.judging.threshold,
+            "class_rules": self.model.class_rules,
             "metrics": self.metrics,
         }
         labelled = self.endpoints.labelled
@@ -163,11 +171,12 @@ class Parts:
             numeric=(), target=labelled.target, task=features.task, classes=features.classes
         )
         return LateTraining(
-            join=LabelJoin(
-                horizon=times.horizon,
-                lateness=times.lateness,
-                most=int(int(self.pipeline.loader.memory_budget) * LATE_SHARE),
-                corrections=times.corrections,
+            join=_join(
+                times,
+                features,
+                budget=int(self.pipeline.loader.memory_budget),
+                held=settings.memory,
+                files=self.endpoints.checkpoints.segments,
             ),
             by=columns,
             # Of its own: the loader's is in use on another thread.
@@ -179,10 +188,34 @@ class Parts:
             **training,
         )
 
-    def _collate_of(self, features: Features) -> Collate:
-        collate = Collate(features)
+    def _collate_of(self, features: Features, *, unlabelled: bool = False) -> Collate:
+        collate = Collate(features, unlabelled=unlabelled)
         collate.bind(self.scrub.schema)
         return collate
+
+    @property
+    def written_schema(self) -> Schema:
+        """The columns of a row when it is written, without the model's: one that is answered before
+        its label comes has none."""
+        unlabelled = self.endpoints.labelled is not None and self.pipeline.answers_first
+        return self.scrub.columns if unlabelled else self.scrub.learned_schema
+
+    @cached_property
+    def sink_schema(self) -> Schema:
+        """The columns that the sink gets."""
+        places = {PARTITION: pl.String(), POSITION: pl.Int64()}
+        every = {**places, **self.written_schema, **self.model_columns}
+        names = written(every, self.pipeline.sink_columns, self.model_columns)
+        return {name: every[name] for name in names}
+
+    @cached_property
+    def written_rows(self) -> WrittenRows | None:
+        """The rows that the sink gets; None for all.
+
+        Raises: UserError if [sink] where is no condition on them.
+        """
+        where = self.pipeline.sink_where
+        return None if where is None else WrittenRows(where, self.sink_schema)
 
     @property
     def model_columns(self) -> Schema:
@@ -193,11 +226,13 @@ class Parts:
 
     @property
     def keep_raw_from(self) -> int | None:
-        """The index of the stage before which rows are kept raw, for held-out rows, the evaluation
-        and the keys of a state; None if none needs them."""
+        """The index of the stage before which rows are kept raw, for held-out rows, the evaluation,
+        the keys of a state and the time of classes; None if none needs them."""
         evaluates = self.pipeline.trains and bool(self.judging.evaluation.needed)
         carries = self.pipeline.trains and self.model.features.state is not None
-        keeps = self.judging.holdout is not None or evaluates or carries
+        rules = self.model.class_rules if self.pipeline.trains else None
+        timed = rules is not None and rules.time is not None
+        keeps = self.judging.holdout is not None or evaluates or carries or timed
         return self.scrub.export_from if keeps else None
 
     @cached_property
@@ -312,6 +347,30 @@ class Parts:
         reasons = (side.unavailable_reason() for side in self.scrub.sides.values())
         reason = next((reason for reason in reasons if reason is not None), None)
         return health if reason is None or not health.ok else Health(False, reason)
+
+
+def _join(
+    times: LabelTimes, features: Features, *, budget: int, held: int | None, files: SegmentFiles
+) -> LabelJoin:
+    """Return the join of rows and labels, which holds so many bytes of them in memory.
+
+    Raises: UserError for more than half of the budget.
+    """
+    if held is not None and held > budget // 2:
+        raise UserError(
+            f"[labels] memory is {held:,} bytes, and half of [loader] memory_budget is "
+            f"{budget // 2:,}: lower it, or raise the budget."
+        )
+    held = budget // WAITING_SHARE if held is None else int(held)
+    return LabelJoin(
+        horizon=times.horizon,
+        lateness=times.lateness,
+        most=held + budget // KEYS_SHARE,
+        corrections=times.corrections,
+        files=files,
+        held=held,
+        scaled=[name for name in features.numeric if name in features.scaled],
+    )
 
 
 def _missing_label(value: Any, labelled: LabelledSource) -> pl.Series | None:

@@ -35,7 +35,7 @@ class Restored:
 
 def restore(parts: Parts) -> Restored | None:
     """Restore stages and learner from the newest checkpoint; None without one."""
-    state = _restored(parts)
+    state = _restored(parts, alone=True)
     if state is None:
         return None
     return Restored(mark=_mark(state), learned=Totals.restore(state["totals"]).learned)
@@ -68,9 +68,9 @@ def require_plain_state(parts: Parts) -> None:
     require_plain(_state(parts))
 
 
-def _restored(parts: Parts) -> Mapping[str, Snapshot] | None:
+def _restored(parts: Parts, *, alone: bool = False) -> Mapping[str, Snapshot] | None:
     checkpoints = parts.endpoints.checkpoints
-    state = checkpoints.load(identity_of(parts))
+    state = checkpoints.load(identity_of(parts), alone=alone)
     if state is None:
         return None
     with checkpoints.restoring(state, lambda: {**dict.fromkeys(state), **_state(parts)}):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.assembly import adoption as adopting
-from engine.commands.progress import console, put
+from engine.commands.output import console, put
 from engine.config import Pipeline
 from engine.errors import HeadraceError, UserError
 from engine.run import Run
@@ -99,12 +100,19 @@ def _table(
         raise UserError(f"'{file}' cannot be served: {adoption.graph.refusal}.")
     table = adopting.table(adoption, parts, given)
     try:
-        adopting.require_served(table, adoption, parts)
+        serve = None if parts is None else partial(_require_served, parts.pipeline)
+        adopting.require_served(table, adoption, serve)
     except UserError:
         if not write:
             put(f"\n{table}")
         raise
     return table
+
+
+def _require_served(pipeline: Pipeline, infer: Mapping[str, Any]) -> None:
+    """Build all of a pipeline that serves by this [infer], the sink too, as `run` does. Raises:
+    UserError"""
+    Run(pipeline.model_copy(update={"infer": infer, "train": None})).assemble()
 
 
 def _say_findings(adoption: Adoption) -> None:
@@ -113,8 +121,14 @@ def _say_findings(adoption: Adoption) -> None:
 
 
 def _published(adoption: Adoption) -> Adoption:
-    """Give the changed file, if there is one, its name, and say so."""
-    published = adoption.publish()
+    """Give the changed file, if there is one, its name, and say so. Raises: HeadraceError if it
+    cannot be written."""
+    try:
+        published = adoption.publish()
+    except OSError as error:
+        raise HeadraceError(
+            f"'{adoption.path}' cannot be written: {error.strerror or error}; it stays as it was."
+        ) from error
     if published is not adoption:
         console().print(Text(f"Wrote {adoption.path}."), soft_wrap=True)
     return published

@@ -279,7 +279,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
 
 class _Parser(argparse.ArgumentParser):
     """A parser that reports where its help cannot be written, which argparse ignores; it does not
-    import `engine.commands.progress`, which loads for longer than the help takes."""
+    import `engine.commands.output`, which loads for longer than the help takes."""
 
     def error(self, message: str) -> NoReturn:
         """Name a wrong argument in one sentence; the usage is for arguments that make no sense
@@ -312,13 +312,15 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _runs(options: argparse.Namespace, *, fresh: bool = False, replay: bool = False) -> int:
-    from engine.commands.progress import Progress, finish
+    from engine.commands.progress import Progress
     from engine.run import Run
 
     with Progress() as progress:
         run = Run(options.file, options.set, watch=progress.watch, replay=replay)
         summary = run.run(fresh=fresh)
     with signals.handling(signals.ignore):
+        from engine.commands.output import finish
+
         finish(summary)
     return EXIT["done"]
 
@@ -334,7 +336,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _explore(options: argparse.Namespace) -> int:
-    from engine.commands.progress import Progress, console
+    from engine.commands.output import console
+    from engine.commands.progress import Progress
     from engine.explore import explore, page, terminal
 
     if options.rows is not None and options.rows < 1:
@@ -355,8 +358,8 @@ def _explore(options: argparse.Namespace) -> int:
 
 
 def _profile(options: argparse.Namespace) -> int:
+    from engine.commands.output import console
     from engine.commands.profile import profile
-    from engine.commands.progress import console
     from engine.config import Pipeline
 
     pipeline = Pipeline.load(options.file, options.set)
@@ -372,7 +375,8 @@ def _profile(options: argparse.Namespace) -> int:
 
 def _folds(options: argparse.Namespace) -> int:
     from engine.commands.folds import folds
-    from engine.commands.progress import Progress, console
+    from engine.commands.output import console
+    from engine.commands.progress import Progress
     from engine.config import Pipeline
 
     pipeline = Pipeline.load(options.file, options.set)
@@ -410,7 +414,7 @@ def _show(
     options: argparse.Namespace,
 ) -> None:
     """Print what was found, and write the page and the JSON that are asked for."""
-    from engine.commands.progress import console
+    from engine.commands.output import console
 
     for part in parts:
         console().print(part, highlight=False)
@@ -425,10 +429,11 @@ def _write_json(figures: Any, path: Path) -> None:
     """Write figures as JSON, and say so. Raises: HeadraceError if they cannot be written."""
     import json
 
-    from engine.commands.progress import console
+    from engine.commands.output import console
     from engine.system import atomic
 
     with _write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write(path, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
     console().print(f"Wrote {path}.", highlight=False, markup=False)
 
@@ -444,34 +449,41 @@ def _trained(options: argparse.Namespace) -> Run:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from engine.commands.progress import console
+    from engine.artifacts import export_path
+    from engine.commands.output import console
 
     _require_target(options.to, "--to")
     run = _trained(options)
+    path = options.to or export_path(run.pipeline)
     # Not locked: it is done beside the engine that goes on learning, and a file appears whole.
-    with _write_errors(options.to or run.pipeline.model_path):
-        path = run.export(options.to)
+    with _write_errors(path):
+        run.export(path)
     console().print(f"Wrote {path}.")
     return EXIT["done"]
 
 
 def _compress(options: argparse.Namespace) -> int:
     from engine import artifacts
-    from engine.commands.progress import console, show
+    from engine.commands.output import console, show
     from engine.system.lock import locked
 
     run = _trained(options)
-    with locked((), [run.pipeline.model_path]):
-        run.export(run.pipeline.float_model_path)
-        report = artifacts.compress(run.parts)
-        report.to_json(run.folder / "compression.json")
+    whole, model = run.pipeline.float_model_path, run.pipeline.model_path
+    figures = run.folder / artifacts.COMPRESSION_FILE
+    with locked((), [model]):
+        with _write_errors(whole):
+            run.export(whole)
+        with _write_errors(model):
+            report = artifacts.compress(run.parts)
+        with _write_errors(figures):
+            report.to_json(figures)
     show(console(), report.tables())
-    console().print(f"Wrote {run.pipeline.model_path} and {run.folder / 'report.json'}.")
+    console().print(f"Wrote {model} and {figures}.")
     return EXIT["done"]
 
 
 def _versions(options: argparse.Namespace) -> int:
-    from engine.commands.progress import console
+    from engine.commands.output import console
     from engine.commands.versions import change, listed, registry_of, versions_of
     from engine.versions.registry import follow
 
@@ -493,7 +505,8 @@ def _versions(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from engine.commands.progress import Progress, finish
+    from engine.commands.output import finish
+    from engine.commands.progress import Progress
     from engine.config import Pipeline
     from engine.run import Run
     from engine.system import atomic
@@ -531,13 +544,12 @@ def _adopt(options: argparse.Namespace) -> int:
 
 
 def _require_target(path: Path | None, option: str) -> None:
-    """Check before the work starts that the output path of an option can be written, and create its
-    folder. Raises: UserError."""
+    """Check before the work starts that the output path of an option can be written, and its folder
+    created. Creates nothing. Raises: UserError."""
     from engine.system import atomic
 
     if path is not None:
         atomic.require_file(path, option)
-        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager
@@ -546,12 +558,15 @@ def _write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise HeadraceError(f"'{path}' cannot be written: {error.strerror or error}.") from error
+        raise HeadraceError(
+            f"'{path}' cannot be written: {error.strerror or error}; what was there stays as it "
+            "was: mend that, and run the command again."
+        ) from error
 
 
 def _reference(options: argparse.Namespace) -> int:
     from engine.commands import reference
-    from engine.commands.progress import console, put
+    from engine.commands.output import console, put
 
     if options.markdown:
         put(reference.markdown())
@@ -564,7 +579,7 @@ def _reference(options: argparse.Namespace) -> int:
 def _schema(options: argparse.Namespace) -> int:
     import json
 
-    from engine.commands.progress import put
+    from engine.commands.output import put
     from engine.commands.reference import schema
 
     put(json.dumps(schema(), indent=1) + "\n")
@@ -603,6 +618,20 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     )
     _add_versions(commands)
     _command(commands, "replay", "process dead letters again", REPLAY, _replay)
+    _add_profile(commands)
+    folds = _command(commands, "folds", "cross-validate a pipeline that learns", FOLDS, _folds)
+    folds.add_argument(
+        "--folds", type=int, default=5, help="number of folds, if no split stage sets it (5)"
+    )
+    _add_interpret(commands)
+    _add_predict(commands)
+    _add_adopt(commands)
+    _add_reference(commands)
+    _command(commands, "schema", "print a JSON Schema for editors", SCHEMA, _schema, file=False)
+    return parser, commands.choices
+
+
+def _add_profile(commands: Any) -> None:
     profile = _command(
         commands, "profile", "find the bottleneck and the setting to change", PROFILE, _profile
     )
@@ -611,13 +640,9 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     profile.add_argument(
         "--no-trials", action="store_true", help="only find the bottleneck, try no settings"
     )
-    folds = _command(commands, "folds", "cross-validate a pipeline that learns", FOLDS, _folds)
-    folds.add_argument(
-        "--folds", type=int, default=5, help="number of folds, if no split stage sets it (5)"
-    )
-    _add_interpret(commands)
-    _add_predict(commands)
-    _add_adopt(commands)
+
+
+def _add_reference(commands: Any) -> None:
     reference = _command(
         commands,
         "reference",
@@ -630,8 +655,6 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
         "table", metavar="TABLE", nargs="?", help="for instance loader or source.kafka"
     )
     reference.add_argument("--markdown", action="store_true", help="print all tables as one page")
-    _command(commands, "schema", "print a JSON Schema for editors", SCHEMA, _schema, file=False)
-    return parser, commands.choices
 
 
 def _add_explore(commands: Any) -> None:
@@ -669,8 +692,8 @@ def _add_interpret(commands: Any) -> None:
     interpret.add_argument("--repeats", type=int, default=10, help="permutations per column (10)")
     interpret.add_argument(
         "--metric",
-        help="what importance is measured by: mae, rmse, r2; log_loss, brier, accuracy, f1, auc, "
-        "average_precision (mae, log_loss)",
+        help="what importance is measured by: mae, rmse, r2; pinball (of quantiles); log_loss, "
+        "brier, accuracy, f1, auc, average_precision (mae, pinball, log_loss)",
     )
     interpret.add_argument(
         "--target", type=_named, metavar="COLUMN", help="label of a pipeline that serves"
@@ -754,7 +777,8 @@ def _command(
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a key of the file, e.g. loader.batch_rows=512; repeatable",
+        help="override a key of the file, e.g. loader.batch_rows=512; repeatable; export=false or "
+        "scrub.NAME=false takes a table out",
     )
     parser.add_argument(
         "--log-level", default="info", choices=["debug", "info", "warning", "error"]
@@ -830,6 +854,8 @@ def _unexpected(error: BaseException) -> str:
     unloaded = isinstance(error, ImportError | MemoryError) or "shared object" in str(error)
     if isinstance(error, OSError) and error.filename is not None:
         return f"'{error.filename}' cannot be used: {error.strerror} ({place})."
+    if isinstance(error, OSError) and error.strerror and not who:
+        return f"A file cannot be read or written: {error.strerror} ({place})."
     if unloaded and environment.address_space() is not None:
         return (
             f"There is no room for the libraries ({type(error).__name__}: {error}): 'ulimit -v' "

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 from rich.markup import escape
 from rich.table import Table
@@ -18,7 +20,7 @@ from rich.text import Text
 from engine import rules
 from engine.artifacts import try_export
 from engine.assembly.restoring import require_plain_state, try_resume
-from engine.commands.progress import console
+from engine.commands.output import console
 from engine.config import detached_tables
 from engine.explore.notation import decimal_of, hint, reads_null_values
 from engine.loading.decoder import Decoder
@@ -26,6 +28,7 @@ from engine.loading.sources.labelled_source import is_of_labels
 from engine.run import Run
 from engine.running.labels import few_numbers, labels_of
 from engine.running.work import joined_results
+from engine.running.written_rows import SINK
 from engine.scrub.base import FittedStage
 from engine.scrub.features.derive import Derive
 from engine.scrub.side_source import SideStage
@@ -53,6 +56,13 @@ MAX_DETAILS = 3
 UNKNOWN_LABEL_SHARE = 0.01
 """The share of sampled rows with an unknown label above which the labels are wrong, not single
 rows."""
+
+
+class Answered(NamedTuple):
+    """Rows for the sink, and the rows of the batch that they are from, n each."""
+
+    rows: pl.DataFrame
+    frame: pl.DataFrame
 
 
 def preflight(run: Run, rows: int = 1_000) -> bool:
@@ -121,7 +131,10 @@ def _check_sample(run: Run, sample: Batch | None, source: Source) -> Iterator[st
         return
     for side in run.parts.scrub.sides.values():
         side.is_trial = True
-    table, batch = _steps(run, sample)
+    written: list[Answered] = []
+    run.parts.work.on_answer(lambda batch, rows: written.append(Answered(rows, batch.frame)))
+    table, batch = _steps(run, sample, written)
+    sink = _chosen(run, table, written)
     out.print(table)
     if sample.labels is not None and not len(sample.labels):
         out.print("[labels.source] has no labels in the sample, so [labels] by is untried.")
@@ -148,10 +161,13 @@ def _check_sample(run: Run, sample: Batch | None, source: Source) -> Iterator[st
             out.print(sentence, highlight=False, markup=False, soft_wrap=True)
     if (sentence := _task(run, sample)) is not None:
         out.print(sentence, highlight=False, markup=False, soft_wrap=True)
-    problems = [*_rejected(run, batch)]
-    for sentence in () if problems else _lost_in_stages(run, batch):
-        out.print(sentence, highlight=False, markup=False, soft_wrap=True)
-    yield from (*(problems or _unreadable(run, sample)), *source.remarks(), *_labels(run, batch))
+    rejected = []
+    for each in (batch,) if sink is None else (batch, sink):
+        problems = list(_rejected(run, each))
+        rejected += problems
+        for sentence in () if problems else _lost_in_stages(run, each):
+            out.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    yield from (*(rejected or _unreadable(run, sample)), *source.remarks(), *_labels(run, batch))
     for stage in run.stages:
         if isinstance(stage, SideStage) and stage.is_mostly_odd:
             yield from stage.remarks()
@@ -227,8 +243,9 @@ def _sample(run: Run, source: Source, rows: int) -> Batch | None:
     return replace(sample, labels=labels, rejects=(*rejects, *more))
 
 
-def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
-    """Run the sample through every stage; return a table row for each, and the remaining rows."""
+def _steps(run: Run, batch: Batch, written: list[Answered]) -> tuple[Table, Batch]:
+    """Run the sample through every stage; return a table row for each, and the remaining rows; add
+    those for the sink to `written`."""
     places = len({*_partitions(batch), *_lost(batch)})
     where = f" of {places:,} partitions" if places > 1 else ""
     records = f"{counted(batch.raw_rows, 'record')}{where}"
@@ -249,12 +266,14 @@ def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
         _row(table, name, batch, before, seen)
     for name, rows in _augmented(run, batch).items():
         table.add_row(f"augment {escape(name)}", f"{len(batch):,}", "", f"changed {rows:,}", "")
+    if run.trains and batch.labels is None:
+        batch = _head(batch, LEARNED_ROWS)
+    done = run.parts.work.process(batch)
+    if (rest := run.parts.work.finish()) is not None:  # labels that came later
+        done = joined_results(_emptied(done.batch), [done, rest])
+    if done.rows is not None:
+        written.append(Answered(done.rows, done.batch.frame))
     if run.pipeline.model is not None or run.pipeline.infer is not None:
-        if run.trains and batch.labels is None:
-            batch = _head(batch, LEARNED_ROWS)
-        done = run.parts.work.process(batch)
-        if (rest := run.parts.work.finish()) is not None:  # labels that came later
-            done = joined_results(done.batch, [rest])
         outcome, seen = "learned" if done.learned else "predicted", len(batch.rejects)
         batch = done.batch
         _row(
@@ -266,6 +285,35 @@ def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
         )
     require_plain_state(run.parts)
     return table, batch
+
+
+def _emptied(batch: Batch) -> Batch:
+    """Return a batch of nothing, of the same records."""
+    return replace(batch, frame=batch.frame.clear(), rejects=(), counts={}, added=0)
+
+
+def _chosen(run: Run, table: Table, written: Sequence[Answered]) -> Batch | None:
+    """Try [sink] where on rows for the sink, and add a table row; return those on which it does not
+    fail, and its rejects. None without a condition."""
+    if (condition := run.parts.written_rows) is None:
+        return None
+    tried = [
+        condition.choose(answered.rows, answered.frame[list(RESERVED)]) for answered in written
+    ]
+    rows = sum(len(answered.rows) for answered in written)
+    rejects = [one.rejects for one in tried if one.rejects is not None]
+    places = [answered.frame[list(RESERVED)] for answered in written]
+    batch = Batch(
+        frame=pl.concat(places).head(rows - sum(map(len, rejects))) if places else pl.DataFrame(),
+        mark=Mark(),
+        arrived=0.0,
+        raw_rows=rows,
+        rejects=tuple(rejects),
+    )
+    left = sum(one.left for one in tried)
+    shown = batch.counted(SINK, not_written=left).with_frame(batch.frame.head(len(batch) - left))
+    _row(table, SINK, shown, shown.frame.columns)
+    return batch
 
 
 def _head(batch: Batch, rows: int) -> Batch:
@@ -423,7 +471,10 @@ def _augmented(run: Run, batch: Batch) -> dict[str, int]:
         return {}
     _ = run.learner  # it binds them
     assert batch.tensors is not None, "a batch to learn from is collated"
-    return run.parts.model.augmentation(batch.tensors, 0)[1]
+    rows = batch.tensors
+    if rows.target is not None and not rows.labelled.all():
+        rows = rows.take(np.flatnonzero(rows.labelled))
+    return run.parts.model.augmentation(rows, 0)[1]
 
 
 def _row(table: Table, name: str, batch: Batch, before: list[str], seen: int = 0) -> None:

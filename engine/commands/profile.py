@@ -27,7 +27,7 @@ from engine.run import Run
 from engine.running.bottleneck import Bottleneck, part_of
 from engine.running.loop import Loop
 from engine.system import atomic, signals
-from engine.types import Batch, UserError
+from engine.types import Batch, HeadraceError
 from engine.types.plural import counted
 
 WARM_UP_SHARE = 0.25
@@ -233,7 +233,7 @@ class SampleRun:
     def write_trace(self, path: Path) -> None:
         """Write everything the threads did as Chrome trace events; times in microseconds.
 
-        Raises: UserError if it cannot be written.
+        Raises: HeadraceError if it cannot be written.
         """
         begin = min((start for *_, start, _ in self._events), default=0.0)
         events = [
@@ -249,9 +249,12 @@ class SampleRun:
             for thread, stage, start, wall in self._events
         ]
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             atomic.write(path, json.dumps({"traceEvents": events}))
         except OSError as error:
-            raise UserError(f"The trace cannot be written to '{path}': {error}.") from error
+            raise HeadraceError(
+                f"The trace cannot be written to '{path}': {error.strerror or error}."
+            ) from error
 
     def _listen(self, stage: str, start: float, wall: float) -> None:
         self._events.append((threading.current_thread().name, stage, start, wall))

@@ -18,8 +18,10 @@ from pydantic import BaseModel
 
 from engine import settings_docs
 from engine.config import (
+    OPTIONAL,
     DeadLetterSettings,
     ExportSettings,
+    GrowSettings,
     LabelSettings,
     LoaderSettings,
     ModelSettings,
@@ -58,7 +60,9 @@ INTRODUCTION = """\
 # Every key of a pipeline file
 
 Written by `headrace reference --markdown` from the Settings classes: change those, not this page.
-Bytes may be written "64MiB". A name that points at code of yours is `package.module:Class`.
+Bytes may be written "64MiB". `export = false` in a file with a `base`, or `--set export=false`,
+takes a table out that a pipeline may lack; so does false for `scrub.NAME` and `augment.NAME`.
+A name that points at code of yours is `package.module:Class`.
 `headrace schema` prints the same as a JSON Schema, for editors."""
 
 
@@ -125,6 +129,7 @@ def _tables() -> Iterator[SettingsTable]:
     yield from _kinds("scrub.NAME", STAGES, NamedTable)
     yield SettingsTable(section="loader", settings=(LoaderSettings,))
     yield from _kinds("model", LEARNERS, ModelSettings)
+    yield SettingsTable(section="model.grow", settings=(GrowSettings,))
     yield SettingsTable(section="model.inputs.NAME", settings=(NetInputSettings,))
     yield SettingsTable(section="model.head", settings=(HeadSettings,))
     yield SettingsTable(section="model.state", settings=(StateSettings,))
@@ -335,7 +340,8 @@ def schema() -> dict[str, Any]:
             any_of = [
                 _to(f"{section}.{component}" if component else section) for component in kinds
             ]
-            top[section] = any_of[0] if len(any_of) == 1 else {"anyOf": [*any_of, CUSTOM_TABLE]}
+            more = [CUSTOM_TABLE] * (len(any_of) > 1) + [TAKEN_OUT] * (section in OPTIONAL)
+            top[section] = {"anyOf": [*any_of, *more]} if more else any_of[0]
     train = [
         _to(name) for name in definitions if name.startswith("train.") and "sampling" not in name
     ]
@@ -347,11 +353,13 @@ def schema() -> dict[str, Any]:
         "additionalProperties": False,
         # A model of one's own has training settings of its own.
         "if": {"properties": {"model": CUSTOM_TABLE}, "required": ["model"]},
-        "else": {"properties": {"train": {"anyOf": train}}},
+        "else": {"properties": {"train": {"anyOf": [*train, TAKEN_OUT]}}},
         "definitions": definitions,
     }
 
 
+TAKEN_OUT = {"const": False}
+"""What takes out a table of a `base`."""
 CUSTOM_TABLE = {
     "type": "object",
     "properties": {"kind": {"type": "string", "pattern": ":"}},
@@ -370,16 +378,20 @@ def _to(name: str) -> dict[str, Any]:
 
 
 def _named(section: str, kinds: Iterable[str]) -> dict[str, Any]:
-    """Tables whose default kind is their name."""
+    """Tables whose default kind is their name, each of which, or all, false takes out."""
     to = {name: _to(f"{section}.{name}") for name in kinds}
-    explicit = [{"allOf": [name, {"required": ["kind"]}]} for name in to.values()]
-    return {
+    explicit: list[dict[str, Any]] = [
+        {"allOf": [name, {"required": ["kind"]}]} for name in to.values()
+    ]
+    explicit.append(TAKEN_OUT)
+    named = {
         "type": "object",
         "properties": {
             name: {"anyOf": [reference, *explicit, CUSTOM_TABLE]} for name, reference in to.items()
         },
         "additionalProperties": {"anyOf": [*explicit, CUSTOM_TABLE]},
     }
+    return {"anyOf": [named, TAKEN_OUT]}
 
 
 def _object(table: SettingsTable) -> dict[str, Any]:

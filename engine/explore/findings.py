@@ -23,6 +23,8 @@ from engine.types.arrays import Floats
 from engine.types.plural import counted
 
 BINS = 40
+FEW = 200
+"""Up to so many whole numbers, each bar of a histogram stands for as many of them."""
 TOP = 8
 FENCE = 3.0
 """Outliers lie this many interquartile ranges beyond the quartiles (Tukey's far out values)."""
@@ -487,7 +489,14 @@ def _bars(counts: Counts, low: float, high: float) -> tuple[tuple[float, ...], t
         return (), ()
     table = counts.tables[0]
     values, n = table["value"].cast(pl.Float64).to_numpy(), table["count"].to_numpy()
-    heights, edges = np.histogram(values, BINS, (low, high), weights=n)
+    bins, ends = BINS, (low, high)
+    first, last = math.floor(low), math.ceil(high)
+    if last - first < FEW and (values == np.floor(values)).all():
+        # As many whole numbers in each bar, or 24 hours in 20 bars have four of twice the height.
+        wide = math.ceil((last - first + 1) / (BINS // 2))
+        bins = math.ceil((last - first + 1) / wide)
+        ends = (first - 0.5, first - 0.5 + bins * wide)
+    heights, edges = np.histogram(values, bins, ends, weights=n)
     return tuple(edges.tolist()), tuple((heights / n.sum()).tolist())
 
 

@@ -17,7 +17,7 @@ STRIP = 44.0
 
 
 def write(findings: Findings, path: Path) -> None:
-    """Write the page. Raises: UserError if it cannot be written."""
+    """Write the page. Raises: HeadraceError if it cannot be written."""
     pages.write(page(findings), path)
 
 

@@ -79,7 +79,7 @@ def stages(findings: Findings) -> Table:
 def sparkline(column: ColumnProfile) -> str:
     """Return the histogram in eighths of a line; without one, the most frequent values."""
     if column.bars:
-        step = len(column.bars) // WIDTH
+        step = max(1, len(column.bars) // WIDTH)
         sums = [sum(column.bars[i : i + step]) for i in range(0, len(column.bars), step)]
         return bars(sums)
     if column.top:

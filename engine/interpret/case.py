@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
+from engine.columnar.row_expressions import Condition
 from engine.config import Pipeline
 from engine.interpret.judging import Judge, Judged
 from engine.interpret.rows import JudgedRows
@@ -31,7 +32,7 @@ class Case:
 
     name: str
     subject: Subject
-    conditions: Mapping[str, pl.Expr]
+    conditions: Mapping[str, Condition]
     chosen: JudgedRows
     frame: pl.DataFrame
     judged: Judged
@@ -55,7 +56,7 @@ def judged_case(
     pipeline: Pipeline,
     subject: Subject,
     chosen: JudgedRows,
-    conditions: Mapping[str, pl.Expr],
+    conditions: Mapping[str, Condition],
 ) -> Case:
     """Judge the rows. Raises: UserError if none has a label and a score."""
     judged = subject.judge(chosen.frame)
@@ -72,7 +73,7 @@ def judged_case(
         conditions=conditions,
         chosen=chosen,
         frame=chosen.frame[judged.rows],
-        judged=Judged(rows=np.arange(len(judged)), target=judged.target, scores=scores),
+        judged=replace(judged, rows=np.arange(len(judged))),
         judge=Judge(features=features, probabilistic=probabilistic),
     )
 

@@ -63,6 +63,55 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """How often targets lie below a quantile, or from one to another.
+
+    Attributes:
+        rows: how many.
+        prediction: the mean of the quantile; of an interval, of its width.
+        observed: the share of targets that are not above the quantile, or inside the interval, its
+            ends included.
+        least: the same without those that equal it, so that many equal targets count for neither
+            side.
+        low, high: where 95 % of such shares of a calibrated model lie, of all quantiles together.
+    """
+
+    rows: int
+    prediction: float
+    observed: float
+    least: float
+    low: float
+    high: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether a calibrated model may have such a share."""
+        return self.low <= self.observed and self.least <= self.high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantileCalibration:
+    """A quantile, or the interval from the lowest to the highest, beside the targets.
+
+    Attributes:
+        name: ``q10``, or ``q10 to q90``.
+        asked: the share of targets that was asked for.
+        whole: over all rows.
+        groups: over rows with about the same prediction, the lowest first.
+    """
+
+    name: str
+    asked: float
+    whole: Coverage
+    groups: tuple[Coverage, ...]
+
+    @property
+    def off(self) -> int:
+        """The groups that a calibrated model hardly has."""
+        return sum(not group.fits for group in self.groups)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
     """The error over some of the rows.
 
@@ -118,7 +167,9 @@ class Interpretation:
         importances: most important first.
         repeats: permutations per column.
         attributions: the largest first; empty without gradients. `unit`: of what they move.
-        calibrations: by prediction, the lowest first.
+        calibrations: by prediction, the lowest first; empty for quantiles.
+        quantiles: of a model of quantiles (a median is one), each of them, and the interval from
+            the lowest to the highest.
         slices: those of the pipeline file, then the worst of each column, the worst first.
         worst_rows: the worst first.
         sentences: what a reader should know.
@@ -141,6 +192,7 @@ class Interpretation:
     attributions: tuple[Attribution, ...] = ()
     unit: str = ""
     calibrations: tuple[Calibration, ...] = ()
+    quantiles: tuple[QuantileCalibration, ...] = ()
     slices: tuple[Slice, ...] = ()
     worst_rows: tuple[WorstRow, ...] = ()
     sentences: tuple[str, ...] = ()
@@ -160,4 +212,13 @@ def _finite(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     }
 
 
-__all__ = ["Attribution", "Calibration", "Importance", "Interpretation", "Slice", "WorstRow"]
+__all__ = [
+    "Attribution",
+    "Calibration",
+    "Coverage",
+    "Importance",
+    "Interpretation",
+    "QuantileCalibration",
+    "Slice",
+    "WorstRow",
+]

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
 from engine.assembly.parts import Parts
+from engine.columnar.row_expressions import Condition
 from engine.config import Pipeline
 from engine.interpret.attribution import attributions
-from engine.interpret.calibration import calibrations
+from engine.interpret.calibration import calibrations, quantile_calibrations
 from engine.interpret.case import Case, judged_case
 from engine.interpret.figures import Interpretation
 from engine.interpret.importance import importances
@@ -58,7 +58,8 @@ def interpret(
         overrides: "a.b=c" texts, for a file.
         rows: the most rows to judge, the newest.
         repeats: permutations per column.
-        metric: what importance is measured by; MAE, or log loss of classes, unless given.
+        metric: what importance is measured by; MAE, pinball loss of quantiles, or log loss of
+            classes, unless given.
         label: the column of the label, for a pipeline that serves; the one in the model file unless
             given.
         seed: of the permutations.
@@ -89,7 +90,7 @@ def _interpreted(
     named, lacking = named_slices(frame, losses, case.conditions)
     late = (DELAY,) if DELAY in frame.columns else ()  # of labels that come later
     worst, uncut = worst_slices(frame, losses, (*subject.columns, *late))
-    groups = calibrations(judge, judged)
+    groups, quantiles = calibrations(judge, judged), quantile_calibrations(judge, judged)
     return Interpretation(
         name=case.name,
         model=subject.model,
@@ -107,9 +108,10 @@ def _interpreted(
         attributions=moved,
         unit=UNITS[subject.features.task] if moved else "",
         calibrations=groups,
+        quantiles=quantiles,
         slices=(*named, *worst),
         worst_rows=worst_rows(judge, frame, judged, losses, ranked),
-        sentences=tuple(findings(case, ranked, groups, worst)),
+        sentences=tuple(findings(case, ranked, groups, quantiles, worst)),
         left_out=(
             *left_out(case, lost, lacking, uncut),
             *without_gradients(subject, moved, rest),
@@ -126,7 +128,7 @@ def _require_counts(rows: int, repeats: int) -> None:
 
 def _subject_and_rows(
     pipeline: Pipeline, rows: int, label: str | None, watch: Watch
-) -> tuple[Subject, JudgedRows, Mapping[str, pl.Expr]]:
+) -> tuple[Subject, JudgedRows, Mapping[str, Condition]]:
     """Return the model, the rows to judge it on, and the conditions of slices."""
     if pipeline.infer is not None:
         parts = Run(read_once(pipeline)).parts
@@ -156,7 +158,7 @@ def _subject_and_rows(
     return trained, chosen, run.evaluation.conditions
 
 
-def _conditions(parts: Parts, served: ServedModel) -> Mapping[str, pl.Expr]:
+def _conditions(parts: Parts, served: ServedModel) -> Mapping[str, Condition]:
     """Return the conditions of [evaluation.slices] that a serving pipeline has from its `base`."""
     slices = {"slices": (parts.pipeline.evaluation or {}).get("slices", {})}
     settings = parts.pipeline.settings(Evaluation.Settings, slices, "evaluation")

@@ -17,12 +17,13 @@ from engine.quality.measures import (
     RegressionSums,
     probabilities,
 )
-from engine.types import Features, UserError, predicted_classes
+from engine.types import Features, UserError, pinball_losses, predicted_classes
 from engine.types.arrays import Bools, Floats, Ints
 
 SLACK = 1e-3
 """How far rounding may take the sum of a row's probabilities from 1."""
 NAMES: Mapping[str, str] = {
+    "pinball": "pinball loss",
     "mae": "MAE",
     "rmse": "RMSE",
     "r2": "R2",
@@ -37,6 +38,7 @@ NAMES: Mapping[str, str] = {
 """Metric -> what people call it."""
 BETTER_HIGH = ("r2", "accuracy", "f1", "auc", "average_precision")
 OF_REGRESSION = ("mae", "rmse", "r2")
+OF_QUANTILES = ("pinball", *OF_REGRESSION)
 OF_TWO = ("auc", "average_precision")
 OF_PROBABILITIES = ("log_loss", "brier", "auc", "average_precision", "calibration_error")
 
@@ -49,18 +51,24 @@ class Judged:
         rows: which rows of the frame these are, ascending, shape (n,).
         target: numbers, or class numbers, shape (n,).
         scores: values or probabilities of class 1, shape (n,), or of all k classes, shape (n, k).
+        quantiles: of a model of several, shape (n, quantiles), of which `scores` are the medians.
     """
 
     rows: Ints
     target: NDArray[Any]
     scores: Floats
+    quantiles: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def only(self, mask: Bools) -> Judged:
         """Return those of the rows where the mask, shape (n,), is true."""
-        return Judged(rows=self.rows[mask], target=self.target[mask], scores=self.scores[mask])
+        several = None if self.quantiles is None else self.quantiles[mask]
+        return Judged(
+            rows=self.rows[mask], target=self.target[mask], scores=self.scores[mask],
+            quantiles=several,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +89,17 @@ class Judge:
         return self.features.task == "regression"
 
     @property
+    def _of_quantiles(self) -> bool:
+        """Whether quantiles are predicted; a single median has the absolute error, which is twice
+        its pinball loss."""
+        return self.features.levels not in ((), (0.5,))
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """The metrics of the task, the one that counts first."""
         if self.regression:
-            return OF_REGRESSION
-        names = [name for name in NAMES if name not in OF_REGRESSION]
+            return OF_QUANTILES if self._of_quantiles else OF_REGRESSION
+        names = [name for name in NAMES if name not in OF_QUANTILES]
         if self.features.task != "binary":
             names = [name for name in names if name not in OF_TWO]
         if not self.probabilistic:
@@ -110,6 +124,8 @@ class Judge:
         values: Mapping[str, Any]
         if self.regression:
             values = RegressionSums.empty(1).add(target, scores[:, None]).metrics()
+            if self._of_quantiles and len(judged):
+                values = {**values, "pinball": self.losses(judged).mean()}
         else:
             values = self.sums(judged).metrics()
         return {name: float(values.get(name, math.nan)) for name in self.metrics}
@@ -130,11 +146,15 @@ class Judge:
     def loss(self) -> str:
         """The name of a row's loss; its mean is a metric."""
         if self.regression:
-            return "absolute error"
+            return "pinball loss" if self._of_quantiles else "absolute error"
         return "log loss" if self.probabilistic else "error"
 
     def losses(self, judged: Judged) -> Floats:
-        """Return the loss of each row, (n,)."""
+        """Return the loss of each row, (n,); of several quantiles their mean."""
+        if self._of_quantiles:
+            scores = judged.scores[:, None] if judged.quantiles is None else judged.quantiles
+            several: Floats = pinball_losses(judged.target, scores, self.features.levels)
+            return np.asarray(several.mean(axis=1))
         if self.regression:
             distances: Floats = np.abs(judged.scores - judged.target)
             return distances

@@ -11,7 +11,7 @@ from engine import pages
 from engine.interpret.figures import Calibration, Importance, Interpretation, Slice
 from engine.interpret.judging import NAMES
 from engine.pages import WIDTH, svg
-from engine.types.plural import short_number
+from engine.types.plural import percent, short_number
 
 BAR = 14.0
 """The height of a bar."""
@@ -20,7 +20,7 @@ PLOT, EDGE = 280.0, 0.04
 
 
 def write(found: Interpretation, path: Path) -> None:
-    """Write the page. Raises: UserError if it cannot be written."""
+    """Write the page. Raises: HeadraceError if it cannot be written."""
     pages.write(page(found), path)
 
 
@@ -30,6 +30,7 @@ def page(found: Interpretation) -> str:
         found=found,
         names=NAMES,
         number=number,
+        percent=percent,
         importance=importance,
         bar=bar,
         reliability=reliability,

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
+from engine.interpret.calibration import CONFIDENCE
 from engine.interpret.case import Case
-from engine.interpret.figures import Attribution, Calibration, Importance, Slice
+from engine.interpret.figures import (
+    Attribution,
+    Calibration,
+    Importance,
+    QuantileCalibration,
+    Slice,
+)
 from engine.interpret.judging import Judge
 from engine.interpret.slices import MIN_ROWS
 from engine.interpret.subject import ServedModel, Subject
-from engine.types.plural import counted, short_number
+from engine.types.plural import counted, percent, short_number
 
 FEW_ROWS = 200
 """Fewer rows make wide intervals."""
@@ -21,6 +29,7 @@ def findings(
     case: Case,
     ranked: tuple[Importance, ...],
     groups: tuple[Calibration, ...],
+    quantiles: tuple[QuantileCalibration, ...],
     worst: list[Slice],
 ) -> Iterator[str]:
     """Yield what a reader should know, the most important first."""
@@ -35,6 +44,7 @@ def findings(
         yield f"All rows have the label '{case.only_class}': other classes are not judged."
     yield from _of_columns(ranked)
     yield from _of_calibration(case.judge, groups)
+    yield from of_quantiles(quantiles)
     bad = [one for one in worst if one.worse]
     if bad:
         yield (
@@ -59,12 +69,40 @@ def _of_columns(ranked: tuple[Importance, ...]) -> Iterator[str]:
 
 def _of_calibration(judge: Judge, groups: tuple[Calibration, ...]) -> Iterator[str]:
     off = [group for group in groups if not group.fits]
-    if len(off) <= max(1, len(groups) // 10):  # one of twenty is off by chance
+    if not _too_many(len(off), len(groups)):
         return
     high = sum(group.predicted > group.observed for group in off)
     way = "too high" if high == len(off) else "too low" if not high else "too high or too low"
     what = "Values" if judge.regression else "Probabilities"
     yield f"{what} are not calibrated: {len(off)} of {len(groups)} groups of rows are {way}."
+
+
+def of_quantiles(quantiles: tuple[QuantileCalibration, ...]) -> Iterator[str]:
+    """Yield which quantiles are not calibrated, over all rows or over too many groups of them."""
+    for each in quantiles:
+        whole = each.whole
+        where = "inside" if " " in each.name else "below"
+        if not whole.fits:
+            yield (
+                f"{each.name} is not calibrated: {whole.observed:.1%} of the targets lie {where} "
+                f"it, and {percent(each.asked)} were asked for."
+            )
+        elif _too_many(each.off, len(each.groups), len(quantiles)):
+            yield (
+                f"{each.name} is not calibrated everywhere: the share of targets {where} it is off "
+                f"in {each.off} of {len(each.groups)} groups of rows by prediction."
+            )
+
+
+def _too_many(off: int, groups: int, figures: int = 1) -> bool:
+    """Return whether a calibrated model, of whose groups one of twenty is off by chance, hardly has
+    so many of them: in one case of twenty, over all figures that are looked at together."""
+    chance = 1 - CONFIDENCE
+    tail = sum(
+        math.comb(groups, n) * chance**n * CONFIDENCE ** (groups - n)
+        for n in range(off, groups + 1)
+    )
+    return tail < chance / figures
 
 
 def left_out(
@@ -107,4 +145,4 @@ def without_gradients(
         )
 
 
-__all__ = ["findings", "left_out", "without_gradients"]
+__all__ = ["findings", "left_out", "of_quantiles", "without_gradients"]

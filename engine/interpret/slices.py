@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from engine.columnar.row_expressions import Condition
 from engine.interpret.figures import Slice
 from engine.interpret.judging import normal
-from engine.types import POSITION
 from engine.types.arrays import Bools, Floats, Ints
 from engine.types.plural import short_number
 
@@ -46,7 +46,7 @@ class SliceCells:
 
 
 def named_slices(
-    frame: pl.DataFrame, losses: Floats, conditions: Mapping[str, pl.Expr]
+    frame: pl.DataFrame, losses: Floats, conditions: Mapping[str, Condition]
 ) -> tuple[list[Slice], list[str]]:
     """Return the slices of the pipeline file that have rows; and the names of those that ask for
     columns the rows lack.
@@ -57,11 +57,10 @@ def named_slices(
     """
     found, lacking = [], []
     for name, condition in conditions.items():
-        if not set(condition.meta.root_names()) <= set(frame.columns):
+        if not condition.columns <= set(frame.columns):
             lacking.append(name)
             continue
-        # Beside a column, so that one value counts for every row.
-        mask: Bools = frame.select(POSITION, condition.alias("in")).to_series(1).to_numpy()
+        mask: Bools = condition.holds(frame)[0].to_numpy()
         if mask.any():
             found.append(_slice(name, "", losses[mask], normal(CONFIDENCE), losses))
     return found, lacking

@@ -55,15 +55,18 @@ class Subject(ABC):
     columns: tuple[str, ...]
 
     def judge(self, frame: pl.DataFrame) -> Judged:
-        """Return the rows that have a label and a score, with both."""
+        """Return the rows that have a label and a score, with both; of several quantiles
+        the scores are the medians."""
         fitting = CHUNK_BYTES * frame.height // max(1, int(frame.estimated_size()))
         size = max(1, min(CHUNK_ROWS, fitting))
         starts = range(0, max(1, frame.height), size)
         parts = [(start, self._judge(frame[start : start + size])) for start in starts]
+        scores = np.concatenate([part.scores for _, part in parts])
         return Judged(
             rows=np.concatenate([part.rows + start for start, part in parts]),
             target=np.concatenate([part.target for _, part in parts]),
-            scores=np.concatenate([part.scores for _, part in parts]),
+            scores=self.features.points(scores),
+            quantiles=scores if self.features.quantiles else None,
         )
 
     def gives_probabilities(self, scores: Floats) -> bool:
@@ -111,7 +114,7 @@ class TrainedModel(Subject):
         assert batch.tensors is not None, "it is collated"
         target, scores = self._target(batch), calls.predict(self._learner, batch.tensors)
         judged = Judged(rows=batch.frame[POSITION].to_numpy(), target=target, scores=scores)
-        known = (target >= 0) | (self.features.task == "regression")
+        known = np.isfinite(target) if self.features.task == "regression" else target >= 0
         return judged.only(known & finite_rows(scores))
 
     def _target(self, batch: Batch) -> NDArray[Any]:

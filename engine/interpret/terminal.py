@@ -12,7 +12,7 @@ from rich.text import Text
 
 from engine.interpret.figures import Interpretation
 from engine.interpret.judging import NAMES
-from engine.types.plural import counted, short_number
+from engine.types.plural import counted, percent, short_number
 
 MOST = 20
 """The most columns, features and slices that a table shows; the page and the JSON have all."""
@@ -32,6 +32,8 @@ def parts(found: Interpretation) -> Iterator[RenderableType]:
         yield _attributions(found)
     if found.calibrations:
         yield _calibrations(found)
+    if found.quantiles:
+        yield _quantiles(found)
     if found.slices:
         yield _slices(found)
     yield _worst_rows(found)
@@ -93,6 +95,24 @@ def _calibrations(found: Interpretation) -> Table:
             _number(each.observed),
             f"{_number(each.low)} to {_number(each.high)}",
             "" if each.fits else "off",
+        )
+    return table
+
+
+def _quantiles(found: Interpretation) -> Table:
+    table = _table(
+        "quantiles: the share of targets below each, or inside",
+        "quantile", ("asked", "targets", "if calibrated", "groups off"), "",
+    )  # fmt: skip
+    for each in found.quantiles:
+        whole = each.whole
+        table.add_row(
+            each.name,
+            percent(each.asked),
+            f"{whole.observed:.1%}",
+            f"{whole.low:.1%} to {whole.high:.1%}",
+            f"{each.off} of {len(each.groups)}",
+            "" if whole.fits else "off",
         )
     return table
 

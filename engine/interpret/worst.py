@@ -57,10 +57,12 @@ def worst_rows(
 
 
 def _words(judge: Judge, judged: Judged, row: int) -> tuple[str, str]:
-    """Return the label and the prediction of a row."""
+    """Return the label and the prediction of a row, of several quantiles from which to which."""
     one = judged.only(np.arange(len(judged)) == row)
     if judge.regression:
-        return short_number(float(one.target[0])), short_number(float(one.scores[0]))
+        ends = () if one.quantiles is None else (one.quantiles[0, 0], one.quantiles[0, -1])
+        between = f" ({' to '.join(short_number(float(end)) for end in ends)})" if ends else ""
+        return short_number(float(one.target[0])), short_number(float(one.scores[0])) + between
     names = judge.features.classes
     label, number = names[int(one.target[0])], int(judge.predicted(one)[0])
     predicted = names[number] if number >= 0 else "no class"
@@ -74,6 +76,8 @@ def _text(value: Any) -> str:
     """Return a value as people read it."""
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return str(value).lower()
     text = short_number(value) if isinstance(value, float) and math.isfinite(value) else str(value)
     return text if len(text) <= MAX_CHARS else text[: MAX_CHARS - 3] + "..."
 

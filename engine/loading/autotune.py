@@ -31,9 +31,10 @@ class QueueDepth:
 
     A deeper queue helps only a consumer that finds it empty although its producer had been stopped
     by the depth before: the bytes that were not let in then are the ones missing now. So the depth
-    doubles when both have happened since the last change. It shrinks by what lay in the queue
-    untouched (its low-water mark) for the last ten seconds: a consumer that has become slow gives
-    the memory back, one that comes in bursts keeps it.
+    doubles when both have happened since the last change, and makes room for what was not let in.
+    It shrinks by what lay in the queue untouched (its low-water mark) for the last ten seconds: a
+    consumer that has become slow gives the memory back, one that comes in bursts keeps it. What
+    still lies there above the depth has to leave before it shrinks again.
 
     Attributes:
         limit: bytes that it never exceeds.
@@ -65,13 +66,15 @@ class QueueDepth:
         self._logged = self.bytes
         self._epoch = 0.0
         self._waited = 0.0
-        self._blocked = False
+        self._needed = 0
+        """The bytes that the item would have come to which was not let in; 0 if none was."""
         self._low: int | None = None
         self._lows: deque[int] = deque(maxlen=LOW_WATER_EPOCHS)
 
-    def blocked(self) -> None:
-        """Note that the producer found no room because of the depth."""
-        self._blocked = True
+    def blocked(self, needed: int) -> None:
+        """Note that the producer found no room because of the depth, which should have been so many
+        bytes."""
+        self._needed = needed
 
     def item_taken(self, unused: int, waited: float, now: float) -> bool:
         """Note that the consumer asks for an item; return whether the depth has changed.
@@ -98,11 +101,11 @@ class QueueDepth:
         self._epoch, self._waited, self._low = now, 0.0, None
         if first:
             return
-        if starved and self._blocked:
-            self._blocked = False
+        if starved and self._needed:
+            depth, self._needed = max(self.bytes * 2, self._needed), 0
             self._lows.clear()
-            self._change(min(self.limit, self.bytes * 2), "grow")
-        elif len(self._lows) == LOW_WATER_EPOCHS and (unused := min(self._lows)) > 0:
+            self._change(min(self.limit, depth), "grow")
+        elif len(self._lows) == LOW_WATER_EPOCHS and 0 < (unused := min(self._lows)) <= self.bytes:
             self._change(max(1, self.bytes - max(1, int(unused * SHRINK_FRACTION))), "shrink")
 
     def _change(self, depth: int, direction: str) -> None:

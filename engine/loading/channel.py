@@ -270,8 +270,8 @@ class Channel(Generic[T]):
             return False
         if size > self._budget.left:
             return empty and not self._budget.draining()
-        if not empty and self._account.nbytes + size > self.depth.bytes:
-            self.depth.blocked()
+        if not empty and (needed := self._account.nbytes + size) > self.depth.bytes:
+            self.depth.blocked(needed)
             return False
         return True
 

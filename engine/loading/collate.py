@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from engine.columnar.batch_group import BatchGroup
 from engine.columnar.buffer_pool import BufferPool
+from engine.columnar.event_time import times_in_ticks
 from engine.columnar.hashing import hashes
 from engine.columnar.kernels import rows_into
 from engine.loading import nested_tensors
@@ -44,7 +45,7 @@ class Collate:
     """Makes a batch's `Tensors` from the model's features.
 
     A row is rejected (stage ``collate``) with reason ``missing`` when a feature is null or NaN,
-    ``not_finite`` when it is infinite or too large for float32, ``out_of_range`` when an id is none
+    ``non_finite`` when it is infinite or too large for float32, ``out_of_range`` when an id is none
     of those that there are, ``missing_label``, ``unknown_label`` or ``low_label`` (below what can
     be learned) by its label. So a learner only
     ever sees finite numbers, known ids and known classes. Values beyond `Features.max_length` are
@@ -55,12 +56,14 @@ class Collate:
 
     Args:
         features: what the model reads; without `target` the batch gets no labels.
+        unlabelled: whether rows without a label stay, to be scored; see `Tensors.target`.
     """
 
     name = "collate"
 
-    def __init__(self, features: Features) -> None:
+    def __init__(self, features: Features, *, unlabelled: bool = False) -> None:
         self.features = features
+        self._unlabelled = unlabelled
         self._buffers = BufferPool()
         _compile()
 
@@ -96,6 +99,7 @@ class Collate:
             categories=tensor(_codes(batch.frame, list(self.features.categories))),
             target=None if labels is None else tensor(labels),
             keys=self._keys(batch),
+            times=self._times(batch),
             scales=batch.scales,
         )
         if self.features.nested:
@@ -131,7 +135,15 @@ class Collate:
         if self.features.state is None:
             return None
         frame = batch.frame if batch.raw is None else batch.raw
-        return tensor(hashes(frame.select(self.features.state.by)).view(np.int64))
+        return tensor(hashes(frame, self.features.state.by).view(np.int64))
+
+    def _times(self, batch: Batch) -> torch.Tensor | None:
+        """Return the time of each row, which a state expires by."""
+        state = self.features.state
+        if state is None or state.time is None:
+            return None
+        frame = batch.frame if batch.raw is None else batch.raw
+        return tensor(times_in_ticks(frame.get_column(state.time)))
 
     def _nested(self, batch: Batch, tensors: Tensors) -> Batch:
         """Add image and list tensors to the numeric ones."""
@@ -187,7 +199,7 @@ class Collate:
         return batch.reject(
             pl.Series(~infinite.any(axis=1)),
             stage=self.name,
-            reason="not_finite",
+            reason="non_finite",
             detail=self._named(
                 "Expected a float32 in feature '{}', got a larger number.", infinite
             ),
@@ -220,20 +232,24 @@ class Collate:
             good = np.isfinite(numbers)
             if features.lowest_label > -math.inf:
                 good &= numbers >= features.lowest_label
-            if not features.targets:
-                return numbers.ravel(), good.ravel()
             missing = np.isnan(numbers)
-            usable: Any = (good | missing).all(axis=1) & ~missing.all(axis=1)
-            return numbers, usable
-        classes = class_indexes(frame.get_column(str(features.target)), features.classes)
-        return classes, classes >= 0
+            usable: Any = (good | missing).all(axis=1)
+            if not self._unlabelled:
+                usable &= ~missing.all(axis=1)
+            return numbers if features.targets else numbers.ravel(), usable
+        target = str(features.target)
+        classes = class_indexes(frame.get_column(target), features.classes)
+        known = classes >= 0
+        if self._unlabelled and not known.all():
+            known |= ~frame.select(_is_there(frame, target)).to_series().to_numpy()
+        return classes, known
 
     def _reject_nameless(self, batch: Batch) -> Batch:
         """Reject labels that cannot name a class."""
         batch = self._reject_missing_labels(batch)
         text = pl.col(str(self.features.target)).cast(pl.String)
         return batch.reject(
-            text.str.len_chars() <= MAX_CLASS_CHARS,
+            text.is_null() | (text.str.len_chars() <= MAX_CLASS_CHARS),
             stage=self.name,
             reason="long_label",
             detail=f"Expected a label of at most {MAX_CLASS_CHARS} characters, as a class has.",
@@ -245,7 +261,9 @@ class Collate:
         return self._finite_label(batch) if regression else self._reject_unknown_labels(batch)
 
     def _reject_missing_labels(self, batch: Batch) -> Batch:
-        """Reject rows without a label; of several targets, one is enough."""
+        """Reject rows without a label, unless they stay; of several targets, one is enough."""
+        if self._unlabelled:
+            return batch
         names = self.features.labels
         present = pl.any_horizontal(*(_is_there(batch.frame, name) for name in names))
         where = " or ".join(f"'{name}'" for name in names)
@@ -260,7 +278,7 @@ class Collate:
             batch = batch.reject(
                 absent | number.is_finite().fill_null(False),
                 stage=self.name,
-                reason="not_finite",
+                reason="non_finite",
                 detail=pl.format(
                     f"Expected a finite float32 as label in '{column}', got {{}}.", pl.col(name)
                 ),
@@ -280,13 +298,16 @@ class Collate:
         target = pl.col(str(self.features.target)).cast(pl.String)
         column = batch.frame.get_column(str(self.features.target))
         known = pl.Series(class_indexes(column, self.features.classes) >= 0)
+        absent = ~_is_there(batch.frame, str(self.features.target))
         detail = pl.format(
             "Expected a label of "
             + ", ".join(self.features.classes).replace("{", "{{")
             + " ([model] classes); got '{}'.",
             target,
         )
-        return batch.reject(known, stage=self.name, reason="unknown_label", detail=detail)
+        return batch.reject(
+            absent | pl.lit(known), stage=self.name, reason="unknown_label", detail=detail
+        )
 
 
 def _is_there(frame: pl.DataFrame, column: str) -> pl.Expr:

@@ -20,6 +20,7 @@ from engine.types import (
     Rejects,
     Schema,
     Values,
+    joined,
 )
 from engine.user_code import calls
 
@@ -65,6 +66,7 @@ class Decoder:
         start = time.perf_counter()
         rejects: list[Rejects] = []
         fit = pieces if self._largest is None else list(self._fitting(pieces, rejects))
+        fit = joined(fit)
         rows = sum(map(len, fit))
         parts = list(_parts(fit, rows, self._threads.count))
         decoded = list(self._map(parts))

@@ -550,9 +550,7 @@ class Loader(Items[Batch]):
             channel,
             "prepared",
             _batch_bytes,
-            # With an objective, what arrives meanwhile is to join the next batch, not to wait
-            # behind batches that are closed already.
-            max_items=None if deadline is None else 1,
+            max_items=1 if settings.answers_soon else None,
         )
         self._prepared = BatchesNode(scrub, prepared, deadline)
         super().__init__(self._prepared)

@@ -163,7 +163,7 @@ def _bad(values: pl.Series, name: str, frame: pl.DataFrame, size: int) -> Iterab
     if values.dtype.is_float() and _least(values.cast(pl.Float32).is_infinite().not_()):
         infinite = values.cast(pl.Float32).is_infinite().fill_null(False).to_numpy()
         sentence = f"Expected float32 in feature '{name}', got a larger number."
-        yield "not_finite", _rows(infinite, column) & ~absent, sentence
+        yield "non_finite", _rows(infinite, column) & ~absent, sentence
     size = size or (1 << 63 if values.dtype == pl.UInt64 else 0)
     if size and len(values) and not (values.min() >= 0 and values.max() < size):  # type: ignore[operator]
         outside = ((values < 0) | (values >= size)).fill_null(False).to_numpy()

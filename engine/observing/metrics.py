@@ -98,7 +98,7 @@ _STAGES = (
     "fetch", "decode", "collate", "transfer", "learn", "predict", "clean", "write", "flush",
     "checkpoint", "commit",
 )  # fmt: skip
-_SPANS = ("fetch_to_ready", "ready_to_done")
+_SPANS = ("fetch_to_ready", "ready_to_answered", "ready_to_done")
 
 METRICS: Mapping[str, MetricSpec] = {
     # source
@@ -200,7 +200,8 @@ METRICS: Mapping[str, MetricSpec] = {
     # latency
     "headrace_record_latency_seconds": MetricSpec(
         "histogram",
-        "Time a batch's oldest record spent in a part of its way.",
+        "Time a batch's oldest record spent in a part of its way; ready_to_answered where answers "
+        "are written before their rows are learned.",
         {"span": _SPANS},
         LATENCY_BUCKETS,
     ),
@@ -229,7 +230,12 @@ METRICS: Mapping[str, MetricSpec] = {
         "gauge", "Classes that the model tells apart, where they appear while it learns."
     ),
     "headrace_classes_left_total": MetricSpec(
-        "counter", "Classes forgotten because there were more than max_classes."
+        "counter",
+        "Classes forgotten because there were too many, or because they were not seen any more.",
+        {"reason": ("max_classes", "idle")},
+    ),
+    "headrace_classes_waiting": MetricSpec(
+        "gauge", "Labels that are no class before they have been seen more often."
     ),
     "headrace_loss": MetricSpec("gauge", "Mean training loss over the newest batch."),
     "headrace_quality": MetricSpec(
@@ -245,6 +251,16 @@ METRICS: Mapping[str, MetricSpec] = {
     "headrace_waiting_rows": MetricSpec(
         "gauge",
         "Rows that wait for their label, and labels that wait for their row.",
+        {"side": ("rows", "labels")},
+    ),
+    "headrace_waiting_disk_rows": MetricSpec(
+        "gauge",
+        "Of those that wait, rows and labels that are on disk.",
+        {"side": ("rows", "labels")},
+    ),
+    "headrace_waiting_disk_bytes": MetricSpec(
+        "gauge",
+        "Size of the files with rows and labels that wait on disk.",
         {"side": ("rows", "labels")},
     ),
     "headrace_expired_records_total": MetricSpec(
@@ -446,10 +462,13 @@ class Metrics:
     expert_load_ratio: Gauge
     classes: Gauge
     classes_left: Counter
+    classes_waiting: Gauge
     loss: Gauge
     quality: Gauge
     baseline_quality: Gauge
     waiting_rows: Gauge
+    waiting_disk_rows: Gauge
+    waiting_disk_bytes: Gauge
     expired_records: Counter
     matched_records: Counter
     label_delay_seconds: Histogram

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -89,6 +90,13 @@ class TimingSnapshot:
         )
 
 
+class _Inside(threading.local):
+    """What this thread has timed inside of the block that it times: seconds by the wall, on a
+    processor."""
+
+    wall = cpu = 0.0
+
+
 class StageTimer:
     """Sums the times that stages and queues report, and exports them as metrics.
 
@@ -103,6 +111,7 @@ class StageTimer:
         self._seconds = metrics.stage_seconds
         self._waits = metrics.queue_wait_seconds
         self._totals = TimingSnapshot()
+        self._inside = _Inside()
 
     def add(self, stage: str, start: float, cpu: float, rows: int = 0) -> None:
         """Add work that began at `start` (`time.perf_counter`) and `cpu` (`time.thread_time`)
@@ -131,11 +140,18 @@ class StageTimer:
 
     @contextlib.contextmanager
     def timed(self, stage: str, rows: int = 0, batches: int = 1) -> Iterator[None]:
-        """Time the block; a block that fails is not counted. `rows`: see `add`."""
+        """Time the block, without those that are timed inside it; a block that fails is not
+        counted. `rows`: see `add`."""
+        inside, before = self._inside, (self._inside.wall, self._inside.cpu)
+        inside.wall = inside.cpu = 0.0
         start, cpu = time.perf_counter(), time.thread_time()
-        yield
-        wall, used = time.perf_counter() - start, time.thread_time() - cpu
-        self.record(stage, start, wall, used, rows, batches)
+        try:
+            yield
+            wall, used = time.perf_counter() - start, time.thread_time() - cpu
+            self.record(stage, start, wall - inside.wall, used - inside.cpu, rows, batches)
+            before = before[0] + wall, before[1] + used
+        finally:
+            inside.wall, inside.cpu = before
 
     def idle(self, seconds: float) -> None:
         """Note that a read gave nothing: waiting for data is not work."""

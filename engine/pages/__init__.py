@@ -13,7 +13,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from engine.system import atomic
-from engine.types import UserError
+from engine.types import HeadraceError
 
 WIDTH = 280.0
 """The width of a drawing, in its own unit; the page stretches it."""
@@ -37,11 +37,12 @@ def template(package: str, name: str = "page.html") -> Template:
 
 
 def write(page: str, path: Path) -> None:
-    """Write a page. Raises: UserError if it cannot be written."""
+    """Write a page. Raises: HeadraceError if it cannot be written."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write(path, page)
     except OSError as error:
-        raise UserError(f"The page cannot be written to '{path}': {error.strerror}.") from None
+        raise HeadraceError(f"The page cannot be written to '{path}': {error.strerror}.") from None
 
 
 def svg(css_class: str, height: float, drawn: Sequence[str], width: float = WIDTH) -> Markup:

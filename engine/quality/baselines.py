@@ -30,6 +30,7 @@ class Baselines:
 
     Attributes:
         names: of all, in the order of the predictions.
+        last: the newest label, NaN before the first.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Baselines:
         own = [LAST_VALUE] if classes is None else [MAJORITY, PREVIOUS_CLASS, *self._learners]
         self.names = [*columns, *own]
         self._regression = classes is None
-        self._last: float = math.nan
+        self.last: float = math.nan
         self._counts = np.zeros(max(classes or 0, 1), np.int64)
 
     def beside(
@@ -69,10 +70,10 @@ class Baselines:
             frame: the n rows, `beside` the learner's own.
             target: their labels, shape (n,).
         """
-        before = np.concatenate([[self._last], target[:-1]])
+        before = np.concatenate([[self.last], target[:-1]])
         if BEFORE in frame.columns:
             before = frame.get_column(BEFORE).to_numpy()
-        self._last = float(target[-1])
+        self.last = float(target[-1])
         if self._regression:
             columns = [pl.col(c).cast(pl.Float64) for c in self._columns]
             if not columns:
@@ -92,19 +93,19 @@ class Baselines:
         Args:
             before: how many classes there were.
         """
-        last = -1 if math.isnan(self._last) else int(self._last)
+        last = -1 if math.isnan(self.last) else int(self.last)
         number = new_numbers(sources, before)[last]
-        self._last = math.nan if number < 0 else float(number)
+        self.last = math.nan if number < 0 else float(number)
         counts = np.append(self._counts[:before], 0)
         self._counts = counts[np.where(sources < 0, before, sources)]
 
     def snapshot(self) -> dict[str, Snapshot]:
         """Return the state as a plain value."""
-        return {"last": self._last, "counts": self._counts}
+        return {"last": self.last, "counts": self._counts}
 
     def restore(self, state: Mapping[str, Snapshot]) -> None:
         """Restore a `snapshot`."""
-        self._last, self._counts = state["last"], state["counts"]
+        self.last, self._counts = state["last"], state["counts"]
 
 
 def new_numbers(sources: Ints, before: int) -> Ints:
@@ -121,4 +122,4 @@ def _guess(baseline: str) -> str:
     return f"_guess of {baseline}"
 
 
-__all__ = ["LAST_VALUE", "MAJORITY", "PREVIOUS_CLASS", "Baselines", "new_numbers"]
+__all__ = ["BEFORE", "LAST_VALUE", "MAJORITY", "PREVIOUS_CLASS", "Baselines", "new_numbers"]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine import types
+from engine.columnar.row_expressions import Condition
 from engine.quality.baselines import Baselines
 from engine.quality.groups import WHOLE, Groups
 from engine.quality.history import ErrorHistory
@@ -76,6 +77,7 @@ class Evaluation:
         self, settings: Evaluation.Settings, features: Features, baselines: Sequence[str] = ()
     ) -> None:
         self.settings = settings
+        self._features = features
         self._regression = features.task == "regression"
         self._classes = features.classes
         self._several = bool(features.targets)
@@ -121,7 +123,7 @@ class Evaluation:
         return self._needed
 
     @property
-    def conditions(self) -> Mapping[str, pl.Expr]:
+    def conditions(self) -> Mapping[str, Condition]:
         """The bound conditions of the slices."""
         return self._groups.conditions
 
@@ -143,10 +145,12 @@ class Evaluation:
             raw: the rows as `Batch.raw` has them: what is there is taken from there.
             baselines: as in `engine.types.Step`.
             before: the newest label that was known when each row came, NaN for none, shape (n,);
-                that of the row before it, unless given. Always or never given.
+                that of the row before it, unless given.
         """
         if not len(target):
             return
+        if self._pending and self._pending[-1].knows_before != (before is not None):
+            self._flush()
         seen = frame.select(self._needed)
         if raw is not None:
             seen = seen.with_columns(raw.select(c for c in self._needed if c in raw.columns))
@@ -187,6 +191,14 @@ class Evaluation:
         self._baselines[0].set_classes(moved, before)
         self._groups.set_classes(classes, moved)
         self._classes = tuple(classes)
+
+    @property
+    def newest_label(self) -> float | None:
+        """The label of the newest row, as a number or that of its class; NaN before the first, None
+        of several targets."""
+        if self._several:
+            return None
+        return float(self._pending[-1].target[-1]) if self._pending else self._baselines[0].last
 
     @property
     def nbytes(self) -> int:
@@ -255,7 +267,7 @@ class Evaluation:
             rows, baselines = rows.only(scored), baselines[scored]
         self._groups.add(rows, baselines, self.threshold, target=target, slices=slices)
         self._remember(rows, baselines)
-        errors = rows.errors(baselines, regression=self._regression, threshold=self.threshold)
+        errors = rows.errors(baselines, self._features, self.threshold)
         self._history.add(rows, errors, self._rows)
         return len(rows)
 

@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from polars.exceptions import PolarsError
 
-from engine.columnar.expressions import expression
-from engine.quality.measures import ClassificationSums, RegressionSums, reliability
+from engine.columnar.row_expressions import Condition
+from engine.quality.measures import (
+    ClassificationSums,
+    QuantileSums,
+    RegressionSums,
+    reliability,
+)
 from engine.quality.scored_rows import ScoredRows
-from engine.types import Features, Schema, Snapshot, UserError, first_line, require, type_name
+from engine.types import Features, Schema, Snapshot, UserError
 from engine.types.arrays import Bools, Ints
 
 WHOLE = "all"
@@ -64,18 +68,20 @@ class Groups:
         self._at_precision = at_precision
         self._regression = features.task == "regression"
         self._power = features.deviance_power if self._regression else None
+        self._quantiles = features.quantiles
         self._grows = features.max_classes > 0
         self._classes: tuple[str, ...] = tuple(features.classes)
         self._sums = {name: self._empty() for name in (WHOLE, *self._targets, *slices)}
         """Replaced, never changed."""
-        self.conditions: dict[str, pl.Expr] = {}
+        self.conditions: dict[str, Condition] = {}
+        self._failed = set[str]()
 
     def bind(self, schema: Schema) -> Collection[str]:
         """Return the columns that slices read. Raises: UserError for a condition that is none."""
         needed: dict[str, None] = {}
         for name, sql in self._slices.items():
-            self.conditions[name] = _condition(name, sql, schema)
-            needed |= dict.fromkeys(self.conditions[name].meta.root_names())
+            self.conditions[name] = Condition(sql, schema, where=f"[evaluation.slices] {name}")
+            needed |= dict.fromkeys(sorted(self.conditions[name].columns))
         return needed
 
     def add(
@@ -95,14 +101,28 @@ class Groups:
             target: its number.
             slices: the only ones that these rows count for; None for all.
         """
-        conditions = {n: e for n, e in self.conditions.items() if slices is None or n in slices}
-        masks = rows.frame.select(e.alias(name) for name, e in conditions.items())
         chosen: dict[str, Bools | None] = dict.fromkeys((WHOLE, *self._targets[target:][:1]))
-        chosen |= {name: masks[name].to_numpy() for name in conditions}
+        for name, condition in self.conditions.items():
+            if slices is None or name in slices:
+                chosen[name] = self._holds(name, condition, rows.frame)
         self._sums = self._sums | {
             name: _added(self._sums[name], rows, baselines, threshold, mask)
             for name, mask in chosen.items()
         }
+
+    def _holds(self, name: str, condition: Condition, frame: pl.DataFrame) -> Bools:
+        """Return which rows are in a slice; warn once if a row can not be told."""
+        mask, failures = condition.holds(frame)
+        if failures and name not in self._failed:
+            self._failed.add(name)
+            log.warning(
+                "[evaluation.slices] %s fails on a row, which is left out of the slice, as others "
+                "like it are: %s",
+                name,
+                next(iter(failures.values())),
+            )
+        holds: Bools = mask.to_numpy()
+        return holds
 
     def figures(self) -> dict[str, dict[str, Any]]:
         """Return name -> rows, the task's metrics, ``baselines`` and ``prior``; of all rows also
@@ -148,7 +168,7 @@ class Groups:
     def restore(self, value: Sequence[Snapshot]) -> Collection[str] | None:
         """Restore a `snapshot`. A group continues if its name and condition are the same; others
         begin with the next row, with a warning. Return those that continue; None if all do."""
-        sums_class = RegressionSums if self._regression else ClassificationSums
+        sums_class = type(self._sums[WHOLE])
         saved = {(group["name"], group["where"]): group["sums"] for group in value}
         places = {name: (name, self._where(name)) for name in self._sums}
         same = {name: saved[place] for name, place in places.items() if place in saved}
@@ -165,6 +185,8 @@ class Groups:
 
     def _empty(self) -> Sums:
         p = len(self._baselines)
+        if self._quantiles:
+            return QuantileSums.of(p + 1, self._quantiles)
         if self._regression:
             return RegressionSums.empty(p + 1, self._power)
         return ClassificationSums.empty(len(self._classes), p, grows=self._grows)
@@ -204,24 +226,6 @@ def _added(
     if isinstance(sums, RegressionSums):
         return sums.add(target.astype(np.float64), np.column_stack([scores, baselines]))
     return sums.add(target, scores, baselines, threshold)
-
-
-def _condition(name: str, sql: str, schema: Schema) -> pl.Expr:
-    """Return a slice's condition. Raises: UserError where it is none."""
-    try:
-        expr = expression(sql, f"[evaluation.slices] {name}")
-        require(schema, expr.meta.root_names(), where=f"[evaluation.slices] {name}")
-        dtype = pl.DataFrame(schema=schema).select(expr).dtypes[0]
-    except PolarsError as error:
-        reason = first_line(error)
-        raise UserError(
-            f"[evaluation.slices] {name} = '{sql}' is no condition: {reason}."
-        ) from None
-    if dtype != pl.Boolean:
-        raise UserError(
-            f"[evaluation.slices] {name} = '{sql}' expects true or false, got {type_name(dtype)}."
-        )
-    return expr.fill_null(False)
 
 
 def _warn_of_changes(before: Sequence[str], now: Sequence[str], same: Sequence[str]) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.types import predicted_classes
+from engine.types import pinball_losses, predicted_classes, quantile_name
 from engine.types.arrays import Floats, Ints
 from engine.types.snapshots import FieldsSnapshot
 
@@ -28,6 +28,14 @@ CALIBRATION_GROUPS = 15
 """The groups of rows compared for calibration, of about equal size."""
 TINY = float(np.finfo(np.float64).tiny)
 EPSILON = float(np.finfo(np.float64).eps)
+
+
+def _no_floats() -> Floats:
+    return np.empty(0)
+
+
+def _no_ints() -> Ints:
+    return np.empty(0, np.int64)
 
 
 def finite_rows(scores: Floats) -> NDArray[np.bool_]:
@@ -79,16 +87,16 @@ class RegressionSums(FieldsSnapshot):
         deviance = self.deviance
         if self.power is not None:
             deviance += float(deviances(target, predictions[:, 0], self.power).sum())
-        return type(self)(
-            self.n + present.sum(axis=0),
-            self.absolute + size.sum(axis=0),
-            self.square + (error**2).sum(axis=0),
-            self.model_absolute + (size[:, :1] * present).sum(axis=0),
-            total,
-            self.mean + delta * n / total,
-            self.m2 + m2 + delta**2 * self.count * n / total,
-            self.power,
-            deviance,
+        return dataclasses.replace(
+            self,
+            n=self.n + present.sum(axis=0),
+            absolute=self.absolute + size.sum(axis=0),
+            square=self.square + (error**2).sum(axis=0),
+            model_absolute=self.model_absolute + (size[:, :1] * present).sum(axis=0),
+            count=total,
+            mean=self.mean + delta * n / total,
+            m2=self.m2 + m2 + delta**2 * self.count * n / total,
+            deviance=deviance,
         )
 
     @property
@@ -96,7 +104,7 @@ class RegressionSums(FieldsSnapshot):
         """The number of rows added."""
         return self.count
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, Any]:
         """Return MAE, MSE, RMSE and R2 of the model, and the mean deviance where there is one; {}
         before the first row."""
         if not self.n[0]:
@@ -119,6 +127,75 @@ class RegressionSums(FieldsSnapshot):
             for i, name in enumerate(names, 1)
             if self.n[i]
         }
+
+
+@dataclass(frozen=True, slots=True)
+class QuantileSums(RegressionSums):
+    """Errors of a model of quantiles, whose median is compared with the baselines.
+
+    Attributes:
+        quantiles: shape (k,).
+        pinball: loss of each, summed, shape (k,).
+        below: targets that are not above each, shape (k,).
+        inside: targets from the lowest quantile to the highest.
+        width: of that interval, summed.
+    """
+
+    quantiles: Floats = field(default_factory=_no_floats)
+    pinball: Floats = field(default_factory=_no_floats)
+    below: Ints = field(default_factory=_no_ints)
+    inside: int = 0
+    width: float = 0.0
+
+    @classmethod
+    def of(cls, p: int, quantiles: Sequence[float]) -> Self:
+        """Return the sums of no rows, for p predictors including the model."""
+        k = len(quantiles)
+        return dataclasses.replace(
+            cls.empty(p),
+            quantiles=np.array(quantiles),
+            pinball=np.zeros(k),
+            below=np.zeros(k, np.int64),
+        )
+
+    def add(self, target: Floats, predictions: Floats) -> Self:
+        """Return the sums with rows added: target (n,), predictions (n, k - 1 + p), the model's
+        quantiles first, rising."""
+        if not len(target):
+            return self
+        scores, baselines = np.split(predictions, [len(self.quantiles)], axis=1)
+        medians = scores[:, np.searchsorted(self.quantiles, 0.5)]
+        sums = RegressionSums.add(self, target, np.column_stack([medians, baselines]))
+        covered = (scores[:, 0] <= target) & (target <= scores[:, -1])
+        return dataclasses.replace(
+            sums,
+            pinball=self.pinball
+            + pinball_losses(target, scores, self.quantiles.tolist()).sum(axis=0),
+            below=self.below + (target[:, None] <= scores).sum(axis=0),
+            inside=self.inside + int(covered.sum()),
+            width=self.width + float((scores[:, -1] - scores[:, 0]).sum()),
+        )
+
+    def metrics(self) -> dict[str, Any]:
+        """Return those of the median; the mean pinball loss; of the interval from the lowest
+        quantile to the highest the share of targets inside, the share that was asked for, and the
+        mean width; and of each quantile the share of targets below, and its pinball loss."""
+        figures: dict[str, Any] = RegressionSums.metrics(self)
+        if not figures:
+            return {}
+        shares = self.quantiles.tolist()
+        figures |= {
+            "pinball": float(self.pinball.mean()) / self.count,
+            "coverage": self.inside / self.count,
+            "coverage_asked": round(shares[-1] - shares[0], 12),
+            "width": self.width / self.count,
+        }
+        each = zip(shares, self.below.tolist(), self.pinball.tolist(), strict=True)
+        figures["quantiles"] = {
+            quantile_name(q): {"asked": q, "below": n / self.count, "pinball": loss / self.count}
+            for q, n, loss in each
+        }
+        return figures
 
 
 def deviances(target: Floats, mean: Floats, power: float) -> Floats:
@@ -419,6 +496,7 @@ def reliability(histogram: Ints, groups: int = CALIBRATION_GROUPS) -> list[dict[
 
 __all__ = [
     "ClassificationSums",
+    "QuantileSums",
     "RegressionSums",
     "auc",
     "average_precision",

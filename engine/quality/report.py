@@ -1,4 +1,4 @@
-"""The report of a run for people: one line, and tables."""
+"""The report of a run for people: tables."""
 
 from __future__ import annotations
 
@@ -8,47 +8,37 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from engine.types.plural import counted
+from engine.quality.headline import best_baseline, figure
+from engine.types.plural import counted, percent
 
-HEADLINE_METRICS = ("mae", "rmse", "r2", "deviance", "accuracy", "f1", "log_loss", "auc")
+HEADLINE_METRICS = (
+    "mae",
+    "rmse",
+    "r2",
+    "deviance",
+    "pinball",
+    "coverage",
+    "accuracy",
+    "f1",
+    "log_loss",
+    "auc",
+)
 """Metrics with a column of their own, in order."""
 RARE = 0.2
 """A class with a smaller share of the rows is rare (of more than two classes, one with less than
 half of an equal share): accuracy says little about it."""
+PARTS = ("validation", "test")
+"""The parts of a split that are never learned."""
 MAX_CONFUSION = 10
 """With more classes than this, the confusion matrix is in report.json only."""
-
-
-def figure(group: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the key and name of the main metric of a group of an evaluation's report."""
-    return ("mae", "MAE") if "mae" in group else ("accuracy", "accuracy")
-
-
-def headline(report: Mapping[str, Any]) -> str:
-    """Return one line for a progress bar; empty before the first row."""
-    window = report.get("window", {})
-    if not window:
-        return ""
-    key, name = figure(window)
-    best = best_baseline(window)
-    beside = f" ({best}: {window['baselines'][best][key]:.4g})" if best else ""
-    return f"newest rows: {name} {window[key]:.4g}{beside}"
-
-
-def best_baseline(group: Mapping[str, Any]) -> str | None:
-    """Return the name of the group's best baseline."""
-    key, _ = figure(group)
-    baselines = group.get("baselines", {})
-    if not baselines:
-        return None
-    choose = min if key == "mae" else max
-    return str(choose(baselines, key=lambda name: baselines[name][key]))
 
 
 def table(report: Mapping[str, Any]) -> Table:
     """Return the model against the baselines, over all rows and each slice; the best of each row
     is bold."""
-    groups = {"all": report["all"], **report["slices"]}
+    slices = report["slices"]
+    groups = {name: own for name, own in slices.items() if own.get("rows") or name not in PARTS}
+    groups = {"all": report["all"], **groups}  # a split may have no rows for one of its parts
     key, name = figure(report["all"])
     table_out = Table(
         title=f"test-then-train {name}: predicted before learned", title_justify="left"
@@ -67,9 +57,11 @@ def table(report: Mapping[str, Any]) -> Table:
 
 
 def tables(report: Mapping[str, Any]) -> list[Table | str]:
-    """Return what a terminal shows: model against baselines, the confusion matrix, figures of
-    rare classes, and remarks."""
+    """Return what a terminal shows: model against baselines, the quantiles, the confusion matrix,
+    figures of rare classes, and remarks."""
     parts: list[Table | str] = [table(report)]
+    if "quantiles" in report["all"]:
+        parts.append(_quantiles(report["all"], report["slices"]))
     if 0 < len(report["classes"]) <= MAX_CONFUSION and "confusion" in report["all"]:
         parts.append(_confusion(report))
     if rare_classes(report):
@@ -118,6 +110,28 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
                 "begins."
             )
     return [remark]
+
+
+def _quantiles(whole: Mapping[str, Any], slices: Mapping[str, Any]) -> Table:
+    """Return what share of the targets lies below each quantile and inside their interval, beside
+    what was asked for; the interval also over the rows that a split never learns."""
+    table_out = Table(title="quantiles", title_justify="left")
+    for column in ("", "asked", "targets", "pinball loss", "mean width"):
+        table_out.add_column(column, justify="right" if column else "left")
+    for name, own in whole["quantiles"].items():
+        loss = _cell(own["pinball"], None)
+        table_out.add_row(f"below {name}", percent(own["asked"]), f"{own['below']:.1%}", loss)
+    lowest, *_, highest = whole["quantiles"]
+    held_out = {f", {part}": slices[part] for part in PARTS if "coverage" in slices.get(part, {})}
+    for rows, own in {"": whole, **held_out}.items():
+        table_out.add_row(
+            f"{lowest} to {highest}{rows}",
+            percent(own["coverage_asked"]),
+            f"{own['coverage']:.1%}",
+            _cell(own["pinball"], None),
+            _cell(own["width"], None),
+        )
+    return table_out
 
 
 def _confusion(report: Mapping[str, Any]) -> Table:
@@ -174,6 +188,3 @@ def _cell(value: float | None, best: float | None) -> str:
         return ""
     text = f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
     return f"[bold green]{text}[/]" if value == best else text
-
-
-__all__ = ["best_baseline", "figure", "headline", "table"]

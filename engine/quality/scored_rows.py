@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from engine.quality.baselines import new_numbers
+from engine.quality.baselines import BEFORE, new_numbers
 from engine.quality.measures import finite_rows
-from engine.types import predicted_classes
+from engine.types import Features, predicted_classes
 from engine.types.arrays import Bools, Floats, Ints
 from engine.types.snapshots import FieldsSnapshot
 
@@ -33,6 +33,11 @@ class ScoredRows(FieldsSnapshot):
     def nbytes(self) -> int:
         """The bytes of all arrays and columns."""
         return self.target.nbytes + self.scores.nbytes + int(self.frame.estimated_size())
+
+    @property
+    def knows_before(self) -> bool:
+        """Whether the frame says what label was known when each row came."""
+        return BEFORE in self.frame.columns
 
     @property
     def scored(self) -> Bools:
@@ -58,11 +63,11 @@ class ScoredRows(FieldsSnapshot):
         one = ScoredRows(frame=self.frame, target=target, scores=scores)
         return one.only(np.isfinite(target))
 
-    def errors(self, baselines: NDArray[Any], *, regression: bool, threshold: float) -> Floats:
+    def errors(self, baselines: NDArray[Any], features: Features, threshold: float) -> Floats:
         """Return the error of the model and of each baseline, NaN where there is none, shape
         (n, 1 + p): how far a number is off, or whether a class is wrong."""
-        if regression:
-            predictions = np.column_stack([self.scores, baselines])
+        if features.task == "regression":
+            predictions = np.column_stack([features.points(self.scores), baselines])
             errors: Floats = np.abs(predictions - self.target[:, None])
             return errors
         predicted = predicted_classes(self.scores, threshold)

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+import polars as pl
+
 from engine.loading.loader import Loader
 from engine.observing.metrics import Metrics
 from engine.observing.service import Heartbeat
@@ -21,6 +23,7 @@ from engine.running.saving.checkpoint import CheckpointFailed
 from engine.running.saving.saver import Saver, State
 from engine.running.totals import Totals
 from engine.running.work import Work, WorkResult
+from engine.running.written_rows import WrittenRows
 from engine.system import signals
 from engine.types import (
     Batch,
@@ -59,6 +62,7 @@ class Loop:
         loader: Loader,
         work: Work,
         sink: Sink | None = None,
+        chosen: WrittenRows | None = None,
         dead_letters: Sink | None = None,
         reporter: Reporter | None = None,
         saver: Saver | None = None,
@@ -71,7 +75,7 @@ class Loop:
         self.source = source
         self.loader = loader
         self.work = work
-        self.outputs = Outputs(sink, dead_letters)
+        self.outputs = Outputs(sink, dead_letters, chosen)
         self.reporter = reporter or Reporter(
             Metrics(), source=source, sink=sink, timer=loader.timer
         )
@@ -87,9 +91,9 @@ class Loop:
         self._watch = watch
         self._traces = traces or Traces()
         self._shared = source if isinstance(source, SharedSource) else None
-        self._stopping = False
-        self._waiting = False
+        self._stopping = self._waiting = False
         self._timed = self.reporter.timer.timed
+        work.on_answer(self._answer)
 
     def resume(self) -> bool:
         """Restore the newest valid checkpoint and truncate the output written after it. Return
@@ -180,8 +184,8 @@ class Loop:
     def _restored(self) -> dict[str, Snapshot]:
         """Return a checkpoint of the components as they are, without partitions, which come and
         go."""
-        of_source = {"positions": None, "identities": None}
-        return {**of_source, "stages": self.loader.snapshots(), **self._parts()}
+        source = {"positions": None, "identities": None}
+        return {**source, "stages": self.loader.snapshots(), **self._parts()}
 
     def _save(self) -> bool:
         with self._traces.heard() as work:
@@ -197,8 +201,7 @@ class Loop:
 
     def _publish(self) -> None:
         if self._publisher is not None and self.saver.path is not None:
-            learned, data_time = self.totals.learned, self.reporter.event_time
-            self._publisher.saved(self.saver.path, learned, data_time)
+            self._publisher.saved(self.saver.path, self.totals.learned, self.reporter.event_time)
 
     def _begin(self) -> None:
         """Save where every partition starts before anything is read, so that records which come
@@ -263,8 +266,7 @@ class Loop:
         """Restore the last checkpoint that counts. Raises: HeadraceError without one."""
         log.info("going back to the last checkpoint", extra={"rows": self.totals.read})
         self._traces.undone("rolled back")
-        state = self.saver.newest()
-        if state is None:
+        if (state := self.saver.newest()) is None:
             raise HeadraceError(
                 "Partitions were taken away, or a transaction was aborted, before the first "
                 "checkpoint was saved: start again."
@@ -290,41 +292,47 @@ class Loop:
         # Before a result can be seen: a lag of 0 says that there is none to come.
         self.reporter.lag(self.saver.mark, at_once=False)
         with self._traces.following(batch) as trace:
+            self.outputs.traceparent = "" if trace is None else trace.traceparent
             with self._timed(self.work.stage, batch.raw_rows):
                 done = self.work.process(batch)
-            written = self._done(batch, done, "" if trace is None else trace.traceparent)
+            written = self._done(batch, done)
             if trace is not None:
                 trace.add_rows(written.outcomes)
         moved = batch.raw_rows > 0 or batch.mark.positions != self.mark.positions or done.changed
         self.mark, self.saver.unsaved = batch.mark, self.saver.unsaved or moved
         if self._reject_limit is not None:
-            self._check_rejects(self._reject_limit, done)
+            self._check_rejects(self._reject_limit, written)
         if self.saver.is_due(self.totals.batches, idle=not batch.raw_rows):
             self._save() if self.saver.unsaved else self._renew()
         if self._watch is not None:
             self._watch(self, batch)
 
-    def _done(self, batch: Batch, done: WorkResult, traceparent: str = "") -> WorkResult:
+    def _answer(self, batch: Batch, rows: pl.DataFrame) -> None:
+        """Write answers to rows that are learned afterwards."""
+        with self._timed("write"):
+            self.outputs.answer(batch, rows)
+        self.reporter.answered(batch)
+
+    def _done(self, batch: Batch, done: WorkResult) -> WorkResult:
         """Write the result of a batch, and count it; return it without what the sink refused."""
         with self._timed("write"):
-            done = self.outputs.write(batch, done, traceparent)
+            done = self.outputs.write(batch, done)
         self.totals.add(done)
         if self._reject_limit is not None:
-            self._reject_limit.count(done.rows_in, done.batch.rejects, self.totals)
+            self._reject_limit.count(done.rows_in, done.failed, self.totals)
         self.reporter.done(done, dead_letters=self.outputs.keeps_dead_letters)
         self.totals.require_balance()  # before the mark moves past it
         return done
 
     def _finish(self) -> None:
         """Let the work end what waited for more records."""
-        done = self.work.finish()
-        if done is not None:
+        if (done := self.work.finish()) is not None:
             self.saver.unsaved = self.saver.unsaved or done.changed
             self._done(done.batch, done)
 
     def _check_rejects(self, limit: RejectLimit, done: WorkResult) -> None:
         try:
-            limit.check(done.rows_in, done.batch.rejects)
+            limit.check(done.rows_in, done.failed)
         except TooManyRejects:
             self._save()  # a start after mending goes on behind what was rejected
             raise

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from engine.config import DeadLetterSettings
 from engine.running.totals import Totals
+from engine.running.written_rows import SINK
 from engine.types import HeadraceError, Rejects
 from engine.types.plural import counted
 
@@ -67,6 +68,8 @@ class RejectLimit:
                 if reason not in self._settings.expected
             }
         )
+        if refused := totals.counts.get((SINK, "refused"), 0):
+            reasons[f"{SINK}: refused"] = refused
         self._check("Ended", self._counted(totals.judged), totals.judged, totals.bad, reasons)
 
     def _unexpected(self, rejects: tuple[Rejects, ...]) -> Counter[str]:

@@ -98,9 +98,10 @@ class Reporter:
         for reject in batch.rejects:
             rows = len(reject)
             metrics.rejected_records.labels(stage=reject.stage, reason=reject.reason).inc(rows)
+        for reject in done.failed:
             self.notes.rejected(reject)
             if dead_letters:
-                metrics.dead_letters.labels(reason=reject.reason).inc(rows)
+                metrics.dead_letters.labels(reason=reject.reason).inc(len(reject))
         self._event_times(batch)
         self._time_in_data = done.event_time or self._newest_in_column(batch)
         metrics.source_records.inc(batch.raw_rows)
@@ -123,6 +124,11 @@ class Reporter:
             latency = metrics.record_latency_seconds
             latency.labels(span="fetch_to_ready").observe(batch.ready - batch.arrived)
             latency.labels(span="ready_to_done").observe(time.monotonic() - batch.ready)
+
+    def answered(self, batch: Batch) -> None:
+        """Export how long rows waited that were answered before they are learned."""
+        waited = time.monotonic() - batch.ready
+        self.metrics.record_latency_seconds.labels(span="ready_to_answered").observe(waited)
 
     def lag(self, mark: Mark, *, at_once: bool = True) -> None:
         """Export the lag of the source behind `mark`, and with it own counts and the bottleneck.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -13,32 +12,40 @@ import polars as pl
 from numpy.typing import NDArray
 
 from engine.observing.metrics import Metrics
+from engine.quality.baselines import new_numbers
 from engine.quality.evaluation import Evaluation
+from engine.quality.headline import best_baseline
 from engine.quality.measures import finite_rows
-from engine.quality.report import best_baseline
 from engine.quality.threshold import Threshold, ThresholdSettings
-from engine.running.class_table import ClassTable, without_foresight
+from engine.running.classes.class_table import ClassRules, without_foresight
+from engine.running.classes.growing_classes import GrowingClasses
+from engine.running.held_rows import learned_apart, learned_in_turn
 from engine.running.holdout import Holdout
-from engine.types import PART, Batch, Learner, Predictor, Rejects, Snapshot, Step, tensor
+from engine.running.refused_rows import without_step, without_unlearned, without_unscored
+from engine.types import PART, Batch, Learner, Predictor, Rejects, Snapshot, Step
 from engine.user_code import calls
 
-log = logging.getLogger("headrace.run")
+Answer = Callable[[Batch, pl.DataFrame], None]
+"""Writes rows with their answers, one for each of the batch's rows, which is not done yet."""
 QUALITY_SECONDS = 1.0
 """The seconds between two exports of quality: computing it costs more than a batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkResult:
-    """The result of a batch, beside its rejects: one row per row of the batch for the sink, and
-    how many rows were learned, predicted or only passed on.
+    """The result of a batch, beside its rejects: one row per row of the batch for the sink (None
+    if their answers were written before), and how many rows were learned, predicted or only passed
+    on.
 
     Where labels come later, `waiting` is how many more rows and labels wait for each other than
     before, `expired` how many rows wait no longer, and `matched` how many labels found their row.
     `event_time` is the newest time in the data so far, in seconds since the epoch, if known.
+    `refused` are rows whose answers the sink can never take, although they count as learned or
+    predicted.
     """
 
     batch: Batch
-    rows: pl.DataFrame
+    rows: pl.DataFrame | None
     learned: int = 0
     predicted: int = 0
     cleaned: int = 0
@@ -46,6 +53,12 @@ class WorkResult:
     expired: int = 0
     matched: int = 0
     event_time: float | None = None
+    refused: tuple[Rejects, ...] = ()
+
+    @property
+    def failed(self) -> tuple[Rejects, ...]:
+        """The rows that go to the dead letters."""
+        return (*self.batch.rejects, *self.refused)
 
     @property
     def rows_in(self) -> int:
@@ -80,18 +93,29 @@ class WorkResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """How rows were served whose labels came later.
+    """How rows were served that are learned afterwards.
 
     Attributes:
         scores: what each was scored with, as in `engine.types.Step`.
         before: the newest label that was known when each came, as a number or that of its class;
-            NaN for none; shape (n,).
+            NaN for none; shape (n,). None of several targets.
         sure: whether their labels are sure enough to judge the scores by.
     """
 
     scores: NDArray[np.float64]
-    before: NDArray[np.float64]
+    before: NDArray[np.float64] | None
     sure: bool = True
+
+    def renumbered(self, rows: slice, before: Sequence[str], now: Sequence[str]) -> Served:
+        """Return how some of the rows were served, by the classes that there are now; a class that
+        came since had no score."""
+        places = {name: number for number, name in enumerate(before)}
+        sources = np.array([places.get(name, -1) for name in now], np.int64)
+        scores = np.pad(self.scores[rows], ((0, 0), (0, 1)))[:, sources]
+        assert self.before is not None, "classes are of one target"
+        last = np.nan_to_num(self.before[rows], nan=-1).astype(np.int64)
+        last = new_numbers(sources, len(before))[last]
+        return Served(scores=scores, before=np.where(last < 0, np.nan, last))
 
 
 class Work(Protocol):
@@ -99,6 +123,11 @@ class Work(Protocol):
 
     stage: str
     """``learn``, ``predict`` or ``clean``: its name in ``headrace_stage_seconds``."""
+
+    def on_answer(self, answer: Answer) -> None:
+        """Call `answer`, while a batch is processed, with rows that are answered before they are
+        learned. Without it these answers are dropped: a rehearsal writes none."""
+        return
 
     def process(self, batch: Batch) -> WorkResult:
         """Process one batch, which may be empty."""
@@ -117,14 +146,20 @@ class Work(Protocol):
         ...
 
 
-class Training:
+class Training(Work):
     """Test-then-train: score the rows, add the error to the evaluation, learn the rows.
+
+    Scores are those that rows get as they are learned, step by step. With `answers_first` they are
+    those of the model before the batch: each row is answered with its own, before any step on the
+    batch is taken, and judged by it. What is learned is the same, to the bit.
 
     Args:
         columns: to go to the sink, see `written`; None for all.
-        answers: whether there is a sink that wants the predictions.
+        emit_predictions: whether there is a sink that wants the predictions.
+        answers_first: whether it gets them before the rows are learned. Rows may lack a label then.
         holdout: None learns from every row.
         threshold: of class 1; unless given, the features' own.
+        class_rules: of classes that appear while it learns; unless given, each label is one.
     """
 
     stage = "learn"
@@ -136,8 +171,10 @@ class Training:
         *,
         columns: Sequence[str] | None = None,
         emit_predictions: bool = True,
+        answers_first: bool = False,
         holdout: Holdout | None = None,
         threshold: Threshold | None = None,
+        class_rules: ClassRules | None = None,
         metrics: Metrics | None = None,
     ) -> None:
         self.learner = learner
@@ -145,24 +182,37 @@ class Training:
         self.holdout = holdout
         given = ThresholdSettings(value=learner.features.threshold)
         self.threshold = threshold or Threshold(given, 0)
-        self.class_table = ClassTable() if learner.features.max_classes else None
         self.loss = float("nan")
         self._columns = columns
         self._emit_predictions = emit_predictions
+        self._answers_first = answers_first
+        self._answer: Answer | None = None
         self._metrics = metrics or Metrics()
         self._reported_at = 0.0
+        self._growing: GrowingClasses | None = None
+        if most := learner.features.max_classes:
+            rules = class_rules or ClassRules(most=most)
+            self._growing = GrowingClasses(learner, evaluation, rules, self._metrics)
         if holdout is not None:
             self._metrics.watch_memory("holdout", lambda: holdout.nbytes)
+
+    def on_answer(self, answer: Answer) -> None:
+        self._answer = answer
 
     def process(self, batch: Batch) -> WorkResult:
         """Learn from a collated batch."""
         if not len(batch):
             return WorkResult(batch=batch, rows=batch.frame.clear())
-        if self.class_table is None:
+        if self._growing is None:
             return self._process(batch)
-        return joined_results(
-            batch, [self._process(part, known) for part, known in self._parts(batch)]
-        )
+        served = self._serve(batch) if self._answers_first else None
+        names, at, results = self.learner.features.classes, 0, []
+        for part, known in self._growing.parts(batch):
+            classes, rows = self.learner.features.classes, slice(at, at + len(part))
+            how = None if served is None else served.renumbered(rows, names, classes)
+            results.append(self._process(part, known, how))
+            at += len(part)
+        return joined_results(batch, results)
 
     def _process(
         self,
@@ -170,27 +220,33 @@ class Training:
         known: int | None = None,
         served: Served | None = None,
     ) -> WorkResult:
-        """Learn from rows with a target.
+        """Learn from rows, those that have a label.
 
         Args:
             known: classes that there were before, where they appear while the model learns.
-            served: how they were served, if their labels came later.
+            served: how they were served, if that was before.
         """
-        held = self._hold(batch)
-        step = self._learn(batch, held)
+        if self._answers_first and served is None:
+            served = self._serve(batch)
+        labelled = _labelled(batch)
+        held = self._hold(batch, labelled)
+        step = self._learn(batch, labelled & ~held, served)
         if served is not None:
             step = replace(step, scores=served.scores)
-        if known is not None:
+        elif known is not None:
             step = replace(step, scores=without_foresight(step.scores, _target(batch), known))
         scores = step.scores  # of all rows, those that are refused below among them
         if served is None or served.sure:
-            self._evaluate(batch, step, None if served is None else served.before)
+            judged = labelled & ~step.refused
+            self._evaluate(batch, step, judged, None if served is None else served.before)
         self._metrics.optimizer_steps.inc(step.steps)
         if step.skipped is not None:
-            return self._skip(batch, step.skipped)
+            self._metrics.skipped_steps.labels(reason=step.skipped).inc()
+            batch = without_step(batch, step.skipped)
+            return WorkResult(batch=batch, rows=batch.frame)
         if step.not_learned is not None:
-            batch, step = self._refused(batch, step, step.not_learned)
-        batch, step = self._scored(batch, step)
+            self._metrics.skipped_steps.labels(reason="non_finite").inc()
+        batch, step = without_unscored(*without_unlearned(batch, step))
         for name, rows in step.augmented.items():
             self._metrics.augmented_records.labels(augment=name).inc(rows)
         for outcome, times in step.challenges.items():
@@ -199,7 +255,7 @@ class Training:
         if step.steps:
             self.loss = step.loss
             self._metrics.loss.set(step.loss)
-        answered = self._predictions(batch, step.scores)
+        answered = None if self._answers_first else self._predictions(batch, step.scores)
         self._update_threshold(batch, held, scores)
         return WorkResult(
             batch=batch,
@@ -219,14 +275,13 @@ class Training:
             "evaluation": self.evaluation.state_dict(),
             "holdout": None if self.holdout is None else self.holdout.snapshot(),
             "threshold": self.threshold.snapshot(),
-            "classes": None if self.class_table is None else self.class_table.snapshot(),
+            "classes": None if self._growing is None else self._growing.snapshot(),
         }
 
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
         """Restore a state."""
-        if self.class_table is not None:
-            self.class_table = ClassTable.restored(state["classes"])
-            self._set_classes([-1] * len(self.class_table.names))
+        if self._growing is not None:
+            self._growing.restore(state["classes"])
         with calls.Calling("model", self.learner):
             self.learner.load_state_dict(state["learner"])
         self.evaluation.load_state_dict(state["evaluation"])
@@ -235,144 +290,67 @@ class Training:
         self.threshold.restore(state["threshold"])
         self.evaluation.threshold = self.threshold.value
 
-    def _parts(self, batch: Batch) -> Iterator[tuple[Batch, int]]:
-        """Yield the batch with class numbers as its target, and how many classes were known before
-        it. It comes in parts where a class has to leave for a new one.
+    def _serve(self, batch: Batch) -> Served:
+        """Score rows and write their answers."""
+        assert batch.tensors is not None
+        scores = calls.predict(self.learner, batch.tensors)
+        self._write_answers(batch, scores)
+        newest = self.evaluation.newest_label
+        before = None if newest is None else np.full(len(batch), newest)
+        return Served(scores=scores, before=before)
 
-        Collation leaves the numbers to whoever sees the rows in their order."""
-        assert self.class_table is not None
-        features, at = self.learner.features, 0
-        labels = batch.frame.get_column(str(features.target))
-        while at < len(batch):
-            table, numbers = self.class_table.with_labels(labels[at:])
-            beyond = np.flatnonzero(numbers >= features.max_classes)
-            rows = int(beyond[0]) if len(beyond) else len(numbers)
-            if not rows:
-                self._drop_class()
-                continue
-            if rows < len(numbers):
-                table, numbers = self.class_table.with_labels(labels[at : at + rows])
-            known, self.class_table = len(self.class_table.names), table
-            if new := len(table.names) - known:
-                self._set_classes([*range(known), *[-1] * new])
-            yield _part(batch, at, numbers), known
-            at += rows
+    def _write_answers(self, batch: Batch, scores: NDArray[np.float64]) -> int:
+        """Write the answers of the rows that have one; return how many have none."""
+        there = finite_rows(scores)
+        if not there.all():
+            batch, scores = replace(batch, frame=batch.frame.filter(there)), scores[there]
+        if self._answer is not None and len(batch):
+            self._answer(batch, self._predictions(batch, scores))
+        return int(np.count_nonzero(~there))
 
-    def _drop_class(self) -> None:
-        """Let the class go that was not seen for longest."""
-        assert self.class_table is not None
-        if not self.class_table.left:
-            log.warning(
-                "[model] max_classes = %d is reached: from now on the class that was not seen for "
-                "longest leaves when a new one comes, and what was learned of it is forgotten.",
-                len(self.class_table.names),
-            )
-        self.class_table, kept = self.class_table.newest(len(self.class_table.names) - 1)
-        self._metrics.classes_left.inc()
-        self._set_classes(kept.tolist())
-
-    def _set_classes(self, sources: Sequence[int]) -> None:
-        """Tell learner and evaluation the classes of the table."""
-        classes = self.class_table
-        assert classes is not None
-        with calls.Calling("model", self.learner):
-            self.learner.set_classes(classes.names, sources)
-        self.evaluation.set_classes(classes.names, sources)
-        self._metrics.classes.set(len(classes.names))
-
-    def _hold(self, batch: Batch) -> NDArray[np.bool_]:
+    def _hold(self, batch: Batch, labelled: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return which rows are held out, shape (n,), and keep their raw rows."""
         if self.holdout is None:
             return np.zeros(len(batch), np.bool_)
         assert batch.raw is not None
-        held = self.holdout.select(batch.raw)
+        held = self.holdout.select(batch.raw) & labelled
         if held.any():
             self.holdout.add(batch.raw, held)
         return held
 
-    def _learn(self, batch: Batch, held: NDArray[np.bool_]) -> Step:
-        """Learn from the training rows; held-out rows and those of other parts are only scored."""
+    def _learn(self, batch: Batch, train: NDArray[np.bool_], served: Served | None) -> Step:
+        """Learn from these rows, without those of other parts; the rest are only scored."""
         assert batch.tensors is not None
-        train = ~held
         if PART in batch.frame.columns:
-            train &= (batch.frame.get_column(PART) == "train").to_numpy()
+            train = train & (batch.frame.get_column(PART) == "train").to_numpy()
         if train.all():
             return calls.learn(self.learner, batch)
-        if batch.tensors.keys is not None:
-            return self._learn_in_order(batch, train)
-        rest, learned = np.flatnonzero(~train), np.flatnonzero(train)
-        predicted = calls.predict(self.learner, batch.tensors.take(rest))
-        own = batch.tensors.take(learned)
-        step = calls.learn(self.learner, replace(batch, frame=batch.frame[learned], tensors=own))
-        scores = np.empty((len(train), *predicted.shape[1:]))
-        scores[rest], scores[train] = predicted, step.scores
-        not_learned = None
-        if step.not_learned is not None:
-            not_learned = np.zeros(len(train), np.bool_)
-            not_learned[train] = step.not_learned
-        baselines = {}
-        for name, said in step.baselines.items():
-            baselines[name] = np.full(len(train), -1)
-            baselines[name][train] = said
-        skipped = None if step.skipped == "empty" else step.skipped
-        scored_only = step.scored_only + int(finite_rows(predicted).sum())
-        return replace(
-            step,
-            scores=scores,
-            skipped=skipped,
-            not_learned=not_learned,
-            scored_only=scored_only,
-            baselines=baselines,
-        )
-
-    def _learn_in_order(self, batch: Batch, train: NDArray[np.bool_]) -> Step:
-        """Let a model with a state see every row in its turn, and learn from some of them."""
-        tensors = replace(batch.tensors, learned=tensor(train))  # type: ignore[type-var]
-        step = calls.learn(self.learner, replace(batch, tensors=tensors))
-        scored_only = step.scored_only + int(finite_rows(step.scores[~train]).sum())
+        given = None if served is None else served.scores
+        if given is not None and batch.tensors.keys is None:  # with a state each row has its turn
+            step = learned_apart(self.learner, batch, train, given)
+        else:
+            step = learned_in_turn(self.learner, batch, train)
+        scores = step.scores if given is None else given
+        scored_only = step.scored_only + int(finite_rows(scores[~train]).sum())
         return replace(step, scored_only=scored_only)
 
-    def _skip(self, batch: Batch, reason: str) -> WorkResult:
-        self._metrics.skipped_steps.labels(reason=reason).inc()
-        detail = (
-            "The step's loss or gradient was not finite, so nothing was learned from these rows."
-        )
-        keep = pl.repeat(False, len(batch), eager=True)
-        batch = batch.reject(keep, stage="learn", reason=reason, detail=detail)
-        return WorkResult(batch=batch, rows=batch.frame)
-
-    def _refused(
-        self, batch: Batch, step: Step, not_learned: NDArray[np.bool_]
-    ) -> tuple[Batch, Step]:
-        """Drop the rows that could not be learned."""
-        self._metrics.skipped_steps.labels(reason="non_finite").inc()
-        batch = batch.reject(
-            pl.Series(~not_learned),
-            stage="learn",
-            reason="non_finite",
-            detail="The row's loss or gradient was not finite, so nothing was learned from it.",
-        )
-        return batch, replace(step, scores=step.scores[~not_learned], not_learned=None)
-
-    def _scored(self, batch: Batch, step: Step) -> tuple[Batch, Step]:
-        """Drop the rows without a finite score."""
-        there = finite_rows(step.scores)
-        if there.all():
-            return batch, step
-        batch = batch.reject(
-            pl.Series(there),
-            stage="predict",
-            reason="non_finite",
-            detail="Expected a finite score, got one that is none, so the row has no answer.",
-        )
-        scored_only = min(step.scored_only, len(batch))
-        return batch, replace(step, scores=step.scores[there], scored_only=scored_only)
-
     def _evaluate(
-        self, batch: Batch, step: Step, before: NDArray[np.float64] | None = None
+        self,
+        batch: Batch,
+        step: Step,
+        judged: NDArray[np.bool_],
+        before: NDArray[np.float64] | None,
     ) -> None:
-        frame, target = batch.frame, _target(batch)
-        self.evaluation.update(frame, target, step.scores, batch.raw, step.baselines, before=before)
+        """Add rows to the evaluation: those that have a label and are not refused."""
+        at: Any = slice(None) if judged.all() else np.flatnonzero(judged)
+        self.evaluation.update(
+            batch.frame[at],
+            _target(batch)[at],
+            step.scores[at],
+            None if batch.raw is None else batch.raw[at],
+            {name: said[at] for name, said in step.baselines.items()},
+            before=None if before is None else before[at],
+        )
         now = time.monotonic()
         if now - self._reported_at >= QUALITY_SECONDS:
             self._reported_at = now
@@ -395,27 +373,12 @@ class Training:
         return rows[written(rows.columns, self._columns, features.prediction_names)]
 
 
-def _part(batch: Batch, start: int, numbers: NDArray[np.int64]) -> Batch:
-    """Return the rows from `start` on that have these class numbers."""
-    stop = start + len(numbers)
-    assert batch.tensors is not None
-    rows, target = slice(start, stop), tensor(numbers)
-    return replace(
-        batch,
-        frame=batch.frame[rows],
-        raw=None if batch.raw is None else batch.raw[rows],
-        tensors=replace(batch.tensors.slice(start, stop), target=target, on_device=None),
-        rejects=(),
-        counts={},
-        added=0,
-    )
-
-
 def joined_results(batch: Batch, parts: Sequence[WorkResult]) -> WorkResult:
     """Return the result of a batch from those of its parts, whose rejects, counts and added rows
     are their own."""
     frames = [part.batch.frame for part in parts if len(part.batch)]
-    rows = [part.rows for part in parts if len(part.rows)]
+    rows = [part.rows for part in parts if part.rows is not None and len(part.rows)]
+    before = any(part.rows is None for part in parts)
     whole = replace(
         batch,
         frame=pl.concat(frames, how="diagonal") if frames else batch.frame.clear(),
@@ -427,14 +390,21 @@ def joined_results(batch: Batch, parts: Sequence[WorkResult]) -> WorkResult:
     for part in parts:
         for (stage, name), n in part.batch.counts.items():
             whole = whole.counted(stage, **{name: n})
+    nothing = None if before else whole.frame.clear()
     return WorkResult(
         batch=whole,
-        rows=pl.concat(rows, how="diagonal") if rows else whole.frame.clear(),
+        rows=pl.concat(rows, how="diagonal") if rows else nothing,
         learned=sum(part.learned for part in parts),
         predicted=sum(part.predicted for part in parts),
         expired=sum(part.expired for part in parts),
         matched=sum(part.matched for part in parts),
     )
+
+
+def _labelled(batch: Batch) -> NDArray[np.bool_]:
+    """Return which rows of a batch have a label, shape (n,)."""
+    assert batch.tensors is not None
+    return batch.tensors.labelled
 
 
 def _target(batch: Batch) -> NDArray[Any]:
@@ -445,7 +415,7 @@ def _target(batch: Batch) -> NDArray[Any]:
     return target
 
 
-class Serving:
+class Serving(Work):
     """Predict, add the model's columns, pass on.
 
     Args:
@@ -484,7 +454,7 @@ class Serving:
             self.predictor.restore(state["predictor"])
 
 
-class Cleaning:
+class Cleaning(Work):
     """Pass clean rows on."""
 
     stage = "clean"
@@ -494,7 +464,7 @@ class Cleaning:
 
     def process(self, batch: Batch) -> WorkResult:
         """Keep the requested columns."""
-        rows = batch.frame if self._columns is None else batch.frame.select(self._columns)
+        rows = batch.frame if self._columns is None else batch.frame[list(self._columns)]
         return WorkResult(batch=batch, rows=rows, cleaned=len(batch))
 
     def finish(self) -> WorkResult | None:
@@ -531,6 +501,7 @@ def report_quality(metrics: Metrics, report: Mapping[str, Any]) -> None:
 
 
 __all__ = [
+    "Answer",
     "Cleaning",
     "Served",
     "Serving",

@@ -18,8 +18,8 @@ SUFFIX = ".lock"
 
 @contextlib.contextmanager
 def locked(folders: Iterable[Path], files: Iterable[Path] = ()) -> Iterator[None]:
-    """Hold exclusive locks on these folders and files while the block runs; create missing
-    folders.
+    """Hold exclusive locks on these folders and files while the block runs. Missing folders are
+    created, and those that are empty at its end go again: a run that is refused leaves none.
 
     The lock is the kernel's own (flock): it ends with its process, however that ends. A folder's is
     on itself and leaves nothing behind. A file's is on an empty file beside it, which goes with the
@@ -29,10 +29,8 @@ def locked(folders: Iterable[Path], files: Iterable[Path] = ()) -> Iterator[None
     """
     with contextlib.ExitStack() as held:
         for folder in dict.fromkeys(folder.resolve() for folder in folders):
-            _make(folder)
-            _hold(held, folder, os.O_RDONLY | os.O_DIRECTORY, f"works in {folder}", OWN_FOLDERS)
+            _hold_folder(held, folder)
         for file in dict.fromkeys(file.resolve() for file in files):
-            _make(file.parent)
             _hold_beside(held, file)
         yield
 
@@ -41,23 +39,49 @@ OWN_FOLDERS = "each its own folder, [sink] path, [dead_letters] path and [export
 OWN_FILES = "each its own [export] path"
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"The folder {folder} cannot be created: {error.strerror}; choose another, or fix that."
-        ) from error
+def _hold_folder(held: contextlib.ExitStack, folder: Path) -> None:
+    flags, action = os.O_RDONLY | os.O_DIRECTORY, f"works in {folder}"
+    while True:
+        made = _make(folder)
+        with contextlib.suppress(FileNotFoundError):
+            lock = _hold(held, folder, flags, action, OWN_FOLDERS)
+            if lock is None or _is(lock, folder):
+                held.callback(_remove_empty, made)
+                return
+        # Another holder left it empty, and removed it meanwhile.
 
 
 def _hold_beside(held: contextlib.ExitStack, file: Path) -> None:
     beside = file.with_name(file.name + SUFFIX)
     action = f"writes {file}"
-    while (lock := _hold(held, beside, os.O_RDWR | os.O_CREAT, action, OWN_FILES)) is not None:
-        if _is(lock, beside):
-            held.callback(beside.unlink, missing_ok=True)
-            return
+    while True:
+        held.callback(_remove_empty, _make(file.parent))
+        with contextlib.suppress(FileNotFoundError):
+            lock = _hold(held, beside, os.O_RDWR | os.O_CREAT, action, OWN_FILES)
+            if lock is None:
+                return
+            if _is(lock, beside):
+                held.callback(beside.unlink, missing_ok=True)
+                return
         # The holder deleted the file between opening and locking: this one locks nothing.
+
+
+def _make(folder: Path) -> list[Path]:
+    """Create a folder; return those that were missing, the deepest first."""
+    try:
+        missing = [place for place in (folder, *folder.parents) if not place.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The folder {folder} cannot be created: {error.strerror}; choose another, or fix that."
+        ) from error
+    return missing
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    with contextlib.suppress(OSError):  # not empty, or gone
+        for folder in folders:
+            folder.rmdir()
 
 
 def _hold(held: contextlib.ExitStack, path: Path, flags: int, action: str, own: str) -> int | None:
@@ -66,9 +90,13 @@ def _hold(held: contextlib.ExitStack, path: Path, flags: int, action: str, own: 
 
     Args:
         action, own: what another engine does that holds it; what to give each.
+
+    Raises: UserError if another engine holds it; FileNotFoundError if it is gone.
     """
     try:
         lock = os.open(path, flags, 0o666)
+    except FileNotFoundError:
+        raise
     except OSError as error:
         _unlocked(path, error)
         return None

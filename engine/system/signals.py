@@ -9,7 +9,9 @@ is there whole or not at all.
 An exception cannot be raised everywhere: inside an import it leaves a module half made, and what
 is called back from C drops it. There the first signal ends the process at once, too, with 0. Polars
 panics where what it calls back raises, and half-made objects of llvmlite cannot be deleted: there
-the answer waits until these have returned.
+the answer waits until these have returned. kafka-python's loop, where it runs on the main thread,
+drops what its tasks raise, and what awaits them waits for ever: there the answer waits until the
+loop itself waits.
 
 Imports nothing heavy: a command is safe from its first moment on.
 """
@@ -31,6 +33,9 @@ SHOW_CURSOR = b"\x1b[?25h"
 """The terminal code that shows the cursor again, which a progress bar hides."""
 WAITED_FOR = ("polars", "llvmlite.binding")
 """The packages in which nothing may be raised; they return soon."""
+LOOP = ("kafka/net/selector.py", "_poll_once")
+"""A turn of kafka-python's loop: nothing may be raised in it, except where it waits."""
+LOOP_WAITS = "selectors.py", "select"
 AGAIN_SECONDS = 0.005
 """The seconds after which a signal that came at a bad moment is answered."""
 TOGETHER_SECONDS = 0.5
@@ -136,11 +141,12 @@ def _handle(number: int, frame: FrameType | None) -> None:
     try:
         _handlers[-1]()
     except StopRequested:
-        if _is_within("<frozen importlib", frame):
+        if _is_within("<frozen importlib", "", frame):
             write_line(stop_message())
             _end(0)
         packages = [sys.modules[name] for name in WAITED_FOR if name in sys.modules]
-        if not any(_is_within(package.__path__[0], frame) for package in packages):
+        in_turn = _is_within(*LOOP, frame) and not _is_within(*LOOP_WAITS, frame)
+        if not in_turn and not any(_is_within(one.__path__[0], "", frame) for one in packages):
             raise
         _again = True
         main = threading.main_thread().ident
@@ -149,10 +155,15 @@ def _handle(number: int, frame: FrameType | None) -> None:
         timer.start()
 
 
-def _is_within(place: str, frame: FrameType | None) -> bool:
-    """Return whether code whose file has this in its name is running, or has called what is."""
+def _is_within(place: str, function: str, frame: FrameType | None) -> bool:
+    """Return whether code whose file has this in its name is running, or has called what is.
+
+    Args:
+        function: the name of the code's function; "" for any.
+    """
     while frame is not None:
-        if place in frame.f_code.co_filename:
+        code = frame.f_code
+        if place in code.co_filename and function in ("", code.co_name):
             return True
         frame = frame.f_back
     return False

@@ -40,9 +40,20 @@ from engine.types.features import (
     KeyedState,
     class_indexes,
     label_value,
+    pinball_losses,
     predicted_classes,
+    quantile_name,
 )
-from engine.types.records import EndOfStream, Mark, Records, Rejects, Snapshot, Values, in_utc
+from engine.types.records import (
+    EndOfStream,
+    Mark,
+    Records,
+    Rejects,
+    Snapshot,
+    Values,
+    in_utc,
+    joined,
+)
 from engine.types.scale import Scale, Scales, even_parts, scales_of_rows
 from engine.types.schema import (
     BOOLEAN_VALUES,
@@ -157,13 +168,16 @@ __all__ = [
     "in_utc",
     "is_deep",
     "is_pattern",
+    "joined",
     "label_value",
     "nanoseconds",
     "nearest",
     "only_named",
     "parse_schema",
     "parse_type",
+    "pinball_losses",
     "predicted_classes",
+    "quantile_name",
     "require",
     "require_names",
     "scales_of_rows",

@@ -113,6 +113,8 @@ class Batch:
 
         Raises: ValueError if one is negative
         """
+        if not counts:
+            return self
         merged = dict(self.counts)
         for name, n in counts.items():
             if n < 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,7 @@ class Step:
     Attributes:
         scores: the model's output for each row BEFORE it learned from it (test-then-train). Shape
             (n,) float64: the value (regression) or the probability of class 1 (binary); (n, k):
-            class probabilities (multiclass), or the values of several targets.
+            class probabilities (multiclass), or the values of several targets or quantiles.
         loss: mean training loss of the steps on new rows; nan without a step.
         steps: optimizer steps taken, replay included; 0 while rows wait to fill one.
         skipped: why nothing was learned (``non_finite``, ``empty``), or None.
@@ -61,6 +62,47 @@ class Step:
     challenges: Mapping[str, int] = field(default_factory=dict)
     baselines: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Step]) -> Step:
+        """Return the step of a batch from those of its parts."""
+        if len(parts) == 1:
+            return parts[0]
+        losses = [(part.loss, len(part.scores)) for part in parts if math.isfinite(part.loss)]
+        rows = sum(rows for _, rows in losses)
+        augmented: Counter[str] = Counter()
+        challenges: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
+        for part in parts:
+            augmented.update(part.augmented)
+            challenges.update(part.challenges)
+            counts.update(part.counts)
+        not_learned = np.concatenate([part.refused for part in parts])
+        names = dict.fromkeys(name for part in parts for name in part.baselines)
+        return cls(
+            scores=np.concatenate([part.scores for part in parts]),
+            loss=sum(loss * rows for loss, rows in losses) / rows if rows else math.nan,
+            steps=sum(part.steps for part in parts),
+            skipped="non_finite" if not_learned.all() else None,
+            not_learned=not_learned if not_learned.any() else None,
+            scored_only=sum(part.scored_only for part in parts),
+            augmented=augmented,
+            challenges=challenges,
+            baselines={
+                name: np.concatenate(
+                    [part.baselines.get(name, np.full(len(part.scores), -1)) for part in parts]
+                )
+                for name in names
+            },
+            counts=counts,
+        )
+
+    @property
+    def refused(self) -> NDArray[np.bool_]:
+        """Which rows should have been learned but were not, shape (n,)."""
+        if self.not_learned is not None:
+            return self.not_learned
+        return np.full(len(self.scores), self.skipped not in (None, "empty"))
 
     @classmethod
     def empty(cls, scores: NDArray[np.float64]) -> Step:
@@ -485,6 +527,10 @@ class GraphBuilder(Protocol):
         """Take a value, (n, width) float32, as what each row's key carries after it."""
         ...
 
+    def vector_output(self, name: str) -> None:
+        """Take a value, (n, width) float32, as the vector of each row, which is an output too."""
+        ...
+
     def append(self, model: Any, inputs: Mapping[str, str]) -> list[str]:
         """Append the nodes of a whole ONNX model (`onnx.ModelProto`).
 
@@ -560,6 +606,30 @@ class Learner(ABC):
         return None
 
     @classmethod
+    def quantiles(cls, training: Any) -> tuple[float, ...]:
+        """Return the quantiles that it predicts of a regression, as `Features.quantiles`; none if
+        it predicts one value. The scores of a row rise with them."""
+        return ()
+
+    @classmethod
+    def quantile(cls, training: Any) -> float | None:
+        """Return the quantile that the one value of a regression is, as `Features.quantile`; None
+        where it is a mean. `interpret` judges its calibration by that."""
+        return None
+
+    @classmethod
+    def vector_width(cls, settings: Any, training: Any) -> int:
+        """Return the numbers of the vector that it answers for each row beside its class, as
+        `Features.vector_width`; 0 if it answers none."""
+        return 0
+
+    @classmethod
+    def only_regression(cls, training: Any) -> bool:
+        """Return whether its settings say that numbers are predicted, as a loss does that only a
+        regression has: then no labels are looked at to find the task."""
+        return False
+
+    @classmethod
     def device_of(cls, training: Any) -> str:
         """Return the device of a learner with this ``[train]``: its key ``device``, or the
         class's own. Called before a learner is built."""
@@ -576,20 +646,21 @@ class Learner(ABC):
         return {}
 
     @classmethod
-    def named_state(cls, settings: Any) -> KeyedState | None:
+    def named_state(cls, settings: Any, schema: Schema) -> KeyedState | None:
         """Return the state that it carries from row to row of a key, with names or globs of the
         key's columns; None if each row stands alone. Called before a learner is built.
 
         Args:
             settings: its own keys of ``[model]``.
+            schema: the columns before the stages that a model file contains.
         """
         return None
 
     @abstractmethod
     def learn(self, batch: Batch) -> Step:
         """Score the rows, then learn from them. Requires `batch.tensors` with target. An empty
-        batch is legal. A learner with a state only scores rows that `Tensors.learned` leaves
-        out."""
+        batch is legal. Where it `scores_in_turn`, it only scores rows that `Tensors.learned`
+        leaves out."""
 
     @abstractmethod
     def predict(self, tensors: Tensors) -> NDArray[np.float64]:
@@ -603,6 +674,14 @@ class Learner(ABC):
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
         """Restore a state. Raises: UserError if it belongs to a model of another shape."""
+
+    @property
+    def scores_in_turn(self) -> bool:
+        """Whether `learn` takes `Tensors.learned`: a row that is only scored gets the score of the
+        model as it is at the row's place, and changes nothing. Others are given the rows to learn
+        alone: where they learn by the batch, the rest is scored before it; else they are given
+        the rows between two that are only scored."""
+        return False
 
     def set_classes(self, classes: Sequence[str], sources: Sequence[int]) -> None:
         """Tell these classes apart from now on: `features.classes` are these, in this order. Called
@@ -637,8 +716,8 @@ class Learner(ABC):
         """Return feature -> by how much it moves each row's score away from that of a mean row,
         shape (n,), and `UNEXPLAINED` -> what remains; {} if it cannot tell. Learns nothing.
 
-        The score is the value (regression), the log odds of class 1 (binary) or the log probability
-        of the predicted class (multiclass).
+        The score is the value (regression; of quantiles the median), the log odds of class 1
+        (binary) or the log probability of the predicted class (multiclass).
         """
         return {}
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -28,13 +29,21 @@ class KeyedState:
         by: the key columns, as they are before the stages that a model file contains.
         width: numbers of a state.
         keys: the most keys that are remembered, those that came last.
-        expire_rows: a key that comes again more than so many rows later starts anew; None: never.
+        idle: a key that comes again so much later starts anew: in rows, or in ticks of `time`;
+            None: never.
+        time: the column of the event time, as `by`; None: rows are counted.
     """
 
     by: tuple[str, ...]
     width: int
     keys: int
-    expire_rows: int | None = None
+    idle: int | None = None
+    time: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it reads."""
+        return self.by if self.time is None else (*self.by, self.time)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +78,12 @@ class Features:
         lowest_label: of a regression: numbers below it are no labels.
         deviance_power: of a regression whose predictions are means of counts or amounts, above 0:
             the power of the mean that the variance follows (Tweedie; 1 is Poisson).
+        quantiles: of a regression that predicts several: the share of the targets that lies below
+            each, rising, 0.5 among them. Empty where it predicts one value.
+        quantile: of a regression whose one value is a quantile (0.5: a median): that share; None
+            where it is a mean, or not known.
+        vector_width: of a classifier that also answers a vector of length 1 for each row: its
+            numbers; 0 of others.
         threshold: of two classes, class 1 is predicted where its probability is above this.
         probabilities: whether answers hold every class's probability.
     """
@@ -94,6 +109,9 @@ class Features:
     moving: tuple[str, ...] = ()
     lowest_label: float = -math.inf
     deviance_power: float | None = None
+    quantiles: tuple[float, ...] = ()
+    quantile: float | None = None
+    vector_width: int = 0
     threshold: float = 0.5
     probabilities: bool = False
 
@@ -116,24 +134,43 @@ class Features:
 
     @property
     def outputs(self) -> int:
-        """The width of the model's score: 1, or the number of classes or targets."""
-        return len(self.classes) if self.task == "multiclass" else max(1, len(self.targets))
+        """The width of the model's score: 1, or the number of classes, targets or quantiles."""
+        if self.task == "multiclass":
+            return len(self.classes)
+        return max(1, len(self.targets), len(self.quantiles))
 
     def score_shape(self, rows: int) -> tuple[int, ...]:
-        """Return the shape of the scores of so many rows: (n,), or (n, classes or targets)."""
-        wide = self.task == "multiclass" or self.targets
+        """Return the shape of the scores of so many rows: (n,), or (n, outputs)."""
+        wide = self.task == "multiclass" or self.targets or self.quantiles
         return (rows, self.outputs) if wide else (rows,)
 
     @property
     def most_outputs(self) -> int:
-        """The width of a network's score: with an output for every class that may come."""
-        return self.max_classes or self.outputs
+        """The width of what a network returns: of its vector, or of its score, with an output for
+        every class that may come."""
+        return self.vector_width or self.max_classes or self.outputs
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The quantiles that it predicts, whether one or several; empty for means."""
+        return self.quantiles or (() if self.quantile is None else (self.quantile,))
+
+    @property
+    def median(self) -> int:
+        """The place of the median among the quantiles."""
+        return self.quantiles.index(0.5)
+
+    def points(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return what a regression predicts as one value: of quantiles the median, (n,); other
+        scores are returned as they are."""
+        return scores[:, self.median] if self.quantiles else scores
 
     def prediction_columns(self, scores: NDArray[np.floating[Any]]) -> list[pl.Series]:
         """Return a model's scores as columns: ``prediction`` (Float64, or the class as text), of
-        several targets ``prediction_TARGET`` of each; and for classification ``probability`` (of
-        class 1 for binary, of the predicted class for multiclass; Float64); with `probabilities`
-        also ``probability_CLASS`` of each. A row whose classes all have a probability of 0 has no
+        several targets ``prediction_TARGET`` of each, of several quantiles the median and
+        ``prediction_q10`` of each; and for classification ``probability`` (of class 1 for binary,
+        of the predicted class for multiclass; Float64); with `probabilities` also
+        ``probability_CLASS`` of each. A row whose classes all have a probability of 0 has no
         prediction.
 
         Args:
@@ -141,7 +178,8 @@ class Features:
         """
         scores = np.asarray(scores, np.float64)
         if self.task == "regression":
-            columns = scores.reshape(len(scores), self.outputs).T
+            columns = list(scores.reshape(len(scores), self.outputs).T)
+            columns = [columns[self.median], *columns] if self.quantiles else columns
             pairs = zip(self.prediction_names, columns, strict=True)
             return [pl.Series(name, np.ascontiguousarray(column)) for name, column in pairs]
         two = scores.ndim == 1
@@ -160,9 +198,33 @@ class Features:
     def prediction_names(self) -> tuple[str, ...]:
         """Return the names of those columns."""
         if self.task == "regression":
-            return tuple(f"prediction_{name}" for name in self.targets) or ("prediction",)
+            if self.targets:
+                return tuple(f"prediction_{name}" for name in self.targets)
+            return ("prediction", *(f"prediction_{quantile_name(q)}" for q in self.quantiles))
         each = [f"probability_{name}" for name in self.classes] if self.probabilities else []
         return ("prediction", "probability", *each)
+
+
+def quantile_name(quantile: float) -> str:
+    """Return the name of a quantile: ``q10`` of 0.1, ``q97_5`` of 0.975; one that Avro and SQL
+    take."""
+    return f"q{Decimal(str(quantile)).scaleb(2).normalize():f}".replace(".", "_")
+
+
+def pinball_losses(
+    target: NDArray[np.float64], scores: NDArray[np.float64], quantiles: Sequence[float]
+) -> NDArray[np.float64]:
+    """Return the pinball loss of each row and quantile, shape (n, quantiles).
+
+    Source: Koenker & Bassett, "Regression quantiles", 1978.
+
+    Args:
+        target: shape (n,).
+        scores: shape (n, quantiles).
+    """
+    gap, share = target[:, None] - scores, np.asarray(quantiles)
+    losses: NDArray[np.float64] = np.maximum(share * gap, (share - 1) * gap)
+    return losses
 
 
 def predicted_classes(

@@ -35,8 +35,13 @@ def short_number(x: float, among: Iterable[float] = ()) -> str:
     return _whole(round(x), grouped) if abs(x) >= 1000 else f"{x:.4g}"
 
 
+def percent(share: float) -> str:
+    """Return a share that somebody set, with all its digits: ``10%``, ``50.001%``."""
+    return f"{100 * share:.10g}%"
+
+
 def _whole(x: int, grouped: bool) -> str:
     return f"{x:,}" if grouped else str(x)
 
 
-__all__ = ["counted", "short_number"]
+__all__ = ["counted", "percent", "short_number"]

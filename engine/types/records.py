@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -95,6 +95,11 @@ class Values:
         null = None if self.null is None else self.null[start:stop]
         bounds = self.bounds[start : stop + 1]
         return Values(data=self.data, bounds=bounds, null=null, tail=self.tail)
+
+    def is_before(self, other: Values) -> bool:
+        """Return whether the other ones follow these in the same buffer."""
+        same = self.data is other.data and self.tail == other.tail
+        return same and bool(self.bounds[-1] == other.bounds[0])
 
     def take(self, at: NDArray[np.int64]) -> list[bytes | None]:
         """Return some of the values, each copied: for the few, not for the many."""
@@ -188,6 +193,56 @@ class Records:
             counter=self.counter,
             counted=self.counted + start,
         )
+
+
+def joined(pieces: Iterable[Records]) -> list[Records]:
+    """Return the pieces in their order, those as one that were cut out of one read and follow each
+    other there: what is paid for each piece is paid once. They are for a format, which reads
+    neither `origins` nor the counter."""
+    groups: list[list[Records]] = []
+    for piece in pieces:
+        if groups and _is_before(groups[-1][-1], piece):
+            groups[-1].append(piece)
+        else:
+            groups.append([piece])
+    return [group[0] if len(group) == 1 else _joined(group) for group in groups]
+
+
+def _is_before(a: Records, b: Records) -> bool:
+    """Return whether the second piece follows the first one in all of its buffers."""
+    if a.partition != b.partition or (a.timestamps is None) != (b.timestamps is None):
+        return False
+    pairs = ((a.values, b.values), (a.keys, b.keys), (a.headers, b.headers))
+    return isinstance(a.values, Values) and all(
+        one.is_before(other)
+        if isinstance(one, Values) and isinstance(other, Values)
+        else one is None is other
+        for one, other in pairs
+    )
+
+
+def _joined(pieces: Sequence[Records]) -> Records:
+    def values(of: Sequence[Any]) -> Any:
+        first = of[0]
+        if first is None:
+            return None
+        bounds = np.concatenate([first.bounds, *(one.bounds[1:] for one in of[1:])])
+        nulls = [np.zeros(len(one), np.bool_) if one.null is None else one.null for one in of]
+        null = None if all(one.null is None for one in of) else np.concatenate(nulls)
+        return replace(first, bounds=bounds, null=null)
+
+    times = [piece.timestamps for piece in pieces if piece.timestamps is not None]
+    return replace(
+        pieces[-1],
+        positions=np.concatenate([piece.positions for piece in pieces]),
+        arrived=min(piece.arrived for piece in pieces),
+        values=values([piece.values for piece in pieces]),
+        keys=values([piece.keys for piece in pieces]),
+        headers=values([piece.headers for piece in pieces]),
+        timestamps=np.concatenate(times) if times else None,
+        origins=None,
+        counted=pieces[0].counted,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

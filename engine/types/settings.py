@@ -4,28 +4,86 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import polars as pl
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
+    ByteSize,
     ConfigDict,
     SecretStr,
     ValidationInfo,
     field_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from engine.types.schema import element_type
 
 
-def _only_number(annotation: str) -> bool:
-    return bool(re.search(r"\b(int|float|ByteSize)\b", annotation)) and not re.search(
-        r"\b(bool|Any)\b", annotation
-    )
+class Untyped(str):
+    """Text of the environment, or of --set where it is no TOML: it does not say its type, so that
+    a number may be written in it. Text of a file is text."""
+
+    __slots__ = ()
+
+
+def _mistyped(value: Any, annotation: Any) -> Iterator[Any]:
+    """Yield texts, numbers and booleans in a value that are of none of the types it may have, and
+    that pydantic would turn into one of them."""
+    kinds = list(_alternatives(annotation))
+    if isinstance(value, Untyped) or any(_takes_anything(kind) for kind in kinds):
+        return
+    if isinstance(value, list | tuple):
+        lists = [get_args(kind) for kind in kinds if get_origin(kind) in (tuple, list)]
+        yield from _mistyped_in_each(value, [args[0] for args in lists if args])
+    elif isinstance(value, dict):
+        tables = [get_args(kind) for kind in kinds if get_origin(kind) in (dict, Mapping)]
+        if not any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds):
+            yield from _mistyped_in_each(value.values(), [args[1] for args in tables])
+    elif isinstance(value, bool | int | float | str):
+        named = any(value in get_args(kind) for kind in kinds if get_origin(kind) is Literal)
+        own, others = next(types for kind, *types in KEPT if isinstance(value, kind))
+        if not named and own.isdisjoint(kinds) and not others.isdisjoint(kinds):
+            yield value
+
+
+def _mistyped_in_each(values: Iterable[Any], annotations: Sequence[Any]) -> Iterator[Any]:
+    """Yield those of the first of several types, unless one of the others has none."""
+    each = [[odd for value in values for odd in _mistyped(value, kind)] for kind in annotations]
+    if all(each):
+        yield from each[0] if each else ()
+
+
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    """Yield the types that a value may have, without their limits."""
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        for kind in get_args(annotation):
+            yield from _alternatives(kind)
+    elif origin is Annotated and not any(
+        isinstance(each, BeforeValidator) for each in get_args(annotation)
+    ):
+        yield from _alternatives(get_args(annotation)[0])
+    else:
+        yield annotation
+
+
+def _takes_anything(kind: Any) -> bool:
+    """Return whether a type says itself what it takes: a duration, or a class with its own way."""
+    return kind is Any or get_origin(kind) is Annotated
+
+
+KEPT: tuple[tuple[Any, set[Any], set[Any]], ...] = (
+    (bool, {bool}, {int, float, ByteSize}),
+    ((int, float), {int, float, ByteSize}, {bool}),
+    (str, {str, SecretStr, ByteSize}, {int, float, bool}),
+)
+"""Types of a value, the types of settings that it is, and those that pydantic would make of it."""
 
 
 class Settings(BaseModel):
@@ -38,11 +96,14 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _check_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse booleans for numbers: True is a 1 to Python, and a mistake in a pipeline file.
-        TOML's integers have 64 bits."""
+        """Refuse booleans for numbers, which they are to Python, and text and numbers for what they
+        only spell: `"64"` is no number, and `"no"` is not false. TOML's integers have 64 bits."""
         field = cls.model_fields[str(info.field_name)]
-        if isinstance(value, bool) and _only_number(repr(field.annotation)):
-            raise ValueError("expected a number")
+        if not any(isinstance(each, BeforeValidator) for each in field.metadata):
+            for odd in _mistyped(value, field.annotation):
+                if odd is not value and isinstance(odd, str):
+                    raise ValueError(f"expected numbers, got the text '{odd}'")
+                raise PydanticCustomError("another_type", "expected another type")
         for number in value if isinstance(value, list | tuple) else (value,):
             if isinstance(number, int) and not -(2**63) <= number < 2**63:
                 raise ValueError("expected a whole number of 64 bits")
@@ -117,7 +178,8 @@ def _seconds(value: Any) -> float:
     return seconds
 
 
-Duration = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=float | str)]
+DURATION = BeforeValidator(_seconds, json_schema_input_type=float | str)
+Duration = Annotated[float, DURATION]
 """The type of a duration: seconds, written as a number or as text with units ("250ms", "1h30m")."""
 
 

@@ -143,11 +143,11 @@ class Sparse:
 
 def _gathered(offsets: torch.Tensor, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the indices of these rows' values, row after row, and their offsets."""
-    bounds = offsets.numpy()
+    bounds = offsets.cpu().numpy()
     starts, lengths = bounds[:-1][rows], np.diff(bounds)[rows]
     new_offsets = np.concatenate(([0], np.cumsum(lengths)))
     at = np.arange(new_offsets[-1]) + np.repeat(starts - new_offsets[:-1], lengths)
-    return tensor(at), tensor(new_offsets)
+    return tensor(at), tensor(new_offsets).to(offsets.device)
 
 
 def bucket(longest: int, most: int, buckets: tuple[int, ...] = ()) -> int:
@@ -165,16 +165,17 @@ class Tensors:
         numeric: shape (n, d), float32, C-contiguous; column i is feature i of `Features.numeric`.
         categories: shape (n, c), int64; codes of `Features.categories`, 0 = unknown.
         target: shape (n,); float32 (regression; of several targets (n, targets), NaN where a row
-            has none), int64 class numbers (binary, multiclass), or None
-            when serving. Of rows that augmentation has mixed, float32 shares: of class 1, shape
-            (n,), or of each of k classes, shape (n, k).
+            has none), int64 class numbers (binary, multiclass), or None when serving. NaN or -1 of
+            a row without a label, which is only scored. Of rows that augmentation has mixed,
+            float32 shares: of class 1, shape (n,), or of each of k classes, shape (n, k).
         images: column -> shape (n, channels, height, width), uint8 (0 ... 255) or float32; in
             memory ``channels_last``. They may lie in the frame's own memory: make new ones, never
             write into these.
         ragged, padded, sparse, arrays: column -> its rows, of `Features` of the same names.
         keys: the hash of each row's key, int64, shape (n,), where `Features.state` asks for it.
-        learned: which rows are learned, bool, shape (n,), of a model with a state: the others are
-            only scored, in their turn. None: all.
+        times: its event time in ticks, int64, shape (n,), where that asks for it, too.
+        learned: which rows are learned, bool, shape (n,), in host memory: the others are only
+            scored, in their turn. None: all.
         scales: what stages have scaled `numeric` with; other rows may have other scales.
         on_device: the same on the model's device, where a loader copies them there; never of other
             rows: what is made of these has none.
@@ -189,6 +190,7 @@ class Tensors:
     sparse: Mapping[str, Sparse] = field(default_factory=dict)
     arrays: Mapping[str, Padded] = field(default_factory=dict)
     keys: torch.Tensor | None = None
+    times: torch.Tensor | None = None
     learned: torch.Tensor | None = None
     scales: Scales = ()
     on_device: DeviceTensors | None = None
@@ -208,6 +210,23 @@ class Tensors:
         self.map(size)
         return sum(sizes)
 
+    @property
+    def to_learn(self) -> NDArray[np.bool_]:
+        """Which rows are learned, shape (n,)."""
+        if self.learned is None:
+            return np.ones(len(self), np.bool_)
+        learned: NDArray[np.bool_] = self.learned.numpy()
+        return learned
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """Which rows have a label, of several targets at least one, shape (n,)."""
+        assert self.target is not None, "rows to learn from have a target"
+        target: NDArray[Any] = self.target.numpy()
+        there: Any = ~np.isnan(target) if target.dtype.kind == "f" else target >= 0
+        labelled: NDArray[np.bool_] = there if there.ndim == 1 else there.any(axis=1)
+        return labelled
+
     def map(self, each: TensorFunction) -> Tensors:
         """Return the same rows with `each` applied to every tensor, always in the same order."""
         return Tensors(
@@ -220,6 +239,7 @@ class Tensors:
             sparse={name: rows.map(each) for name, rows in self.sparse.items()},
             arrays={name: rows.map(each) for name, rows in self.arrays.items()},
             keys=None if self.keys is None else each(self.keys),
+            times=None if self.times is None else each(self.times),
             learned=None if self.learned is None else each(self.learned),
             scales=self.scales,
         )
@@ -239,6 +259,7 @@ class Tensors:
             sparse={name: each.slice(start, stop) for name, each in self.sparse.items()},
             arrays={name: each.slice(start, stop) for name, each in self.arrays.items()},
             keys=None if self.keys is None else self.keys[rows],
+            times=None if self.times is None else self.times[rows],
             learned=None if self.learned is None else self.learned[rows],
             scales=scales_of_rows(self.scales, rows),
         )
@@ -261,6 +282,7 @@ class Tensors:
             sparse={name: each.take(rows) for name, each in self.sparse.items()},
             arrays={name: each.take(rows) for name, each in self.arrays.items()},
             keys=None if self.keys is None else self.keys[at],
+            times=None if self.times is None else self.times[at],
             learned=None if self.learned is None else self.learned[at],
             scales=scales_of_rows(self.scales, rows),
         )

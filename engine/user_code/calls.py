@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar, cast
@@ -265,6 +266,50 @@ def decode(
     wrong = _decode_mistake(records, schema, decoded, strict=is_custom(format))
     _require(wrong, section, format, "format")
     return decoded
+
+
+def quantiles(learner_class: type[Learner], training: Any) -> tuple[float, ...]:
+    """Return the quantiles that learners of a class predict, as in `engine.types.Features`.
+
+    Raises: HeadraceError unless they rise, 0.5 among them.
+    """
+    with Calling("model", learner_class):
+        shares = tuple(learner_class.quantiles(training))
+    rising = all(low < high for low, high in pairwise((0.0, *shares, 1.0)))
+    wrong = (
+        f"returned {shares} from quantiles: expected shares between 0 and 1 that rise, 0.5 "
+        "among them"
+    )
+    _require(None if not shares or (rising and 0.5 in shares) else wrong, "model", learner_class)
+    return shares
+
+
+def quantile(learner_class: type[Learner], training: Any) -> float | None:
+    """Return the quantile that the one value of learners of a class is, as in
+    `engine.types.Features`.
+
+    Raises: HeadraceError unless it is between 0 and 1.
+    """
+    with Calling("model", learner_class):
+        share = learner_class.quantile(training)
+        fits = share is None or 0 < share < 1
+    wrong = f"returned {share!r} from quantile: expected a share between 0 and 1, or None"
+    _require(None if fits else wrong, "model", learner_class)
+    return share
+
+
+def vector_width(learner_class: type[Learner], settings: Any, training: Any) -> int:
+    """Return the numbers of the vector that learners of a class answer, as in
+    `engine.types.Features`.
+
+    Raises: HeadraceError unless it is 0, or 2 or more.
+    """
+    with Calling("model", learner_class):
+        width = learner_class.vector_width(settings, training)
+        fits = width == 0 or width >= 2
+    wrong = f"returned {width!r} from vector_width: expected 2 numbers or more, or 0 for none"
+    _require(None if fits else wrong, "model", learner_class)
+    return width
 
 
 def learn(learner: Learner, batch: Batch) -> Step:
@@ -529,10 +574,13 @@ __all__ = [
     "named",
     "naming",
     "predict",
+    "quantile",
+    "quantiles",
     "read",
     "sample",
     "schema",
     "state_dict",
+    "vector_width",
     "whose",
     "write",
 ]

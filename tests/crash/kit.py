@@ -89,7 +89,12 @@ class Engine:
         if process is None:
             return 0
         process.send_signal(number)
-        return process.wait(HANG)
+        try:
+            return process.wait(HANG)
+        except subprocess.TimeoutExpired:
+            process.kill()  # or it runs on beside other tests
+            process.wait()
+            raise
 
 
 class Feed:

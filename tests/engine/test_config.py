@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from pydantic import Field
 from connectors.kafka.dead_letters import KafkaDeadLetterSink
 from connectors.kafka.sink import KafkaSink
 from connectors.kafka.source import KafkaSource
-from engine.config import LoaderSettings, Pipeline, load_class, validate
+from engine.config import OPTIONAL, LoaderSettings, Pipeline, load_class, validate
 from engine.observing.service import Service
 from engine.run import Run
 from engine.running.saving.checkpoint import Checkpoints
@@ -81,9 +83,60 @@ def test_a_base_is_overridden_key_by_key(file: Path) -> None:
     assert pipeline.folder == "runs/child"
 
 
+@pytest.mark.parametrize("by", ["--set", "variable", "base"])
+@pytest.mark.parametrize("section", [*OPTIONAL, "scrub.later", "augment.noise"])
+def test_false_takes_out_a_table_that_a_pipeline_may_lack(
+    section: str, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = {
+        "name": "p", "source": {"kind": "memory"}, "labels": {"source": {"kind": "memory"},
+        "by": ["id"], "time": "at", "horizon": 1}, "export": {"compress": {"rounds": 3}},
+        "scrub": {"later": {"kind": "derive"}, "earlier": {"factor": 3}},
+        "augment": {"noise": {}}, "sink": {"kind": "memory"},
+        **{name: {} for name in ("model", "train", "infer", "evaluation", "service", "traces")},
+    }  # fmt: skip
+    table, _, name = section.partition(".")
+    sets = []
+    if by == "--set":
+        sets = [f"{section}=false"]
+    elif by == "variable":
+        monkeypatch.setenv(f"HEADRACE_{section.upper().replace('.', '__')}", "false")
+    base = tmp_path / "base.toml"
+    child = tmp_path / "child.toml"
+    base.write_text("\n".join(_toml(whole)))
+    child.write_text(f'base = "base.toml"\n{section} = false\n')
+    expected = Pipeline.load(base).table()
+    if by != "variable":
+        assert (expected[table][name] if name else expected[table]) is not None
+    pipeline = Pipeline.load(child if by == "base" else base, sets)
+    if not name:
+        gone = pipeline.table().get(table)
+        assert gone in (None, {})
+    else:
+        assert name not in pipeline.table()[table]
+        expected[table].pop(name, None)
+    others = {key: own for key, own in pipeline.table().items() if key != table or name}
+    assert others == {key: expected[key] for key in others}
+    assert Pipeline.resolved(pipeline.table(), where="p").table() == pipeline.table()
+
+
+def _toml(table: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    for key, value in table.items():
+        if not isinstance(value, dict):
+            yield f"{key} = {json.dumps(value)}"
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield f"[{path}{key}]"
+            yield from _toml(value, f"{path}{key}.")
+
+
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
+        ("loader=false", "--set loader: expected a table for 'loader', got false."),
+        ("source=false", "--set source: expected a table for 'source', got false."),
+        ("scrub.latter=false", "expected a table for 'scrub.latter', got false."),
+        ("exprt=false", "has no key 'exprt'. Did you mean 'export'?"),
         ("loader.batch_row=7", "has no key 'batch_row'. Did you mean 'batch_rows'?"),
         ("lodaer.batch_rows=7", "has no key 'lodaer'. Did you mean 'loader'?"),
         ("loader.batch_rows=many", "expected a whole number >= 1 for 'batch_rows', got \"many\"."),

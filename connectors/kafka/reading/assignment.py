@@ -123,8 +123,10 @@ class Assignment(ABC):
             return self.positions.initial(consumer, tp, log_range)
         return self.positions.in_range(tp, known.at, log_range)
 
-    def _begin(self, consumer: KafkaConsumer, tp: TopicPartition, at: int, end: int) -> None:
-        self.positions.begin(consumer, tp, at, end)
+    def _begin(
+        self, consumer: KafkaConsumer, tp: TopicPartition, at: int, log_range: LogRange
+    ) -> None:
+        self.positions.begin(consumer, tp, at, log_range)
         self.topics.begun = True
 
     def _foreign_positions(self, mark: Mark) -> dict[str, int]:
@@ -147,7 +149,7 @@ class AllPartitions(Assignment):
         consumer.assign(partitions)
         ranges = self.connection.ranges(consumer, partitions)
         for tp in partitions:
-            self._begin(consumer, tp, positions[partition_name(tp)], ranges[tp].end)
+            self._begin(consumer, tp, positions[partition_name(tp)], ranges[tp])
         self.positions.stops = {tp: ranges[tp].end for tp in partitions}
         self._count, self._counted_at = len(partitions), time.monotonic()
 
@@ -225,7 +227,7 @@ class GroupShare(Assignment):
         ranges = self.connection.ranges(consumer, assigned)
         membership.set_reading(assigned)
         for tp in assigned:
-            self._begin(consumer, tp, mark.positions[partition_name(tp)], ranges[tp].end)
+            self._begin(consumer, tp, mark.positions[partition_name(tp)], ranges[tp])
         self.positions.unpause()
 
     def resume(self, mark: Mark) -> Mark:

@@ -32,6 +32,8 @@ class Positions:
         self.stops: dict[TopicPartition, int] = {}
         self.skipped = 0
         self._ends: dict[str, int] = {}
+        self._begins: dict[str, int] = {}
+        """Partition -> the offset that progress is counted from."""
         self._paused = False
         self._settings = settings
         self._connection = connection
@@ -80,12 +82,16 @@ class Positions:
 
     # ------------------------------------------------------------------------- while it is read
 
-    def begin(self, consumer: KafkaConsumer, tp: TopicPartition, at: int, end: int) -> None:
-        """Read a partition from offset `at`; its log ends at `end`."""
+    def begin(
+        self, consumer: KafkaConsumer, tp: TopicPartition, at: int, log_range: LogRange
+    ) -> None:
+        """Read a partition from offset `at`."""
         consumer.seek(tp, at)
-        self.starts.setdefault(partition_name(tp), at)
-        self.nexts[partition_name(tp)] = at
-        self._ends[partition_name(tp)] = end
+        text, earliest = partition_name(tp), self._settings.start == "earliest"
+        self.starts.setdefault(text, at)
+        self._begins.setdefault(text, min(at, log_range.first) if earliest else at)
+        self.nexts[text] = at
+        self._ends[text] = log_range.end
 
     def forget(self) -> None:
         """Stop reading all partitions."""
@@ -133,15 +139,17 @@ class Positions:
         return self._ends
 
     def progress(self, mark: Mark) -> float | None:
-        """Return the share of the offsets between start and stop."""
+        """Return the share of the offsets between start and stop. A resumed topic began with the
+        first record of its log, or, where it was to start elsewhere, with what is read first."""
         if self._settings.stop == "never":
             return None
-        if not self.starts:
+        if not self._begins:
             return 0.0
-        total = sum(self.stops.values()) - sum(self.starts.values())
+        total = sum(self.stops.values()) - sum(self._begins.values())
         done = sum(
-            min(mark.positions.get(text, start), self.stops[parse_partition(text)]) - start
-            for text, start in self.starts.items()
+            min(mark.positions.get(text, self.starts[text]), self.stops[parse_partition(text)])
+            - begin
+            for text, begin in self._begins.items()
         )
         return done / total if total > 0 else 1.0
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from engine.columnar.event_time import NEVER, EventTime
 from engine.config import LabelSettings
-from engine.scrub.event_time import NEVER, EventTime
 from engine.types import NANOSECONDS, Schema, UserError, require, type_name
 from engine.types.arrays import Ints
 

@@ -5,7 +5,7 @@ Before a step, of `[labels] every_rows` rows, come all labels that are older tha
 before each row those older than the span of time it is in. So a model that learns while it reads
 knows no label before it came, and no row expires because its label was read late. Whose turn it is
 depends on the number of rows given and on these times alone, so a restart goes on in the same
-order. A topic that has nothing for now is waited for a moment where it may be behind; after that
+order. A topic that may be behind is waited for while it has records, and else a moment; after that
 the other one goes on without it.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.columnar.event_time import NEVER, Clock, without_future
 from engine.config import LabelSettings
 from engine.loading.sources.label_times import (
     LabelTimes,
@@ -24,7 +25,6 @@ from engine.loading.sources.label_times import (
     require_time_of_rows,
 )
 from engine.loading.sources.mix import SEPARATOR, Member, SourceGroup
-from engine.scrub.event_time import NEVER
 from engine.types import (
     DROPPED,
     POSITION,
@@ -33,6 +33,7 @@ from engine.types import (
     Mark,
     Records,
     Schema,
+    SharedSource,
     Snapshot,
     Source,
     parse_schema,
@@ -48,9 +49,7 @@ ROWS, LABELS = "rows", "labels"
 SECTION = "labels.source"
 """The table of the source of labels."""
 QUIET_READS = 10
-"""The reads without a record after which a source has nothing for now."""
-FOLLOWERS = 15
-"""The records after one that say whether its time is far in the future."""
+"""The reads without a record after which a source that knows of no more has nothing for now."""
 LABELS_FIRST = LABELS + SEPARATOR
 
 
@@ -93,7 +92,8 @@ class LabelledSource(SourceGroup):
         """Name of a source -> its records that were read and not given yet."""
         self._ahead_times: dict[str, Ints] = {}
         """Name of a source -> the times of these."""
-        self._clock = dict.fromkeys((ROWS, LABELS), NEVER)
+        self._clocks = dict.fromkeys((ROWS, LABELS), Clock())
+        """Name of a source -> the clock of what was given."""
         self._empty_reads = dict.fromkeys((ROWS, LABELS), 0)
         self._times: LabelTimes | None = None
 
@@ -164,7 +164,7 @@ class LabelledSource(SourceGroup):
     def seek(self, mark: Mark) -> None:
         self._ahead.clear()
         self._ahead_times.clear()
-        self._clock = dict.fromkeys(self._clock, NEVER)
+        self._clocks = dict.fromkeys(self._clocks, Clock())
         self._empty_reads = dict.fromkeys(self._empty_reads, 0)
         super().seek(mark)
 
@@ -175,7 +175,7 @@ class LabelledSource(SourceGroup):
             if member.name in self._ahead and not len(self._ahead[member.name]):
                 return self._give(member, 0)  # a gap: only its position counts
         absent = [m for m in self._parts if not m.ended and m.name not in self._ahead]
-        if absent and (not self._ahead or self._is_behind(absent[0])):
+        if absent and not (self._ahead and self._free(absent[0])):
             if not self._look_ahead(absent[0], max_rows, max_bytes, timeout):
                 self._empty_reads[absent[0].name] += 1
                 return None
@@ -208,19 +208,21 @@ class LabelledSource(SourceGroup):
         self._empty_reads[member.name] = 0
         return True
 
-    def _is_behind(self, absent: Member) -> bool:
-        """Return whether a source that has nothing now may have rows older than the other's."""
-        if self._empty_reads[absent.name] >= QUIET_READS:
-            return False
+    def _free(self, absent: Member) -> int:
+        """Return how many of the waiting records need not wait for a source that has nothing now:
+        it has none as old as they are, or no more for now."""
         assert self._times is not None, "schema comes first"
-        next_time = next(iter(self._ahead_times.values()))[0]
-        return bool(self._clock[absent.name] + self._times.lateness < next_time)
+        (times,) = self._ahead_times.values()
+        is_quiet = self._empty_reads[absent.name] >= QUIET_READS and not _has_more(absent)
+        if absent.ended or is_quiet:
+            return len(times)
+        return _leading(times <= self._clocks[absent.name].time + self._times.lateness)
 
     def _turn(self) -> tuple[Member, int]:
         """Return whose records come next, and how many."""
-        for alone, other in ((self._rows, LABELS), (self._labels, ROWS)):
-            if other not in self._ahead:
-                return alone, len(self._ahead[alone.name])
+        for alone, other in ((self._rows, self._labels), (self._labels, self._rows)):
+            if other.name not in self._ahead:
+                return alone, self._free(other)
         rows, labels = self._ahead_times[ROWS], self._ahead_times[LABELS]
         done = self._rows.given % self.settings.every_rows
         step = rows[: self.settings.every_rows - done]
@@ -234,7 +236,9 @@ class LabelledSource(SourceGroup):
         """Return the first of the waiting records."""
         name, records = member.name, self._ahead.pop(member.name)
         times = self._ahead_times.pop(name)
-        self._clock[name] = max(self._clock[name], int(times[:n].max(initial=NEVER)))
+        assert self._times is not None, "schema comes first"
+        clock = self._clocks[name]
+        self._clocks[name], *_ = clock.walk(times[:n], self._times.kept, at_once=True)
         if n < len(records):
             self._ahead[name], self._ahead_times[name] = records.slice(n, len(records)), times[n:]
             records = records.slice(0, n)
@@ -247,7 +251,8 @@ class LabelledSource(SourceGroup):
 
     def _times_in(self, member: Member, records: Records) -> Ints:
         """Return the time of each record, shape (n,); NEVER where it has none or one far in the
-        future, or nothing can come before it, as the other source has ended."""
+        future, before which all records of the other source would be read, or where nothing can
+        come before it, as that has ended."""
         times = np.full(len(records), NEVER)
         (other,) = (m for m in self._parts if m is not member)
         if not len(records) or (other.ended and other.name not in self._ahead):
@@ -263,19 +268,12 @@ class LabelledSource(SourceGroup):
         return without_future(times, self._times.kept)
 
 
-def without_future(times: Ints, kept: int) -> Ints:
-    """Return times with NEVER in place of those that are further ahead than `kept` of what follows
-    them, by the median: or all records of the other source would be read before one of them."""
-    later = np.where(times > NEVER, times, -NEVER)
-    lowest = np.minimum.accumulate(later[::-1])[::-1]
-    ahead = np.flatnonzero((times > NEVER) & (later - lowest > kept))
-    if not len(ahead):
-        return times
-    followers = np.append(later, np.full(FOLLOWERS, -NEVER))
-    windows = np.lib.stride_tricks.sliding_window_view(followers, FOLLOWERS)[ahead + 1]
-    middle = np.partition(windows, FOLLOWERS // 2, axis=1)[:, FOLLOWERS // 2]
-    ahead = ahead[times[ahead] - middle > kept]
-    return np.where(np.isin(np.arange(len(times)), ahead), NEVER, times)
+def _has_more(member: Member) -> bool:
+    """Return whether a source knows of records that it has not given, as a topic does whose first
+    answer is still to come."""
+    source, given = member.source, Mark(positions=member.marked)
+    more = source.unread(given) if isinstance(source, SharedSource) else source.lag(given)
+    return any(more.values())
 
 
 def _leading(mask: Bools) -> int:

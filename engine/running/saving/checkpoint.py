@@ -1,8 +1,9 @@
 """Checkpoints: all state a restart needs, in one atomically written file; see
 `engine.running.saving.codec` for its content.
 
-Saving is `atomic`; older files are deleted only afterwards. Loading takes the newest valid file,
-and logs a warning if a newer one is damaged. A file of another layout is refused, not skipped,
+Saving is `atomic`; older files are deleted only afterwards, and files of rows beside them that none
+names any longer. Loading takes the newest valid file, and logs a warning if a newer one is damaged
+or lacks a file that it names. A file of another layout is refused, not skipped,
 because it holds learned state. So is a state whose keys differ from those of this version's parts.
 """
 
@@ -12,7 +13,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,11 @@ from engine.running.saving.codec import (
     Saved,
     decode,
     encode,
+    files_beside,
+    names_beside,
     running_version,
 )
+from engine.running.saving.segment_files import SegmentFiles
 from engine.system import atomic
 from engine.types import Duration, HeadraceError, Name, Snapshot, UserError
 from engine.types.changes import Free
@@ -59,8 +63,9 @@ class Checkpoints:
         settings: where, how many, how often.
 
     Attributes:
+        segments: the files of rows beside the checkpoints, which these name.
         committed: the number of the newest one that is known to be committed; None before.
-        changed: what the pipeline has set otherwise than the one that `load` returned.
+        changed: what the pipeline has set otherwise than the one that was restored.
     """
 
     class Settings(types.Settings):
@@ -83,6 +88,7 @@ class Checkpoints:
     def __init__(self, settings: Checkpoints.Settings) -> None:
         self.settings = settings
         self.folder = Path(settings.path)
+        self.segments = SegmentFiles(self.folder, private=settings.private)
         self._place = atomic.Folder(self.folder, "[checkpoint] path")
         self._folder_replaced = False
         self.seconds = 0.0
@@ -91,6 +97,9 @@ class Checkpoints:
         self.changed: tuple[str, ...] = ()
         self._loaded = self._written_by = ""
         """The file that `load` returned, and who wrote it."""
+        self._identities: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {})
+        """What it was written with, and what the pipeline has."""
+        self._writes = True
 
     def save(self, state: Mapping[str, Snapshot], identity: Mapping[str, str]) -> Path:
         """Write the next checkpoint; it is safe on disk when this returns.
@@ -100,6 +109,8 @@ class Checkpoints:
         start = time.perf_counter()
         parts = encode(dict(state), dict(identity))
         self._folder_replaced = self._folder_replaced or self._place.gone
+        if self._folder_replaced and (lacking := self.segments.why_lacking(files_beside(state))):
+            raise CheckpointFailed(f"The checkpoint would be of no use: {lacking}.")
         try:
             self._place.make()
             numbers = self._numbers()
@@ -108,6 +119,7 @@ class Checkpoints:
             for number in sorted(numbers)[: max(0, len(numbers) + 1 - self.settings.keep)]:
                 if number != self.committed:
                     self._path(number).unlink()
+            self._discard_unnamed()
         except OSError as error:
             raise CheckpointFailed(
                 f"The checkpoint cannot be written to {self.folder}: {error.strerror or error}; "
@@ -124,6 +136,7 @@ class Checkpoints:
         mend: Callable[[Saved], Saved] | None = None,
         *,
         last: int | None = None,
+        alone: bool = False,
     ) -> dict[str, Snapshot] | None:
         """Return the newest complete checkpoint's state; None if there is none.
 
@@ -132,14 +145,17 @@ class Checkpoints:
                 one that is known to be committed.
             mend: makes of a checkpoint what this pipeline may take.
             last: the number of the newest one that may count; None for any.
+            alone: whether only what is learned counts: the files beside it may be missing, and a
+                changed sink is not told.
 
-        Raises: UserError when it belongs to another pipeline, schema or model, or is of another
-            layout; HeadraceError when files are there but none is whole.
+        Raises: UserError when it belongs to another pipeline, schema or model, is of another
+            layout, or when files are there but none is whole; HeadraceError when none ends at the
+            committed offsets.
         """
         self._place.note()
-        skipped: list[str] = []
+        skipped: list[tuple[str, str]] = []
         passed = 0
-        for number, read in self._newest_first(last, skipped):
+        for number, read in self._newest_first(last, skipped, alone):
             saved, path = read if mend is None else mend(read), self._path(number)
             state, self._written_by = saved.state, saved.version
             self._loaded = f"{path}, written by headrace {saved.version},"
@@ -154,10 +170,11 @@ class Checkpoints:
             if skipped:
                 log.warning(
                     "checkpoint is not whole; the one before it is used",
-                    extra={"skipped": ", ".join(skipped), "used": path.name},
+                    extra={"skipped": _told(skipped), "used": path.name},
                 )
             self.committed = number
-            self._tell(saved.identity, identity)
+            self._identities = saved.identity, identity
+            self._writes = not alone
             return state
         if passed:
             raise HeadraceError(
@@ -166,18 +183,21 @@ class Checkpoints:
                 "checkpoints hold, set another [checkpoint] path; to start over, run with --fresh."
             )
         if skipped:
-            raise HeadraceError(
-                f"No checkpoint in {self.folder} is whole: {', '.join(skipped)}; to start over "
-                "without them, run with --fresh."
+            raise UserError(
+                f"No checkpoint in {self.folder} is whole: {_told(skipped)}; put back what is "
+                "missing or damaged, or start over without it by --fresh."
             )
         return None
 
-    def _newest_first(self, last: int | None, skipped: list[str]) -> Iterator[tuple[int, Saved]]:
+    def _newest_first(
+        self, last: int | None, skipped: list[tuple[str, str]], alone: bool
+    ) -> Iterator[tuple[int, Saved]]:
         """Yield the number and the content of each whole checkpoint, the newest first.
 
         Args:
             last: the number of the first one; None for the newest.
             skipped: gets the names of those that are not whole, and why.
+            alone: see `load`.
 
         Raises: UserError for one of another layout.
         """
@@ -187,11 +207,15 @@ class Checkpoints:
             try:
                 saved = decode(path.read_bytes())
             except (CorruptCheckpoint, OSError) as error:
-                skipped.append(f"{path.name} ({error})")
+                skipped.append((path.name, str(error)))
             except OtherLayout as other:
                 raise UserError(f"{path} {other}{_other_layout()}") from None
             else:
-                yield number, saved
+                lacking = None if alone else self.segments.why_lacking(files_beside(saved.state))
+                if lacking is None:
+                    yield number, saved
+                else:
+                    skipped.append((path.name, lacking))
 
     @contextmanager
     def restoring(
@@ -199,7 +223,8 @@ class Checkpoints:
     ) -> Iterator[None]:
         """Check a restore: inside the block, the components receive what `load` returned. What
         they would save then must have the same keys at every level: a missing key was not
-        restored, an additional one would be lost at the next save.
+        restored, an additional one would be lost at the next save. What has changed since is
+        logged.
 
         Args:
             parts: what the parts would save now.
@@ -218,6 +243,7 @@ class Checkpoints:
             by = f" by {who}" if (who := whose(error)) else ""
             raise self._unreadable(f"cannot be restored{by} ({reason})") from error
         self._require_none(*_strays(state, parts(), _keys))
+        self._tell(*self._identities)  # no sooner: a part may refuse what has changed
 
     def _require_none(self, lost: Sequence[str], more: Sequence[str]) -> None:
         differences = [f"lacks {_few(lost)}"] * bool(lost) + [f"has {_few(more)} besides"] * bool(
@@ -254,9 +280,28 @@ class Checkpoints:
         return bool(self._numbers())
 
     def delete_all(self) -> None:
-        """Delete all checkpoints, and no other file of the folder."""
+        """Delete all checkpoints and what they name, and no other file of the folder."""
         for number in self._numbers():
             self._path(number).unlink()
+        self.segments.discard_all_but(())
+
+    def discard_unnamed(self) -> None:
+        """Remove the files of rows that no checkpoint names: a run that was killed has left them.
+
+        Raises: HeadraceError if that cannot be done.
+        """
+        try:
+            self._discard_unnamed()
+        except OSError as error:
+            raise HeadraceError(
+                f"{self.folder} cannot be tidied: {error.strerror or error}; let the engine delete "
+                "its files there, and start again."
+            ) from error
+
+    def _discard_unnamed(self) -> None:
+        if self.segments.there():
+            named = (names_beside(self._path(number)) for number in self._numbers())
+            self.segments.discard_all_but(set().union(*named))
 
     def _has_any(self) -> bool:
         """Return whether an earlier checkpoint is there."""
@@ -285,7 +330,8 @@ class Checkpoints:
                 )
 
     def _tell(self, written: Mapping[str, str], here: Mapping[str, str]) -> None:
-        changes = list(_differing(written, here))
+        every = _differing(written, here)
+        changes = [each for each in every if self._writes or not each[0].startswith("[sink")]
         self.changed = tuple(part for part, _, _ in changes)
         for part, was, now in changes:
             now_is, was_is = _difference(now, was)
@@ -293,6 +339,14 @@ class Checkpoints:
                 "%s has changed since the checkpoint in %s was written: %s now, %s before; it "
                 "holds for what comes from here on.", part, self.folder, now_is, was_is,
             )  # fmt: skip
+
+
+def _told(skipped: Iterable[tuple[str, str]]) -> str:
+    """Return files with the reason of each, in words; each reason once."""
+    names: dict[str, list[str]] = {}
+    for name, reason in skipped:
+        names.setdefault(reason, []).append(name)
+    return "; ".join(f"{', '.join(files)} ({reason})" for reason, files in names.items())
 
 
 def _other_layout() -> str:
@@ -363,7 +417,12 @@ def _difference(now: str | None, was: str | None) -> tuple[str, str]:
         key = differing[0]
         a, b, path = a.get(key), b.get(key), f"{path}.{key}" if path else key
     at = f"{path} = " if path else ""
-    return f"{at}{json.dumps(a)}", f"{at}{json.dumps(b)}"
+    return f"{at}{_shown(a)}", f"{at}{_shown(b)}"
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a pipeline file has it, which has no null."""
+    return "not set" if value is None else json.dumps(value)
 
 
 __all__ = ["CheckpointFailed", "Checkpoints", "Tolerated"]

@@ -1,8 +1,9 @@
 """The content of a checkpoint file.
 
 A magic line with the number of its layout, the length of a JSON header, the header (identity,
-headrace's version, the state's skeleton, a table of segments), the segments (raw arrays, Arrow IPC
-frames), and a BLAKE2b digest over all of it. Nothing in it is executed on loading.
+headrace's version, the files that the state counts on, its skeleton, a table of segments), the
+segments (raw arrays, Arrow IPC frames), and a BLAKE2b digest over all of it. Nothing in it is
+executed on loading.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import hashlib
 import io
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +23,7 @@ import polars as pl
 
 from engine.types import HeadraceError, Snapshot
 
-LAYOUT = 5
+LAYOUT = 10
 """The version of the layout; increase it with every change to a state's keys or their meaning."""
 NAMED = b"headrace checkpoint "
 MAGIC = NAMED + b"%d\n" % LAYOUT
@@ -40,6 +42,18 @@ class OtherLayout(Exception):
 
 class _NotPlain(TypeError):
     """A value that no checkpoint can hold."""
+
+
+class FileBeside(NamedTuple):
+    """A file in the folder of the checkpoints, which a state that holds this counts on.
+
+    Attributes:
+        name: of the file.
+        nbytes: its size.
+    """
+
+    name: str
+    nbytes: int
 
 
 class Saved(NamedTuple):
@@ -73,7 +87,13 @@ def encode(state: Snapshot, identity: Mapping[str, str]) -> list[bytes | memoryv
         require_plain(state)
         raise
     header = json.dumps(
-        {"version": running_version(), "identity": identity, "state": skeleton, "segments": table}
+        {
+            "version": running_version(),
+            "identity": identity,
+            "files": [file.name for file in files_beside(state)],
+            "state": skeleton,
+            "segments": table,
+        }
     ).encode()
     parts = [MAGIC, len(header).to_bytes(8, "little"), header, *segments]
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
@@ -104,6 +124,31 @@ def decode(data: bytes) -> Saved:
         segments.append(body[at : at + length])
         at += length
     return Saved(_unflatten(header["state"], segments), header["identity"], str(version))
+
+
+def files_beside(value: Snapshot) -> Iterator[FileBeside]:
+    """Yield the files that a state counts on."""
+    if isinstance(value, FileBeside):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from files_beside(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from files_beside(item)
+
+
+def names_beside(path: Path) -> set[str]:
+    """Return the names of the files that a checkpoint counts on, from its header alone; none of one
+    that is too damaged to be restored. Raises: OSError."""
+    with path.open("rb") as file:
+        line, size = file.readline(len(MAGIC) + 8), int.from_bytes(file.read(8), "little")
+        if not line.startswith(NAMED) or size > path.stat().st_size:
+            return set()
+        try:
+            return set(json.loads(file.read(size))["files"])
+        except (ValueError, KeyError, TypeError):
+            return set()
 
 
 def require_plain(value: Snapshot, path: tuple[str, ...] = ()) -> None:
@@ -163,6 +208,8 @@ def _flatten(value: Snapshot, segment: Any) -> Any:
         return value
     if isinstance(value, list):
         return [_flatten(item, segment) for item in value]
+    if isinstance(value, FileBeside):
+        return {"file": list(value)}
     if isinstance(value, tuple):
         return {"tuple": [_flatten(item, segment) for item in value]}
     if isinstance(value, Mapping):
@@ -193,6 +240,8 @@ def _unflatten(value: Any, segments: list[memoryview]) -> Any:
         return {key: _unflatten(item, segments) for key, item in value["dict"].items()}
     if "nan" in value:
         return struct.unpack("<d", bytes.fromhex(value["nan"]))[0]
+    if "file" in value:
+        return FileBeside(*value["file"])
     if "tuple" in value:
         return tuple(_unflatten(item, segments) for item in value["tuple"])
     if "array" in value:
@@ -235,10 +284,13 @@ def size_of(value: Snapshot) -> int:
 __all__ = [
     "LAYOUT",
     "CorruptCheckpoint",
+    "FileBeside",
     "OtherLayout",
     "Saved",
     "decode",
     "encode",
+    "files_beside",
+    "names_beside",
     "require_plain",
     "running_version",
     "size_of",

@@ -136,7 +136,7 @@ def _require_types(before: BoundStages, now: BoundStages, kept: Collection[str])
             schemas = [_bound_to(chain) for chain in (stage, later[stage.name])]
             _require_alike(stage.where, _compared_columns(stage, schemas[0]), *schemas)
     if (features := now.features) is not None:
-        keys = () if features.state is None else features.state.by
+        keys = () if features.state is None else features.state.columns
         exact = dict.fromkeys((*features.categories, *features.nested, *keys), False)
         columns = {**dict.fromkeys((*features.numeric, features.target or ""), True), **exact}
         _require_alike("[model]", columns, before.schema, now.schema)

@@ -86,8 +86,10 @@ class Saver:
         """The batches done before this run; None until it begins."""
 
     def begin(self, batches: int) -> None:
-        """Start a run that has done so many batches before."""
+        """Start a run that has done so many batches before. Raises: HeadraceError"""
         self._saved_batches = self._begun = batches
+        if self._checkpoints is not None:
+            self._checkpoints.discard_unnamed()
 
     def newest(self) -> State | None:
         """Return the state of the newest checkpoint that counts; None without one. In a run with

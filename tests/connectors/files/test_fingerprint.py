@@ -430,6 +430,21 @@ def test_a_copy_beside_its_original_is_told(
     assert copies(caplog) == expected
 
 
+def test_a_copy_of_a_moved_file_is_told_by_where_both_are(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Path("d/a.ndjson").write_text(lines(1, 2, 3))
+    _, state = run("d/*")
+    Path("d/a.ndjson").rename("d/b.ndjson")
+    Path("d/a.ndjson").write_text(lines(1, 2, 3))
+    run("d/*", state)
+    (told,) = copies(caplog)
+    assert {word.strip("()") for word in told.split() if word.startswith("d/")} >= {
+        "d/a.ndjson", "d/b.ndjson",
+    }  # fmt: skip
+    assert "(read as d/" in told
+
+
 def test_compressed_copies_of_each_other_are_told(caplog: pytest.LogCaptureFixture) -> None:
     text = lines(*range(3_000)).encode()
     Path("d/a.ndjson.gz").write_bytes(gzip.compress(text, mtime=1))

@@ -290,9 +290,26 @@ def test_a_copy_that_stays_is_told(
         assert reader.rows() == []
         told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
         assert told == [
-            "d/b.ndjson has the content of d/a.ndjson and counts as a copy of it: its rows are "
-            "not read unless that file disappears or the contents differ."
+            "d/b.ndjson has the content of d/a.ndjson, or the beginning of it, and counts as a "
+            "copy: its rows are not read unless that file disappears or the contents differ."
         ]
+
+
+def test_a_copy_that_is_held_back_when_the_run_ends_is_told_by_where_its_twin_is_now(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    add("d/a.ndjson", 1, 2)
+    with reading("d/*.ndjson") as reader:
+        assert reader.rows() == ["1", "2"]
+        Path("d/a.ndjson").rename("d/old.ndjson")
+        add("d/a.ndjson", 1)
+        assert reader.rows() == []
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert told == [
+        "d/a.ndjson has the content of d/old.ndjson (read as d/a.ndjson), or the beginning of it, "
+        "and counts as a copy: its rows are not read unless that file disappears or the contents "
+        "differ."
+    ]
 
 
 @pytest.mark.parametrize("write", [parquet, arrow])

@@ -12,7 +12,7 @@ import pytest
 from jsonschema import Draft7Validator
 
 from engine.commands import reference
-from engine.config import BATCH_DELAY, BLOCK_DELAY, LoaderSettings, Pipeline
+from engine.config import BATCH_DELAY, BLOCK_DELAY, OPTIONAL, LoaderSettings, Pipeline
 from engine.settings_docs import Key, keys
 from engine.types import Settings, UserError
 from models import LEARNERS
@@ -96,7 +96,9 @@ def test_an_editor_finds_every_misspelt_key_of_a_shipped_pipeline(
     path: Path, editor: Draft7Validator
 ) -> None:
     table = _read(path)
-    free = ("schema", "columns", "record", "paths", "baselines", "slices", "provenance")
+    free = (
+        "schema", "columns", "record", "paths", "baselines", "slices", "provenance", "aggregates",
+    )  # fmt: skip
     for keys_of in _tables(table, free):
         for key in list(keys_of):
             value = keys_of.pop(key)
@@ -135,6 +137,9 @@ def _tables(table: dict[str, Any], free: tuple[str, ...]) -> list[dict[str, Any]
         ({"export": {"compress": {"candidates": ["int8"]}}}, True),
         ({"export": {"compress": {"candidate": ["int8"]}}}, False),
         ({"export": {"compress": False}}, True),
+        *(({section: False}, True) for section in OPTIONAL),
+        ({"scrub": {"mine": False, "missing": False}, "augment": {"noise": False}}, True),
+        *(({section: False}, False) for section in ("source", "loader", "checkpoint")),
         ({"source": {"kind": "mix", "sources": {"a": {"kind": "files", "weight": 2}}}}, True),
         ({"source": {"kind": "mix", "sources": {"a": {"kind": "files", "wight": 2}}}}, False),
     ],

@@ -113,6 +113,16 @@ def test_quantiles_and_far_values_are_right_within_half_a_percent_of_the_rows() 
     assert sum(column.bars) == pytest.approx(0.99, abs=0.01)
 
 
+@pytest.mark.parametrize("numbers", [24, 7, 100, 199, 2])
+def test_even_whole_numbers_have_even_bars(numbers: int) -> None:
+    rows = np.tile(np.arange(numbers), 50)
+    (column,) = column_profiles(survey(pl.DataFrame({"x": rows}), [len(rows)]))
+    whole = column.bars[:-1] or column.bars  # the last may stand for fewer numbers
+    assert len(column.bars) <= 20
+    assert max(whole) == pytest.approx(min(whole))
+    assert sum(column.bars) == pytest.approx(1)
+
+
 @pytest.mark.parametrize("n", [0, 1, 100, 10_000, 1_000_000])
 def test_distinct_values_are_counted_within_three_errors(n: int) -> None:
     values = hashes(pl.DataFrame({"x": np.arange(n)}))

@@ -10,11 +10,21 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
+from engine.columnar.row_expressions import Condition
 from engine.interpret import Interpretation, page
-from engine.interpret.calibration import calibrations
-from engine.interpret.figures import Calibration, Importance, Slice, WorstRow
+from engine.interpret.calibration import calibrations, quantile_calibrations
+from engine.interpret.figures import (
+    Calibration,
+    Coverage,
+    Importance,
+    QuantileCalibration,
+    Slice,
+    WorstRow,
+)
 from engine.interpret.judging import Judge, Judged, are_probabilities, student
+from engine.interpret.sentences import of_quantiles
 from engine.interpret.slices import cells, named_slices, worst_slices
+from engine.interpret.worst import worst_rows
 from engine.types import Features
 from engine.types.arrays import Floats
 from tests.chromium import HOSTILE, require_inert
@@ -57,6 +67,83 @@ def test_a_regression_is_calibrated_where_its_values_are_means() -> None:
     assert [group.predicted for group in bad] == sorted(group.predicted for group in bad)
 
 
+def waits(n: int) -> tuple[Floats, Floats]:
+    """Return exponential targets, skewed as waiting times are, and the mean of each."""
+    rng = np.random.default_rng(0)
+    mean = 1 + 9 * rng.random(n)
+    return mean * rng.exponential(size=n), mean
+
+
+def bands(target: Floats, scores: Floats, levels: tuple[float, ...]) -> Judged:
+    return Judged(
+        rows=np.arange(len(target)),
+        target=target,
+        scores=scores[:, levels.index(0.5)],
+        quantiles=scores,
+    )
+
+
+def test_quantiles_of_a_skewed_target_are_judged_by_the_targets_below_them() -> None:
+    levels = (0.1, 0.5, 0.9)
+    target, mean = waits(6_000)
+    judge = Judge(features=Features(numeric=(), quantiles=levels), probabilistic=False)
+    right = np.stack([-np.log(1 - level) * mean for level in levels], axis=1)
+    assert calibrations(judge, bands(target, right, levels)) == ()
+    found = quantile_calibrations(judge, bands(target, right, levels))
+    assert list(of_quantiles(found)) == []
+    assert [each.name for each in found] == ["q10", "q50", "q90", "q10 to q90"]
+    assert [each.asked for each in found] == [*levels, 0.8]
+    for each, shown in zip(found, (*right.T, right[:, 2] - right[:, 0]), strict=True):
+        assert each.whole.fits
+        assert each.whole.observed == pytest.approx(each.asked, abs=0.02)
+        assert each.whole.prediction == pytest.approx(shown.mean())
+        assert (len(each.groups), sum(group.rows for group in each.groups)) == (15, 6_000)
+        assert each.off <= 2
+    wide = right * [0.5, 1, 2]
+    off = quantile_calibrations(judge, bands(target, wide, levels))
+    assert [each.whole.fits for each in off] == [False, True, False, False]
+    low, high, both = of_quantiles(off)
+    assert low.startswith("q10 is not calibrated: 4.9%")
+    assert low.endswith("of the targets lie below it, and 10% were asked for.")
+    assert high.startswith("q90 is not calibrated: 9")
+    assert both.startswith("q10 to q90 is not calibrated: 9")
+    assert "lie inside it, and 80% were" in both
+    inside = ((wide[:, 0] <= target) & (target <= wide[:, 2])).mean()
+    assert off[-1].whole.observed == pytest.approx(inside)
+    constant = np.broadcast_to(np.quantile(target, levels), right.shape)
+    ordered = np.argsort(mean)  # groups of equal predictions hold their rows in order
+    flat = bands(target[ordered], constant[ordered], levels)
+    everywhere = quantile_calibrations(judge, flat)[1]
+    assert everywhere.whole.fits
+    assert everywhere.off > 10
+    (sentence,) = of_quantiles((everywhere,))
+    assert sentence == (
+        "q50 is not calibrated everywhere: the share of targets below it is off in "
+        f"{everywhere.off} of 15 groups of rows by prediction."
+    )
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_one_value_may_be_a_quantile(level: float) -> None:
+    target, mean = waits(3_000)
+    judge = Judge(features=Features(numeric=(), quantile=level), probabilistic=False)
+    right = judged(target, -np.log(1 - level) * mean)
+    (only,) = quantile_calibrations(judge, right)
+    assert (only.asked, only.whole.fits, calibrations(judge, right)) == (level, True, ())
+    (low,) = quantile_calibrations(judge, judged(target, right.scores / 2))
+    assert not low.whole.fits
+
+
+def test_targets_that_equal_a_quantile_count_for_either_side() -> None:
+    """Of sales that are mostly 0, the median is 0, and most are not above it."""
+    target = np.where(np.arange(1_000) % 10 < 7, 0.0, 5.0)
+    judge = Judge(features=Features(numeric=(), quantile=0.5), probabilistic=False)
+    (only,) = quantile_calibrations(judge, judged(target, np.zeros(1_000)))
+    assert (only.whole.observed, only.whole.least, only.whole.fits) == (0.7, 0.0, True)
+    (below,) = quantile_calibrations(judge, judged(target, np.full(1_000, -1.0)))
+    assert not below.whole.fits
+
+
 @pytest.mark.parametrize("rows", [1, 2, 39])
 def test_few_rows_are_one_group(rows: int) -> None:
     (group,) = calibrations(
@@ -68,6 +155,36 @@ def test_few_rows_are_one_group(rows: int) -> None:
 
 
 # ------------------------------------------------------------------------------------------ losses
+
+
+@pytest.mark.parametrize(
+    ("features", "quantiles", "losses", "worst"),
+    [
+        (Features(numeric=(), quantile=0.9), None, [9.0, 1.5, 0.9], (0, "0")),
+        (Features(numeric=(), quantile=0.5), None, [10.0, 15.0, 1.0], (1, "0")),
+        (NUMBERS, None, [10.0, 15.0, 1.0], (1, "0")),
+        (
+            Features(numeric=(), quantiles=(0.1, 0.5, 0.9)),
+            [[-1.0, 0.0, 2.0], [-16.0, 0.0, 1.0], [-1.0, 0.0, 1.0]],
+            [(1.1 + 5.0 + 7.2) / 3, (0.1 + 7.5 + 1.6) / 3, (0.2 + 0.5 + 0.0) / 3],
+            (0, "0 (-1 to 2)"),
+        ),
+    ],
+)
+def test_rows_of_quantiles_are_judged_by_pinball_loss(
+    features: Features, quantiles: Any, losses: list[float], worst: tuple[int, str]
+) -> None:
+    """A target far below the 0.9 quantile is no mistake of it; one far above is."""
+    judge = Judge(features=features, probabilistic=False)
+    target, scores = np.array([10.0, -15.0, 1.0]), np.zeros(3)
+    several = None if quantiles is None else np.array(quantiles)
+    rows = Judged(rows=np.arange(3), target=target, scores=scores, quantiles=several)
+    assert judge.losses(rows) == pytest.approx(losses)
+    assert judge.figures(rows)[judge.metrics[0]] == pytest.approx(np.mean(losses))
+    assert judge.loss == ("absolute error" if judge.metrics[0] == "mae" else "pinball loss")
+    frame = pl.DataFrame({"_partition": ["p"] * 3, "_position": range(3)})
+    first = worst_rows(judge, frame, rows, judge.losses(rows), ())[0]
+    assert (first.position, first.prediction) == worst
 
 
 def test_scores_that_only_name_classes_are_no_probabilities() -> None:
@@ -130,7 +247,8 @@ def test_no_interval_of_a_loss_reaches_below_0() -> None:
     frame = pl.DataFrame({"c": ["a"] * 40 + ["b"] * 40, "_position": range(80)})
     losses = np.where(np.arange(80) % 40 == 7, 5.0, 0.01)
     (worst,), _ = worst_slices(frame, losses, ("c",))
-    (named,), _ = named_slices(frame, losses, {"a": pl.col("c") == "a"})
+    condition = Condition("c = 'a'", dict(frame.schema), where="slice")
+    (named,), _ = named_slices(frame, losses, {"a": condition})
     for each in (worst, named):
         assert each.low == 0.0 < each.loss < each.high
 
@@ -180,6 +298,16 @@ def test_data_cannot_write_into_the_page() -> None:
             figures={"log_loss": 1.0, "auc": float("nan")},
             importances=(Importance(column=HOSTILE, worse=1.0, low=0.5, high=1.5),),
             repeats=3,
+            quantiles=(
+                QuantileCalibration(
+                    name=HOSTILE,
+                    asked=0.5,
+                    whole=Coverage(
+                        rows=1, prediction=1.0, observed=1.0, least=1.0, low=0.0, high=1.0
+                    ),
+                    groups=(),
+                ),
+            ),
             calibrations=(
                 Calibration(rows=1, predicted=0.5, observed=1.0, low=0.0, high=float("inf")),
             ),

@@ -32,9 +32,25 @@ def test_a_consumer_that_starves_behind_a_stopped_producer_gets_a_deeper_queue()
     depth, clock = depth_of(64 * MIB)
     assert depth.bytes == 8 * MIB
     for expected in (16, 32, 64, 64):
-        depth.blocked()
+        depth.blocked(1)
         depth.item_taken(0, 0.1, clock.tick())
         assert depth.bytes == expected * MIB
+
+
+def test_a_depth_below_one_item_grows_to_what_was_not_let_in() -> None:
+    depth, clock = depth_of(64 * MIB)
+    depth.bytes = 1
+    depth.blocked(2 * 5 * MIB)
+    depth.item_taken(0, 0.1, clock.tick())
+    assert depth.bytes == 10 * MIB
+
+
+def test_what_still_lies_above_the_depth_is_no_reason_to_shrink_again() -> None:
+    """A consumer of minutes per item: the queue holds what it held, whatever its depth."""
+    depth, clock = depth_of(64 * MIB)
+    for _ in range(LOW_WATER_EPOCHS * 10):
+        depth.item_taken(7 * MIB, 0.0, clock.tick())
+    assert 6 * MIB < depth.bytes < 7 * MIB
 
 
 def test_a_slow_producer_gets_no_memory_for_nothing() -> None:
@@ -48,7 +64,7 @@ def test_a_slow_producer_gets_no_memory_for_nothing() -> None:
 def test_a_slow_consumer_gets_no_memory_for_nothing() -> None:
     depth, clock = depth_of(64 * MIB)
     for _ in range(LOW_WATER_EPOCHS - 2):
-        depth.blocked()
+        depth.blocked(1)
         depth.item_taken(7 * MIB, 0.0, clock.tick())
     assert depth.bytes == 8 * MIB
 
@@ -56,7 +72,7 @@ def test_a_slow_consumer_gets_no_memory_for_nothing() -> None:
 def test_waits_of_microseconds_are_worth_no_memory() -> None:
     depth, clock = depth_of(64 * MIB)
     for _ in range(50):
-        depth.blocked()
+        depth.blocked(1)
         depth.item_taken(0, 50e-6, clock.tick())
     assert depth.bytes == 8 * MIB
 
@@ -64,7 +80,7 @@ def test_waits_of_microseconds_are_worth_no_memory() -> None:
 def test_what_nobody_needed_for_ten_seconds_is_given_back() -> None:
     depth, clock = depth_of(64 * MIB)
     for _ in range(3):
-        depth.blocked()
+        depth.blocked(1)
         depth.item_taken(0, 0.1, clock.tick())
     assert depth.bytes == 64 * MIB
     for _ in range(LOW_WATER_EPOCHS - 1):
@@ -85,7 +101,7 @@ def test_a_queue_that_is_emptied_now_and_then_keeps_its_depth() -> None:
 def test_a_depth_fixed_by_hand_stays() -> None:
     depth, clock = depth_of(64 * MIB, fixed=3 * MIB)
     for _ in range(100):
-        depth.blocked()
+        depth.blocked(1)
         assert not depth.item_taken(0, 0.4, clock.tick())
     assert depth.bytes == 3 * MIB
 
@@ -99,7 +115,7 @@ def test_a_depth_never_leaves_its_limits(limit: int, events: list[tuple[bool, in
     depth, clock = QueueDepth(limit, on_change=lambda n, why: heard.append((n, why))), Clock()
     for blocked, unused, waited in events:
         if blocked:
-            depth.blocked()
+            depth.blocked(1)
         before = depth.bytes
         changed = depth.item_taken(min(unused, before), waited, clock.tick())
         assert 1 <= depth.bytes <= limit

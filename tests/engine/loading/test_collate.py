@@ -52,10 +52,10 @@ def test_regression() -> None:
     assert done.frame["_position"].to_list() == [0, 5]
     first, second, missing, big = done.rejects
     assert (first.reason, first.rows["_position"].to_list()) == ("missing_label", [6])
-    assert (second.reason, second.rows["_position"].to_list()) == ("not_finite", [7])
+    assert (second.reason, second.rows["_position"].to_list()) == ("non_finite", [7])
     assert (missing.reason, missing.rows["_position"].to_list()) == ("missing", [1, 2])
     assert missing.rows["detail"][0] == "Expected a number in feature 'a', got null or NaN."
-    assert (big.reason, big.rows["_position"].to_list()) == ("not_finite", [3, 4])
+    assert (big.reason, big.rows["_position"].to_list()) == ("non_finite", [3, 4])
 
 
 def test_classes() -> None:
@@ -77,7 +77,7 @@ def test_a_label_below_what_can_be_learned() -> None:
     assert done.tensors is not None
     assert done.tensors.target is not None
     assert done.tensors.target.tolist() == [0.0]
-    assert reasons(done) == {"missing_label": [2], "not_finite": [3], "low_label": [1]}
+    assert reasons(done) == {"missing_label": [2], "non_finite": [3], "low_label": [1]}
     detail = done.rejects[-1].rows["detail"][0]
     assert detail == "Expected a label of 0 or more in 'y', got -0.5."
 
@@ -95,7 +95,7 @@ def test_a_row_may_lack_some_of_several_labels() -> None:
     assert done.tensors.target is not None
     np.testing.assert_array_equal(done.tensors.target, [[1, np.nan], [np.nan, 2], [6, 6]])
     assert done.tensors.target.dtype == torch.float32
-    assert reasons(done) == {"missing_label": [2], "not_finite": [3], "low_label": [4]}
+    assert reasons(done) == {"missing_label": [2], "non_finite": [3], "low_label": [4]}
     details = [reject.rows["detail"][0] for reject in done.rejects]
     assert details == [
         "Expected a label in 'y' or 'z', got null or NaN.",

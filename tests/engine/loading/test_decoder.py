@@ -4,6 +4,8 @@ itself."""
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -72,6 +74,36 @@ def test_closed_it_leaves_no_thread_and_works_again() -> None:
         assert threading.active_count() > before
         made.close()
         assert threading.active_count() == before
+
+
+def test_pieces_of_one_read_are_decoded_together() -> None:
+    """As where rows and labels are read in turns, a few of each."""
+    calls: list[int] = []
+
+    class Counted(Ndjson):
+        def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
+            calls.append(len(records))
+            return super().decode(records, schema)
+
+    read, other = records(lines(200, 1), 1), records(lines(50, 300), 300)
+    null = np.isin(np.arange(200), [3, 60])
+    read = replace(
+        read,
+        values=replace(read.values, null=null),  # type: ignore[type-var]
+        timestamps=np.arange(200),
+    )
+    other = replace(other, timestamps=np.arange(50))
+    cuts = [0, 1, 20, 55, 200]
+    pieces = [read.slice(a, b) for a, b in pairwise(cuts)]
+    made, whole = Decoder(Counted(), SCHEMA), Decoder(Ndjson(), SCHEMA)
+    frame, rejects = made.decode([*pieces, other])
+    assert calls == [200, 50]
+    expected, bad = whole.decode([read, other])
+    assert frame.equals(expected)
+    assert rows_of(rejects).equals(rows_of(bad))
+    calls.clear()
+    made.decode([pieces[0], pieces[2], replace(pieces[3], partition="q"), *pieces[1:3]])
+    assert calls == [1, 35, 145, 54]  # only what is next to each other, of one partition
 
 
 def test_nothing_gives_an_empty_frame() -> None:

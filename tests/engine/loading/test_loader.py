@@ -240,14 +240,59 @@ def test_a_forgotten_loader_stops_by_itself() -> None:
     del made  # the fixture sees that the threads end
 
 
-def test_a_batch_that_does_not_fill_goes_after_max_delay() -> None:
+@pytest.mark.parametrize("delay", [0, 0.05])
+def test_a_batch_that_does_not_fill_goes_after_max_delay(delay: float) -> None:
     source = Waiting([frame(0, 14)])
-    made = LoaderSettings(batch_rows=10, max_delay=0.05, poll_timeout=0.01)
+    made = LoaderSettings(batch_rows=10, max_delay=delay, poll_timeout=0.01)
     with Loader(source, schema=SCHEMA, settings=made) as batches:
         loop = iter(batches)
         assert [values(next(loop)) for _ in range(2)] == [list(range(10)), list(range(10, 14))]
         source.end.set()
         assert [batch for batch in loop if len(batch)] == []
+
+
+class OneByOne(Waiting):
+    """Gives rows one by one, the first few not before the batch of the one before is closed.
+
+    Attributes:
+        given: set once all of them are on their way.
+    """
+
+    def __init__(self, rows: int, metrics: Metrics) -> None:
+        super().__init__([frame(n, n + 1) for n in range(rows)])
+        self.given = threading.Event()
+        self._metrics = metrics
+
+    def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
+        until(lambda: self._closed() >= min(self.reads, 2))
+        if self.reads >= len(self.items):
+            self.given.set()
+        return super().read(max_rows, max_bytes, timeout)
+
+    def _closed(self) -> float:
+        closed = self._metrics.batches_closed
+        return sum(float(closed.labels(reason=r)._value.get()) for r in ("delay", "deadline"))
+
+
+@pytest.mark.parametrize(
+    "given", [{"max_delay": 0}, {"max_delay": "1ms"}, {"latency_objective": 0.001}]
+)
+def test_what_arrives_while_the_model_is_at_work_joins_the_next_batch(
+    given: dict[str, Any],
+) -> None:
+    """One batch in the model's hand, one that is ready, and the rest in one: a batch of its own
+    for each row would be in the way of those behind it."""
+    metrics = Metrics()
+    source = OneByOne(50, metrics)
+    made = LoaderSettings(batch_rows=100, poll_timeout=0.01, **given)
+    with Loader(source, schema=SCHEMA, settings=made, metrics=metrics) as batches:
+        loop = iter(batches)
+        first = next(loop)
+        until(source.given.is_set)
+        assert [values(batch) for batch in (first, next(loop), next(loop))] == [
+            [0], [1], list(range(2, 50)),
+        ]  # fmt: skip
+        source.end.set()
 
 
 def test_an_idle_stream_gives_empty_batches_that_hold_the_mark(
@@ -294,6 +339,7 @@ def test_rows_of_an_endless_source_do_not_wait_for_a_full_batch(
     [
         ({}, BATCH_DELAY),
         ({"max_delay": "2h"}, 7_200.0),
+        ({"max_delay": 0}, 0.0),
         ({"latency_objective": 0.5}, None),
         ({"shuffle_rows": 100}, BLOCK_DELAY),
     ],

@@ -160,7 +160,7 @@ def test_images_of_floats(kind: Any) -> None:
     images = tensors_of(done).images["i"]
     assert images.dtype == torch.float32
     assert images[0, 1, 0].tolist() == [1, 4, 7, 10]
-    assert reasons(done) == {"missing": [1], "not_finite": [2]}
+    assert reasons(done) == {"missing": [1], "non_finite": [2]}
 
 
 def test_a_row_with_something_bad_in_it_leaves_once() -> None:
@@ -187,7 +187,7 @@ def test_arrays_may_lack_rows_and_nothing_else() -> None:
     rows = [[[1, 2]], None, [None], [[1, None]], [[math.nan, 1]], [[1, math.inf]], [[1, 1e39]]]
     arrays = pl.Series(rows, dtype=pl.Array(pl.Float64, (1, 2)))
     done = collated(Features(numeric=(), arrays={"h": (1, 2)}), h=arrays)
-    assert reasons(done) == {"missing": [1, 3, 4], "not_finite": [5, 6]}
+    assert reasons(done) == {"missing": [1, 3, 4], "non_finite": [5, 6]}
     assert tensors_of(done).arrays["h"].values.tolist() == [[[1, 2]], [[0, 0]]]
     assert tensors_of(done).arrays["h"].mask.tolist() == [[True], [False]]
 
@@ -196,7 +196,7 @@ def test_lists_of_floats() -> None:
     rows = [[1.5, 2.0], [math.nan], [math.inf], [1e39], []]
     features = Features(numeric=(), ragged={"r": 0}, padded={"r": 0}, buckets=(3,))
     done = collated(features, r=pl.Series(rows, dtype=pl.List(pl.Float64)))
-    assert reasons(done) == {"missing": [1], "not_finite": [2, 3]}
+    assert reasons(done) == {"missing": [1], "non_finite": [2, 3]}
     assert tensors_of(done).ragged["r"].values.dtype == torch.float32
     assert tensors_of(done).padded["r"].values.tolist() == [[1.5, 2.0, 0.0], [0.0, 0.0, 0.0]]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -122,3 +124,28 @@ def test_every_command_that_reads_data_says_that_it_compiles(
     with cli._compiling_reported(options):
         assert compiles(options) == 2
     assert len(caplog.records) == 1
+
+
+WITHOUT_PRODUCTS = """
+import sys
+import numba, numpy as np
+from engine.observing import compiling
+
+@numba.njit
+def total(a): return a.sum()
+
+total(np.ones(3))
+print(any(name.startswith("scipy.linalg") for name in sys.modules))
+
+@numba.njit
+def product(a): return np.dot(a, a)[0, 0] + np.cov(a)[0, 0] + np.linalg.solve(a, a)[0, 0]
+
+print(product(np.eye(2)))
+"""
+
+
+def test_a_loop_loads_no_scipy_and_one_that_multiplies_matrices_does() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PRODUCTS], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "2.5"]

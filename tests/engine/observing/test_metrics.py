@@ -44,6 +44,7 @@ UNITLESS = {
     "headrace_challenges_total",
     "headrace_classes",
     "headrace_classes_left_total",
+    "headrace_classes_waiting",
     "headrace_filled_before_learning_total",
     "headrace_duplicates_total",
     "headrace_stage_events_total",

@@ -12,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.table import Table
 from sklearn.metrics import (
     average_precision_score,
     brier_score_loss,
     confusion_matrix,
+    mean_absolute_error,
+    mean_pinball_loss,
     mean_tweedie_deviance,
     precision_recall_curve,
     precision_recall_fscore_support,
@@ -99,6 +102,48 @@ def test_the_deviance_of_counts_and_amounts(power: float) -> None:
     assert sums.metrics()["deviance"] == pytest.approx(expected)
     assert RegressionSums.restore(sums.snapshot()).metrics() == sums.metrics()
     assert "deviance" not in RegressionSums.empty(1).add(target, mean[:, None]).metrics()
+
+
+def test_quantiles_are_judged_and_their_median_stands_beside_the_baselines() -> None:
+    quantiles = (0.1, 0.5, 0.9)
+    features = Features(numeric=(), target="y", quantiles=quantiles)
+    settings = Evaluation.Settings(window=40, slices={"late": "n >= 50"})
+    evaluation = Evaluation(settings, features)
+    evaluation.bind({"n": pl.Int64()})
+    rng = np.random.default_rng(0)
+    target = rng.normal(size=90).astype(np.float32)
+    scores = np.sort(rng.normal(size=(90, 3)))
+    for part in (slice(0, 1), slice(1, 50), slice(50, 90)):
+        frame = pl.DataFrame({"n": range(90)})[part]
+        evaluation.update(frame, target[part], scores[part])
+    again = Evaluation(settings, features)
+    again.bind({"n": pl.Int64()})
+    again.load_state_dict(evaluation.state_dict())
+    assert again.report() == evaluation.report()
+    report = evaluation.report()
+    for rows, group in ((slice(0, 90), "all"), (slice(50, 90), "window")):
+        y, said, figures = target[rows].astype(np.float64), scores[rows], report[group]
+        losses = [mean_pinball_loss(y, said[:, i], alpha=q) for i, q in enumerate(quantiles)]
+        assert figures["pinball"] == pytest.approx(np.mean(losses))
+        inside = (said[:, 0] <= y) & (y <= said[:, 2])
+        assert figures["coverage"] == pytest.approx(inside.mean())
+        assert figures["coverage_asked"] == 0.8
+        assert figures["width"] == pytest.approx((said[:, 2] - said[:, 0]).mean())
+        assert figures["mae"] == pytest.approx(mean_absolute_error(y, said[:, 1]))
+        for i, (q, loss) in enumerate(zip(quantiles, losses, strict=True)):
+            assert figures["quantiles"][f"q{100 * q:g}"] == {
+                "asked": q,
+                "below": pytest.approx((y <= said[:, i]).mean()),
+                "pinball": pytest.approx(loss),
+            }
+    window = {name: value for name, value in report["window"].items() if name != "baselines"}
+    assert report["slices"]["late"].items() >= window.items()
+    assert report["all"]["baselines"]["last value"]["model_mae"] == pytest.approx(
+        mean_absolute_error(target[1:], scores[1:, 1])
+    )
+    (table,) = (t for t in tables(report) if isinstance(t, Table) and t.title == "quantiles")
+    asked = [list(column.cells) for column in table.columns][1]
+    assert asked == ["10%", "50%", "90%", "80%"]
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.02, 0.0005, 1e-5])

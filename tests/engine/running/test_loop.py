@@ -22,7 +22,7 @@ from engine.running.reporter import Reporter
 from engine.running.saving.checkpoint import CheckpointFailed, Checkpoints
 from engine.running.saving.saver import Saver
 from engine.running.totals import Totals
-from engine.running.work import WorkResult
+from engine.running.work import Work, WorkResult
 from engine.types import (
     Batch,
     EndOfStream,
@@ -39,7 +39,7 @@ from engine.types import (
 SCHEMA: Schema = {"a": pl.Int64()}
 
 
-class Summing:
+class Summing(Work):
     """Work with a state: the sum of all it has seen. Odd numbers are rejected."""
 
     stage = "learn"

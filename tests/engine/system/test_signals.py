@@ -10,6 +10,8 @@ from typing import Any
 
 import polars as pl
 import pytest
+from kafka.future import Future
+from kafka.net.selector import NetworkSelector
 from llvmlite.binding.ffi import OutputString
 
 from engine.system import signals
@@ -49,6 +51,27 @@ def test_what_llvmlite_makes_is_whole(number: signal.Signals) -> None:
         Signalled(owned=False)
         until(lambda: False, what="the signal")
     assert "_owned" in done
+
+
+@pytest.mark.parametrize("number", signals.SIGNALS)
+def test_a_step_of_kafkas_loop_is_done_first(number: signal.Signals) -> None:
+    """Where it is raised in a task, the loop drops both, and what awaits the task waits for ever:
+    so an engine hung that was stopped while it connected."""
+    loop, done = NetworkSelector(), Future()
+
+    async def connected() -> None:
+        signal.raise_signal(number)
+        done.success(None)
+
+    async def connecting() -> None:
+        loop.call_soon(connected)
+        await done
+        await Future()  # an answer that does not come
+
+    loop.call_later(600, lambda: None)  # a time limit: the loop waits for that long
+    with pytest.raises(signals.StopRequested), signals.handling(signals.stop):
+        loop.run(connecting)
+    assert done.succeeded()
 
 
 SECOND = """

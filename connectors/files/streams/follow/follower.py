@@ -117,6 +117,7 @@ class Follower(RowStream):
         }
 
     def close(self) -> None:
+        self._newcomers.report_copies()
         for tail in self._open.values():
             tail.close()
         self._open.clear()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from connectors.files.fingerprint import HEAD_BYTES, digest, segments
+from connectors.files.fingerprint import HEAD_BYTES, digest, segments, whereabouts
 from connectors.files.readers.text import compression
 from connectors.files.streams.follow.scan import FileId, SeenFile, settled
 from connectors.files.streams.follow.tail import Tail
@@ -28,17 +28,28 @@ class Newcomers:
         self._seen: Mapping[FileId, SeenFile] = {}
         self._waiting: dict[FileId, float] = {}
         """New files -> the time since when they have not changed."""
-        self._copies: dict[FileId, float | None] = {}
-        """New files that look like copies -> the time since when; None once reported."""
+        self._copies: dict[FileId, tuple[float, str]] = {}
+        """New files that look like copies, and were not reported as such -> the time since when,
+        and the sentence that says so."""
+        self._reported: set[FileId] = set()
 
     def seen(self, files: Mapping[FileId, SeenFile]) -> None:
         """Record the files of a scan, to compare with the next one."""
         self._seen = files
         self._waiting = {n: since for n, since in self._waiting.items() if n in files}
+        self._copies = {n: copy for n, copy in self._copies.items() if n in files}
 
     def taken(self, file: SeenFile) -> None:
         """Record that a file has a partition now."""
         self._waiting.pop(file.file_id, None)
+        self._copies.pop(file.file_id, None)
+
+    def report_copies(self) -> None:
+        """Report the copies that are held back, at the end of a run."""
+        for _, sentence in self._copies.values():
+            log.warning("%s", sentence)
+        self._reported.update(self._copies)
+        self._copies.clear()
 
     def match_lost(self, file: SeenFile, lost: Iterable[Tail]) -> Tail | None:
         """Return which of the lost tails a file is, by content; of several, the one with its
@@ -80,16 +91,21 @@ class Newcomers:
 
     def _report_copy(self, file: SeenFile, twin: Tail) -> None:
         """Report a possible copy: first that it is held back, later that it is skipped."""
-        now = time.monotonic()
-        since = self._copies.setdefault(file.file_id, now)
-        if since == now:
-            log.info("%s has the content of %s and is held back as a copy", file.shown, twin.name)
-        elif since is not None and settled(since):
-            self._copies[file.file_id] = None
-            log.warning(
-                "%s has the content of %s and counts as a copy of it: its rows are not read "
-                "unless that file disappears or the contents differ.", file.shown, twin.name,
-            )  # fmt: skip
+        if file.file_id in self._reported:
+            return
+        where = whereabouts(twin.name, twin.path)
+        if file.file_id not in self._copies:
+            log.info("%s has the content of %s and is held back as a copy", file.shown, where)
+            sentence = (
+                f"{file.shown} has the content of {where}, or the beginning of it, and counts as a "
+                "copy: its rows are not read unless that file disappears or the contents differ."
+            )
+            self._copies[file.file_id] = time.monotonic(), sentence
+        since, sentence = self._copies[file.file_id]
+        if settled(since):
+            log.warning("%s", sentence)
+            self._reported.add(file.file_id)
+            del self._copies[file.file_id]
 
 
 def _head_digest(path: Path, size: int, raw: bool) -> str:

@@ -127,7 +127,34 @@ def test_a_topic_that_is_behind_is_waited_for(late: str) -> None:
     assert [at for _, _, at in taken] == [0, 10, 500, 510, 1_000]
 
 
-def test_a_quiet_topic_is_not_waited_for_long() -> None:
+@pytest.mark.parametrize("late", ["rows", "labels"])
+def test_only_what_is_not_too_new_goes_before_a_topic_that_is_behind(late: str) -> None:
+    """Of one read of the other one the first rows may come, and the last ones must wait."""
+    early, later = [0, 10, 20], list(range(30, 1_000, 10))
+    whole, parts = [[*early, *later]], [early, Pause(), later]
+    rows = [x if isinstance(x, Pause) else frame(x, ROWS) for x in (whole, parts)[late == "rows"]]
+    labels = [
+        x if isinstance(x, Pause) else frame(x, LABELS) for x in (whole, parts)[late == "labels"]
+    ]
+    taken, _ = take(labelled(rows, labels), Mark(), 10**6)
+    times = np.array([at for _, _, at in taken])
+    assert (np.maximum.accumulate(times) - times).max() <= LATENESS + EVERY * 10
+
+
+@pytest.mark.parametrize("late", ["rows", "labels"])
+def test_records_that_a_topic_has_are_waited_for_however_long_it_takes(late: str) -> None:
+    """As those of a topic whose broker takes its time to answer first."""
+    pauses = [Pause() for _ in range(20 * QUIET_READS)]
+    rows, labels = frame([0, 500, 1_000], ROWS), frame([10, 510], LABELS)
+    given_rows = [*pauses, rows] if late == "rows" else [rows]
+    given_labels = [*pauses, labels] if late == "labels" else [labels]
+    taken, _ = take(labelled(given_rows, given_labels), Mark(), 100)
+    assert [at for _, _, at in taken] == [0, 10, 500, 510, 1_000]
+
+
+def test_a_quiet_topic_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that knows of no record that it has not given."""
+    monkeypatch.setattr(MemorySource, "lag", lambda *_: {})
     pauses = [Pause() for _ in range(20 * QUIET_READS)]
     source = labelled([frame([0, 500], ROWS)], [*pauses, frame([10], LABELS)])
     taken, _ = take(source, Mark(), 100)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from engine.running.saving.checkpoint import CheckpointFailed, Checkpoints
 from engine.running.saving.codec import CorruptCheckpoint, decode, encode
-from engine.types import HeadraceError, UserError
+from engine.types import UserError
 from tests.size import examples
 
 IDENTITY = {"pipeline": "p", "schema": '{"a": "Float64"}'}
@@ -137,8 +137,10 @@ def test_a_torn_newest_falls_back_and_says_so(
 
 def test_all_torn_never_means_from_the_start(tmp_path: Path) -> None:
     checkpoints = folder(tmp_path)
-    checkpoints.save({"n": 1}, IDENTITY).write_bytes(b"torn")
-    with pytest.raises(HeadraceError, match=r"No checkpoint in .* is whole: .*--fresh"):
+    for n in range(2):
+        checkpoints.save({"n": n}, IDENTITY).write_bytes(b"torn")
+    names = "checkpoint-00000002.hrc, checkpoint-00000001.hrc"
+    with pytest.raises(UserError, match=rf"is whole: {names} \([^()]*\); put back .*--fresh"):
         checkpoints.load(IDENTITY)
 
 

@@ -6,17 +6,19 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from engine.columnar.event_time import NEVER
 from engine.columnar.hashing import Hashes, hashes
+from engine.columnar.numeric_scale import NumericScale
 from engine.loading.sources.label_steps import LabelSteps
 from engine.loading.sources.label_times import LabelTimes
 from engine.observing.metrics import observe_all
-from engine.running.label_join import (
+from engine.running.late_labels.label_join import (
     Arrivals,
     Frames,
     LabelJoin,
@@ -24,15 +26,18 @@ from engine.running.label_join import (
     concat_frames,
     height,
 )
+from engine.running.late_labels.scale_table import scale_of
+from engine.running.late_labels.side import SCALE
 from engine.running.work import Served, Training, WorkResult, joined_results
-from engine.scrub.event_time import NEVER
 from engine.types import (
     DELAY,
     PARTITION,
     POSITION,
     Batch,
+    Features,
     Mark,
     Rejects,
+    Scales,
     Schema,
     Snapshot,
     Tensors,
@@ -43,6 +48,9 @@ from engine.types import (
 )
 from engine.types.arrays import Bools, Ints
 from engine.user_code import calls
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger("headrace.labels")
 STAGE = "labels"
@@ -120,7 +128,8 @@ class LateTraining(Training):
 
     The stream is cut into steps of its own (`LabelSteps`). What has its label by the end of a step
     is learned then, so each row is scored by a model that has learned all labels before its step,
-    however the stream is cut into batches.
+    however the stream is cut into batches. With `answers_first` a row is answered once it is
+    scored; else when it is learned.
 
     Args:
         join: of rows and labels.
@@ -164,6 +173,10 @@ class LateTraining(Training):
             metrics.waiting_rows, lambda: join.rows.waiting - join.rows.assumed, side="rows"
         )
         metrics.watch(metrics.waiting_rows, lambda: join.labels.waiting, side="labels")
+        metrics.watch(metrics.waiting_disk_rows, lambda: join.rows.stored_rows, side="rows")
+        metrics.watch(metrics.waiting_disk_rows, lambda: join.labels.stored_rows, side="labels")
+        metrics.watch(metrics.waiting_disk_bytes, lambda: join.rows.stored_bytes, side="rows")
+        metrics.watch(metrics.waiting_disk_bytes, lambda: join.labels.stored_bytes, side="labels")
 
     def process(self, batch: Batch) -> WorkResult:
         """Score the rows of a collated batch and join them with labels, step by step; learn what
@@ -175,13 +188,15 @@ class LateTraining(Training):
         duplicate_rows = np.zeros(len(rows), np.bool_)
         duplicate_labels = np.zeros(len(labels), np.bool_)
         settled: list[WorkResult] = []
-        ahead = 0
+        ahead = unanswered = 0
         steps = zip(order.split(rows.turns), order.split(labels.turns), strict=True)
         for step, (own, theirs) in enumerate(steps):
             if step:
                 settled.append(self._settle())
             scored = self._served(rows.take(own), tensors, at[own])
             added = self.join.add(scored, labels.take(theirs))
+            if self._answers_first:
+                unanswered += self._answer_rows(batch, scored, ~added.duplicate_rows)
             duplicate_rows[own] = added.duplicate_rows
             duplicate_labels[theirs] = added.duplicate_labels
             ahead += added.ahead
@@ -192,7 +207,8 @@ class LateTraining(Training):
             ~duplicate_labels, stage=STAGE, reason="duplicate", detail=SECOND
         )
         batch = replace(batch, rejects=(*batch.rejects, *labelled.rejects))
-        batch = batch.counted(STAGE, ahead=ahead) if ahead else batch
+        counts = {"ahead": ahead, "unanswered": unanswered}
+        batch = batch.counted(STAGE, **{name: n for name, n in counts.items() if n})
         return self._result(batch, settled, waiting)
 
     def finish(self) -> WorkResult | None:
@@ -232,7 +248,10 @@ class LateTraining(Training):
         if batch.raw is not None:
             frames["raw"] = batch.raw
         turns = order.records_of(batch.frame)
-        return batch, Arrivals(keys=keys[good], times=times[good], turns=turns, frames=frames), good
+        rows = Arrivals(
+            keys=keys[good], times=times[good], turns=turns, frames=frames, scales=batch.scales
+        )
+        return batch, rows, good
 
     def _served(self, rows: Arrivals, tensors: Tensors | None, at: Ints) -> Arrivals:
         """Score rows, which are at these places of a batch's tensors."""
@@ -244,6 +263,13 @@ class LateTraining(Training):
         before = pl.repeat(self._newest, len(rows), dtype=pl.Float64, eager=True)
         served = _as_frame(scores).with_columns(before.alias(BEFORE))
         return replace(rows, frames={**rows.frames, "served": served})
+
+    def _answer_rows(self, batch: Batch, rows: Arrivals, keep: Bools) -> int:
+        """Write the answers to some of the rows that came with a batch; return how many of them
+        have none."""
+        frame, served = rows.frames["frame"].filter(keep), rows.frames["served"].filter(keep)
+        scores = _as_served(served, self.learner.features).scores
+        return self._write_answers(replace(batch, frame=frame), scores)
 
     def _collated_labels(self, batch: Batch) -> Batch:
         """Return the labels that the model can learn."""
@@ -334,20 +360,31 @@ class LateTraining(Training):
 
     def _ready(self, rows: Frames, labels: pl.DataFrame) -> tuple[Batch, Served]:
         """Return rows with their labels, as a collated batch without rejects, and how they were
-        served."""
+        served. Their tensors are in the scale of now, that of the row that came last."""
         late, raw = labels.select(self._by.target, DELAY), rows.get("raw")
-        # Without scales: each row has that of when it came.
         raw = None if raw is None else raw.with_columns(late)
-        ready = _batch(rows["frame"].with_columns(late), raw=raw)
+        now = self.join.rows.scales.newest()
+        ready = _batch(rows["frame"].with_columns(late), raw=raw, scales=now)
         ready = self._collate(ready)
         assert ready.tensors is not None
         assert not ready.rejects, "rows were collated when they came"
         codes = tensor(labels.get_column(CODE).to_numpy(writable=True))
-        scores = rows["served"].drop(BEFORE).to_numpy()
-        if self.learner.features.task != "multiclass":
-            scores = scores[:, 0]
-        served = Served(scores=scores, before=rows["served"].get_column(BEFORE).to_numpy())
-        return replace(ready, tensors=replace(ready.tensors, target=codes)), served
+        served = _as_served(rows["served"], self.learner.features)
+        numeric = self._rescaled(ready.tensors.numeric, rows.get(SCALE), now)
+        return replace(ready, tensors=replace(ready.tensors, numeric=numeric, target=codes)), served
+
+    def _rescaled(
+        self, numeric: torch.Tensor, came: pl.DataFrame | None, now: Scales
+    ) -> torch.Tensor:
+        """Return numeric features, shape (n, d), from the scale that each row came with in that of
+        now."""
+        if came is None:
+            return numeric
+        names, scaled = list(self.learner.features.numeric), self.join.rows.scales.columns
+        a, b = scale_of(came).to(NumericScale.of(scaled, now))
+        rescaled, at = numeric.numpy().copy(), [names.index(name) for name in scaled]
+        rescaled[:, at] = np.nan_to_num(a * rescaled[:, at] + b, nan=0.0, posinf=0.0, neginf=0.0)
+        return tensor(rescaled)
 
     def _counted(self, batch: Batch, settled: Settled) -> Batch:
         """Count what leaves early, or is learned without a label of its own."""
@@ -365,7 +402,8 @@ class LateTraining(Training):
         if forgotten and not self._warned_of_memory:
             self._warned_of_memory = True
             log.warning(
-                "The rows and labels that wait for each other take more than a quarter of [loader] "
+                "What has to be in memory of the rows and labels that wait for each other, about "
+                "30 bytes of each that is on disk, is more than an eighth of [loader] "
                 "memory_budget, so the oldest expire before their horizon, %s so far: raise the "
                 "budget, or shorten the horizon.",
                 f"{forgotten:,}",
@@ -404,6 +442,14 @@ def _unmatched(labels: Frames) -> tuple[Rejects, ...]:
     frame = labels["frame"].drop(CODE)
     keep = np.zeros(frame.height, np.bool_)
     return _batch(frame).reject(keep, stage=STAGE, reason="unmatched", detail=UNMATCHED).rejects
+
+
+def _as_served(frame: pl.DataFrame, features: Features) -> Served:
+    """Return how rows were served that wait, or did."""
+    scores = frame.drop(BEFORE).to_numpy()
+    if len(features.score_shape(0)) == 1:
+        scores = scores[:, 0]
+    return Served(scores=scores, before=frame.get_column(BEFORE).to_numpy())
 
 
 def _as_frame(scores: NDArray[np.float64]) -> pl.DataFrame:

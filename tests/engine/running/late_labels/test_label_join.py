@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.running.label_join import AGREE, Arrivals, Frames, LabelJoin
+from engine.columnar.event_time import AGREE, NEVER
+from engine.running.late_labels.label_join import Arrivals, Frames, LabelJoin
 from engine.running.saving.codec import decode, encode
 from tests.size import examples
 
@@ -218,9 +219,9 @@ def test_what_waits_is_given_back_when_its_label_comes() -> None:
         start = 10 * batch
         rows = [(False, n, n // 4, n) for n in range(start, start + 10)]
         join_all(join, [rows])
-    assert [len(segment.numbers) for segment in join.rows.segments] != [10] * 40
+    assert [len(segment.numbers) for segment in join.rows.held] != [10] * 40
     join_all(join, [[(True, n, n // 4, n) for n in range(400)]])
-    assert (join.waiting, join.rows.segments) == (0, [])
+    assert (join.waiting, join.rows.held) == (0, [])
 
 
 def many(batch: int, rows: int) -> Arrivals:
@@ -256,7 +257,7 @@ def test_what_takes_too_many_bytes_leaves_oldest_first(are_labels: bool) -> None
 
 def test_one_time_far_ahead_expires_little() -> None:
     join = new_join()
-    join_all(join, [[(False, n, 100, n) for n in range(3)]])
+    join_all(join, [[(False, n, 100, n) for n in range(AGREE)]])
     far = [(False, 9, 10**9, 9)]
     added = join.add(arrivals(far, labels=False), arrivals(far, labels=True))
     assert (added.ahead, numbers(join.settle().expired), join.clock) == (1, [], 100)
@@ -264,12 +265,33 @@ def test_one_time_far_ahead_expires_little() -> None:
 
 def test_times_far_ahead_move_the_clock_where_all_are() -> None:
     join, outcome = new_join(), Outcome()
-    add(join, [(False, n, 100, n) for n in range(3)], outcome)
+    add(join, [(False, n, 100, n) for n in range(AGREE)], outcome)
     add(join, [(False, 10 + n, 1_000 + n, 10 + n) for n in range(AGREE - 1)], outcome)
     assert join.clock == 100
     add(join, [(False, 30, 990, 30)], outcome)
     settle(join, outcome)
-    assert (join.clock, outcome.expired) == (990, {0, 1, 2})
+    assert (join.clock, outcome.expired) == (1_006, set(range(AGREE)))
+
+
+@pytest.mark.parametrize("wild", range(AGREE))
+def test_a_stream_far_ahead_of_its_first_label_is_followed_but_not_its_one_wild_time(
+    wild: int,
+) -> None:
+    join, outcome = new_join(), Outcome()
+    add(join, [(True, 9, 0, 9)], outcome)
+    times = [1_000 + HORIZON * n for n in range(AGREE)]
+    times[wild] = 10**9
+    add(join, [(False, n, time, n) for n, time in enumerate(times)], outcome)
+    assert join.clock == max(time for time in times if time < 10**9)
+
+
+def test_rows_further_apart_than_the_first_label_and_they_expire_in_time() -> None:
+    """A day each, a horizon of three; a label a week before: at the end four rows wait."""
+    join, outcome = LabelJoin(horizon=3, lateness=0, most=1 << 20), Outcome()
+    add(join, [(True, 99, 0, 99)], outcome)
+    add(join, [(False, day, day, day) for day in range(9, 29)], outcome)
+    settle(join, outcome)
+    assert (join.clock, join.waiting) == (28, 4)
 
 
 def test_a_time_far_ahead_that_comes_first_expires_nothing() -> None:
@@ -277,4 +299,7 @@ def test_a_time_far_ahead_that_comes_first_expires_nothing() -> None:
     add(join, [(False, 9, 10**9, 9)], outcome)
     add(join, [(False, n, 100 + n, n) for n in range(3)], outcome)
     settle(join, outcome)
-    assert (outcome.expired, join.clock, join.waiting) == (set(), 102, 4)
+    assert (outcome.expired, join.clock, join.waiting) == (set(), NEVER, 4)
+    add(join, [(False, 20 + n, 110 + n, 20 + n) for n in range(AGREE)], outcome)
+    settle(join, outcome)
+    assert (outcome.expired, join.clock) == (set(), 110 + AGREE - 1)

@@ -1,0 +1,1 @@
+"""Classes that come and go while a model learns."""
