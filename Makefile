@@ -23,7 +23,7 @@ demo: .venv/demo ## install, then train on seven years of street sensors, compre
 	$(BIN)/headrace run --fresh deploy/pipelines/pedestrians.toml
 	$(BIN)/headrace run --fresh deploy/pipelines/pedestrians-serve.toml
 
-demo-kafka: .venv/test ## install, start Apache Kafka (Java 17, Maven), learn from a topic and predict beside it (4 minutes)
+demo-kafka: .venv/test ## install, start Apache Kafka (Java 17, Maven), learn from late labels, publish, swap, predict
 	$(BIN)/python deploy/kafka/demo.py
 
 kafka: .venv/test ## a broker of one's own until Ctrl-C (Java 17 and Maven)

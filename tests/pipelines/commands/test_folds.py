@@ -12,7 +12,8 @@ import pytest
 from engine.commands.folds import folds
 from engine.config import Pipeline
 from engine.run import Run
-from engine.types import UserError
+from engine.types import Batch, Features, Learner, Step, Tensors, UserError
+from engine.types import Settings as Nothing
 from tests.pipelines.conftest import Headrace
 
 ROWS = 3_000
@@ -55,6 +56,69 @@ def test_what_is_kept_apart_is_predicted_and_reported_on(tmp_path: Path) -> None
     }
     assert slices["test"]["rows"] == pytest.approx(0.2 * ROWS, rel=0.1)
     assert slices["test"]["accuracy"] > 0.9
+
+
+class LastValue(Learner):
+    """A learner of one's own: says the newest label that it has learned, row by row."""
+
+    learns_by_batch = False
+    Settings = Training = Nothing
+
+    def __init__(self, settings: Any, training: Any, features: Features) -> None:
+        super().__init__(settings, training, features)
+        self.last = 0.0
+
+    def learn(self, batch: Batch) -> Step:
+        assert batch.tensors is not None
+        assert batch.tensors.target is not None
+        seen = np.concatenate(([self.last], batch.tensors.target.numpy().astype(np.float64)))
+        self.last = float(seen[-1])
+        return Step(scores=seen[:-1], loss=0.0)
+
+    def predict(self, tensors: Tensors) -> Any:
+        return np.full(len(tensors), self.last)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self.last}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.last = state["last"]
+
+
+@pytest.mark.parametrize("kind", ["tabular", "linear", "trees", f"{__name__}:LastValue"])
+def test_rows_kept_apart_are_predicted_at_their_place_in_the_stream(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the model that has learned the rows before them, however many a batch holds: by that of
+    before the batch, all of a first one would be predicted by a model that knows nothing."""
+    monkeypatch.chdir(tmp_path)  # a row's part goes by the name of its file
+    a, b = np.random.default_rng(1).normal(size=(2, 400))
+    rows = pl.DataFrame({"a": a, "b": b, "y": 90 + a + b})
+    rows.write_parquet("rows.parquet")
+    model = {"kind": kind, "task": "regression", "target": "y", "numeric": ["a", "b"]}
+    reports, states = [], []
+    for most in (32, 1_024):
+        run = Run(
+            Pipeline.of(
+                {
+                    "name": "parts",
+                    "source": {"kind": "files", "path": "rows.parquet"},
+                    "scrub": {"split": {"kind": "split", "test": 0.3}},
+                    "loader": {"batch_rows": most},
+                    "model": model,
+                }
+            )
+        )
+        run.run(fresh=True)
+        reports.append(run.evaluation.report()["slices"])
+        state = dict(run.learner.state_dict())
+        state.pop("renewal", None)  # sums of errors: scores are the same to rounding
+        states.append(state)
+    np.testing.assert_equal(states[0], states[1])
+    small, large = (slices["test"] for slices in reports)
+    assert small["rows"] == large["rows"] > 100
+    assert large["mae"] == pytest.approx(small["mae"], rel=1e-5)
+    assert large["mae"] < 30  # 90 of a model that knows nothing
 
 
 def test_rows_of_other_parts_teach_nothing(tmp_path: Path) -> None:

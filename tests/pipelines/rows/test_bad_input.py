@@ -272,6 +272,27 @@ def test_a_wrong_type_in_row_10_000(
     ]
 
 
+@pytest.mark.parametrize("first", [False, True], ids=["judged as learned", "answered first"])
+def test_a_row_that_cannot_be_learned_is_in_no_figure(
+    first: bool,
+    tmp_path: Path,
+    rows: Rows,
+    small: Small,
+    kept_going: Callable[..., tuple[pl.DataFrame, Totals]],
+) -> None:
+    """Neither its label nor the error of its prediction, as of every dead letter."""
+    y = pl.when(pl.col("n") == 150).then(1e37).otherwise(pl.col("y"))
+    rows(300).with_columns(y=y).write_csv(tmp_path / "data.csv")
+    answer = '[sink]\nanswer = "first"' if first else "[sink]"
+    found, account = kept_going(small(tmp_path / "data.csv", ("[sink]", answer)))
+    assert found.select("stage", "reason").rows() == [("learn", "non_finite")]
+    assert account.learned == 299
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert report["rows"] == report["all"]["rows"] == 299
+    assert report["all"]["mae"] < 100
+    assert all(one["mae"] < 100 for one in report["all"]["baselines"].values())
+
+
 def test_a_torn_last_line(
     tmp_path: Path, rows: Rows, small: Small, kept_going: Callable[..., tuple[pl.DataFrame, Totals]]
 ) -> None:
@@ -295,7 +316,7 @@ def test_nan_and_infinity(
     assert account.learned == 296
     values = found["value"].str.json_path_match("$.n").cast(pl.Int64)
     told = dict(zip(values, found["reason"], strict=True))
-    assert told == {107: "not_finite", 9: "missing", 11: "not_finite", 13: "missing_label"}
+    assert told == {107: "non_finite", 9: "missing", 11: "non_finite", 13: "missing_label"}
 
 
 def test_an_all_null_column_is_told(
@@ -534,8 +555,8 @@ def test_too_many_rejected_rows_stop_with_their_own_reason(
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["rows"] > 900
     assert (tmp_path / "run" / "metrics.prom").is_file()
-    assert "rows were rejected (collate: not_finite), and [dead_letters] limit allows 20.0%" in err
+    assert "rows were rejected (collate: non_finite), and [dead_letters] limit allows 20.0%" in err
     assert (
         f"give the reason of each row. The rejected rows are in {tmp_path}/run/dead_letters." in err
     )
-    assert set(letters()["reason"]) == {"not_finite"}
+    assert set(letters()["reason"]) == {"non_finite"}

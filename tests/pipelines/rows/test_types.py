@@ -13,8 +13,8 @@ import pytest
 from connectors.dead_letters import FileDeadLetterSource
 from connectors.files import inspection
 from connectors.files.source import FilesSource
+from engine.commands.output import finish
 from engine.commands.preflight import preflight
-from engine.commands.progress import finish
 from engine.config import Pipeline
 from engine.run import Run
 from engine.types import Mark

@@ -317,6 +317,20 @@ def test_a_changed_setting_after_the_end_applies_to_what_comes_and_nothing_came(
     assert "[train] lr" not in said
 
 
+def test_changed_columns_of_the_sink_are_told_by_those_that_write(
+    small: Small, rows: Rows, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows(100).write_csv(tmp_path / "rows.csv")
+    file = small(tmp_path / "rows.csv", ("[sink]\n", '[sink]\ncolumns = ["y", "prediction"]\n'))
+    Run(file).run()
+    file.write_text(file.read_text().replace('columns = ["y", "prediction"]\n', ""))
+    assert Run(file).restore()
+    assert "[sink] columns" not in caplog.text
+    Run(file).run()
+    assert "[sink] columns has changed since the checkpoint" in caplog.text
+    assert 'written: not set now, ["y", "prediction"] before' in caplog.text
+
+
 def test_another_file_of_a_lookup_is_refused_by_what_learned_and_told_by_others(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

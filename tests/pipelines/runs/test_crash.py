@@ -15,7 +15,10 @@ import polars as pl
 import pytest
 
 from engine.run import Run
+from engine.running.late_labels.late_training import LateTraining
 from engine.running.loop import Loop
+from engine.running.saving.codec import names_beside
+from engine.scrub.key_store import NO_ROWS
 from engine.types import Batch
 from tests.forks import Command
 from tests.waiting import HANG, until
@@ -159,6 +162,7 @@ path = "{data}/rows.csv"
 by = ["id"]
 time = "at"
 horizon = 3000
+{labels}
 [labels.source]
 kind = "files"
 path = "{data}/labels.csv"
@@ -273,12 +277,16 @@ def same(a: Any, b: Any, at: str = "") -> None:
         assert a == b, at
 
 
-def killed_and_whole(folder: Path, pipeline: str, data: Path, kills: int) -> dict[str, Path]:
-    """Runs a pipeline at once, and again with so many SIGKILLs; their files."""
+def killed_and_whole(
+    folder: Path, pipeline: str, data: Path, kills: int, **changes: str
+) -> dict[str, Path]:
+    """Runs a pipeline at once, and again with so many SIGKILLs; their files.
+
+    `changes` are of the second one alone: key -> text, for a key that is "" in the first."""
     files = {}
-    for name in ("whole", "killed"):
+    for name, own in (("whole", dict.fromkeys(changes, "")), ("killed", changes)):
         files[name] = folder / f"{name}.toml"
-        files[name].write_text(pipeline.format(folder=folder / name, data=data))
+        files[name].write_text(pipeline.format(folder=folder / name, data=data, **own))
     finish(files["whole"])
 
     chance = random.Random(11)
@@ -349,19 +357,42 @@ def test_what_draws_by_chance_draws_the_same_after_a_kill(tmp_path: Path) -> Non
     assert set(times["len"]) == {2, 3}
 
 
+def waiting(file: Path, loaded: dict[str, Any]) -> dict[str, Any]:
+    """Take what waits out of a checkpoint, wherever it lies; return it by side."""
+    run = Run(file)
+    assert run.restore()
+    assert isinstance(run.parts.work, LateTraining)
+    content = {}
+    for name in ("rows", "labels"):
+        side = getattr(run.parts.work.join, name)
+        parts = [*side.stored, *side.held]
+        numbers = [NO_ROWS, *(part.numbers[part.alive] for part in parts)]
+        content[name] = (np.concatenate(numbers), side.gather(np.concatenate(numbers)))
+        for place in ("stored", "held"):
+            del loaded["work"]["labels"]["join"][name][place]
+    return content
+
+
 @pytest.mark.full
 @pytest.mark.slow
-def test_late_labels_are_joined_the_same_after_kills(tmp_path: Path) -> None:
+@pytest.mark.parametrize("labels", ["", "memory = 1"], ids=["in memory", "on disk"])
+def test_late_labels_are_joined_the_same_after_kills(labels: str, tmp_path: Path) -> None:
     """Delays of up to one and a half horizons; a tenth never comes, one in twenty comes twice."""
     n, rng = 30_000 if FULL else 1_500, np.random.default_rng(5)
     rows = pl.DataFrame({"id": np.arange(n), "at": 10 * np.arange(n), "x": rng.normal(size=n)})
     late = rows["at"] + rng.integers(0, 4_500, n)
-    labels = rows.select("id", at=late, y=pl.col("x") * 2).filter(pl.col("id") % 10 > 0)
-    labels = pl.concat([labels, labels.filter(pl.col("id") % 20 == 1)])
+    reported = rows.select("id", at=late, y=pl.col("x") * 2).filter(pl.col("id") % 10 > 0)
+    reported = pl.concat([reported, reported.filter(pl.col("id") % 20 == 1)])
     rows.write_csv(tmp_path / "rows.csv")
-    labels.sort("at", maintain_order=True).write_csv(tmp_path / "labels.csv")
-    files = killed_and_whole(tmp_path, LATE, tmp_path, 20 if FULL else 2)
+    reported.sort("at", maintain_order=True).write_csv(tmp_path / "labels.csv")
+    kills = 20 if FULL else 2
+    files = killed_and_whole(tmp_path, LATE, tmp_path, kills, labels=labels)
     whole, resumed = (state(files[name]) for name in ("whole", "killed"))
+    if labels:
+        folder = tmp_path / "killed" / "checkpoints"
+        named = set().union(*map(names_beside, folder.glob("checkpoint-*.hrc")))
+        assert {path.name for path in folder.glob("*.arrows*")} == named != set()
+    same(waiting(files["whole"], whole), waiting(files["killed"], resumed))
     for part in ("positions", "stages", "totals", "work"):
         same(whole[part], resumed[part], part)
     outputs = [

@@ -16,6 +16,7 @@ from engine import types
 from engine.config import LoaderSettings
 from engine.loading.loader import Loader
 from engine.running.loop import Loop
+from engine.running.work import Work as AnyWork
 from engine.running.work import WorkResult
 from engine.types import Batch, HeadraceError, Schema, Snapshot
 
@@ -56,7 +57,7 @@ class Stage(types.Stage):
         return batch
 
 
-class Work:
+class Work(AnyWork):
     """A learner that is a bomb."""
 
     stage = "learn"

@@ -71,6 +71,41 @@ def test_a_second_engine_is_refused_and_changes_nothing(
     assert code == 0, err
 
 
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ("sink.path={}/new/results",),
+        ("dead_letters.path={}/new", "dead_letters.verify_parts=true"),
+        ("folder={}/new",),
+        ("sink.path={}/new/results", "export.path={}/new/model/m.onnx"),
+        ("source.schema.a=string", "export.path={}/new/model.onnx"),
+    ],
+)
+def test_a_run_that_is_refused_leaves_no_folder(
+    sets: tuple[str, ...], file: Path, headrace: Headrace, tmp_path: Path
+) -> None:
+    limit = ("--set", "dead_letters.limit=1")
+    rows = pl.read_parquet(tmp_path / "data.parquet").head(100)
+    some = pl.when(pl.col("n") < 50).then(pl.col("y"))
+    rows.with_columns(y=some).write_parquet(tmp_path / "data.parquet")
+    assert headrace("run", file, *limit)[0] == 0
+    before = set(tmp_path.rglob("*"))
+    words = [word for text in sets for word in ("--set", text.format(tmp_path))]
+    code, out, err = headrace("run", file, *limit, *words)
+    assert code == 2, out + err
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_folders_that_stay_empty_go_with_the_lock(tmp_path: Path) -> None:
+    used, empty = tmp_path / "a" / "used", tmp_path / "a" / "b" / "empty"
+    (tmp_path / "there").mkdir()
+    with locked([used, empty, tmp_path / "there"], [tmp_path / "c" / "model.onnx"]):
+        (used / "part").touch()
+        assert empty.is_dir()
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left == {"a", "a/used", "a/used/part", "there"}
+
+
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], text=True,

@@ -3,9 +3,11 @@ mid-run, and never another pipeline's."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -125,11 +127,47 @@ def test_a_path_that_cannot_be_is_known_before(
 
 
 def test_a_full_device_is_a_sentence(file: Path, headrace: Headrace) -> None:
-    for option, code in (("--json", 1), ("--html", 2)):
-        done, _, err = headrace("explore", file, option, "/dev/full")
-        assert (done, err.splitlines()[-1].count("/dev/full")) == (code, 1)
+    for option in ("--json", "--html"):
+        code, _, err = headrace("explore", file, option, "/dev/full")
+        assert (code, err.splitlines()[-1].count("/dev/full")) == (1, 1)
         assert "No space left on device" in err
     assert Path("/dev/full").is_char_device()
+
+
+def test_a_model_that_a_full_disk_does_not_take(
+    file: Path, headrace: Headrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`compress` writes the whole model, the smaller one and its figures: the disk fills up at
+    each."""
+    pl.read_csv(tmp_path / "data.csv").head(100).write_csv(tmp_path / "data.csv")
+    file.write_text(file.read_text() + "[export]\n")
+    assert headrace("run", file)[0] == 0
+    names = ("model.fp32.onnx", "model.onnx", "compression.json")
+    fsync = os.fsync
+    for full in (*names, "exported"):
+        left = [names.index(full) if full in names else 0]
+
+        def sync(handle: int, left: list[int] = left) -> None:
+            if not stat.S_ISDIR(os.fstat(handle).st_mode):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+            fsync(handle)
+
+        command = ("compress", file) if full in names else ("export", file)
+        name = full if full in names else "model.fp32.onnx"
+        kept = (tmp_path / "run" / name).read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr("engine.system.atomic.os.fsync", sync)
+            code, out, err = headrace(*command)
+        assert code == 1, out
+        assert f"'{tmp_path}/run/{name}' cannot be written: No space left on device; what" in err
+        assert len(err.splitlines()) == 1
+        assert (tmp_path / "run" / name).read_bytes() == kept
+        assert "Traceback" not in err
+    code, out, err = headrace("compress", file)
+    assert code == 0, err
+    assert "compression.json." in " ".join(out.split())
 
 
 @pytest.mark.parametrize("path", ["a" * 300, "x/" + "b" * 300, "c\0d"])

@@ -124,7 +124,8 @@ import polars as pl, threading
 from connectors.memory import MemorySource
 from engine.loading.loader import Loader
 from engine.running.loop import Loop
-class Stuck:
+from engine.running.work import Work
+class Stuck(Work):
     stage = "learn"
     def process(self, batch):
         print("in hand", flush=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from engine.quality import report
+from engine.quality.headline import headline
 from engine.run import Run
 from engine.running.loop import Loop
 from engine.types import Batch
@@ -71,7 +71,7 @@ def test_the_line_while_it_runs_is_over_the_newest_rows_only(
     said: list[str] = []
 
     def watch(loop: Loop, batch: Batch) -> None:
-        said.append(report.headline(run.evaluation.report()))
+        said.append(headline(run.evaluation.report()))
 
     run = Run(file, watch=watch)
     run.run()

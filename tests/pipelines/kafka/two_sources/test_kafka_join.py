@@ -14,9 +14,9 @@ import polars as pl
 import pytest
 from kafka import KafkaProducer
 
+from engine.columnar.event_time import AGREE
 from engine.config import Pipeline
 from engine.run import Run
-from engine.scrub.joining.clock import AGREE
 from tests.broker import Broker, shared_broker
 from tests.forks import Command
 from tests.pipelines.kafka.test_kafka_quiet import toml

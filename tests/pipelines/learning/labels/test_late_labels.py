@@ -3,6 +3,8 @@ score that its row had when it came, or counted for what it is."""
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -20,8 +22,10 @@ from engine.interpret import interpret
 from engine.loading.sources.label_times import SPANS
 from engine.run import Run
 from engine.running.loop import Loop
-from engine.types import POSITION, Batch, EndOfStream, Records
+from engine.system import atomic
+from engine.types import POSITION, Batch, EndOfStream, Records, Tensors
 from engine.versions.store import Versions
+from models.learners.linear import LinearLearner
 from tests.pipelines.conftest import Headrace
 
 PIPELINE = """
@@ -56,6 +60,7 @@ path = "{folder}/out"
 """
 MINUTE, DAY = 60_000_000, 86_400_000_000
 N = 400
+ON_DISK = ('horizon = "2d"', 'horizon = "2d"\nmemory = 1')
 CORRECTED = 'on_missing = "no"\ncorrections = "4d"'
 Late = Callable[..., Path]
 Results = Callable[[], pl.DataFrame]
@@ -168,17 +173,17 @@ def test_the_cut_into_batches_changes_nothing(
     policy: str, late: Late, results: Results, tmp_path: Path
 ) -> None:
     """Labels come minutes and days after their rows: the order in which rows are learned is the
-    same, their scores, and the account."""
+    same, their scores, and the account; also if next to nothing, or some, waits in memory."""
     rows, labels, _ = dirty(np.random.default_rng(2))
     soon = labels_of(rows, np.full(N, MINUTE)).filter(pl.col("id") % 3 == 0)
     labels = pl.concat([labels, soon]).sort("at", maintain_order=True)
     outcomes = []
-    for size in (7, 64, 5_000):
+    for size, memory in ((7, "1B"), (64, "16MiB"), (5_000, "8KiB")):
         file = late(
             rows,
             labels,
             ("batch_rows = 64", f"batch_rows = {size}"),
-            ('horizon = "2d"', f'horizon = "2d"\nevery_rows = 16\n{policy}'),
+            ('horizon = "2d"', f'horizon = "2d"\nevery_rows = 16\nmemory = "{memory}"\n{policy}'),
             ('[scrub.standardize]\ncolumns = ["x"]\n', ""),  # learns by the batch
         )
         summary = Run(file).run(fresh=True)
@@ -230,6 +235,58 @@ def test_a_row_keeps_the_score_of_when_it_came(late: Late, results: Results) -> 
     assert summary.report["all"]["accuracy"] > 0.8
 
 
+@pytest.mark.parametrize("policy", ["", CORRECTED])
+def test_a_row_is_answered_when_it_is_read_and_learned_when_its_label_comes(
+    policy: str, late: Late, results: Results
+) -> None:
+    """Each once, with the score that it is judged by; nothing else changes."""
+    rows, labels, _ = dirty(np.random.default_rng(6))
+    twice = pl.concat([rows, rows[350:360]])
+    often = ('horizon = "2d"', f'horizon = "2d"\nevery_rows = 16\n{policy}')
+    usual = Run(late(twice, labels, often)).run()
+    learned = results().select("id", "prediction", "probability").unique("id")
+    file = late(twice, labels, often, ("[sink]", '[sink]\nanswer = "first"'))
+    first = Run(file).run(fresh=True)
+    assert first.totals == usual.totals
+    assert first.report == usual.report
+    answers = results()
+    assert answers["id"].to_list() == list(range(N))  # in the order in which they are read
+    assert not {"fraud", "_delay"} & set(answers.columns)
+    both = answers.join(learned, on="id", suffix="_then")
+    assert both.height == learned.height > 200
+    assert both["probability"].equals(both["probability_then"], check_names=False)
+    assert both["prediction"].equals(both["prediction_then"], check_names=False)
+
+
+def test_a_row_without_a_finite_score_is_told_when_it_is_read(
+    late: Late, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no answer, and is a dead letter when its label comes."""
+    rows, predict = rows_of(100), LinearLearner.predict
+    gone = rows.filter(pl.col("x") > 1)
+
+    def predicted(self: LinearLearner, tensors: Tensors) -> Any:
+        return np.where(tensors.numeric[:, 0] > 1, np.nan, predict(self, tensors))
+
+    monkeypatch.setattr(LinearLearner, "predict", predicted)
+    labels = labels_of(rows, np.full(100, MINUTE)).filter(pl.col("id") != gone["id"][0])
+    unscaled = ('[scrub.standardize]\ncolumns = ["x"]\n', "")
+    totals = Run(late(rows, labels, unscaled, ("[sink]", '[sink]\nanswer = "first"'))).run().totals
+    assert 1 < gone.height < 50
+    assert totals.counts["labels", "unanswered"] == gone.height
+    assert totals.reasons == {("predict", "non_finite"): gone.height - 1}
+    assert results()["id"].to_list() == rows.filter(pl.col("x") <= 1)["id"].to_list()
+
+
+def test_an_answer_before_the_label_cannot_have_it(late: Late, headrace: Headrace) -> None:
+    rows = rows_of(20)
+    sink = '[sink]\nanswer = "first"\ncolumns = ["id", "fraud"]'
+    code, _, err = headrace("check", late(rows, labels_of(rows, np.zeros(20)), ("[sink]", sink)))
+    assert code == 2
+    assert "[sink] columns" in err
+    assert "'fraud'" in err
+
+
 def test_no_label_is_known_before_it_comes(late: Late, results: Results) -> None:
     """With a delay of 100 rows, a step of 10 rows is scored by a model that knows the labels of
     rows at least 100 earlier, and not many fewer."""
@@ -270,8 +327,8 @@ def test_labels_whose_clock_is_behind_wait_for_their_rows(late: Late) -> None:
 def test_rows_that_do_not_fit_into_memory_expire_with_a_warning(
     late: Late, headrace: Headrace
 ) -> None:
-    rows = rows_of()
-    labels = labels_of(rows, np.full(N, 5 * DAY))
+    rows = rows_of(3 * N)
+    labels = labels_of(rows, np.full(3 * N, 5 * DAY))
     budget = ("batch_rows = 64", 'batch_rows = 64\nmemory_budget = "64KiB"')
     file = late(rows, labels, ('horizon = "2d"', 'horizon = "10d"'), budget)
     code, out, err = headrace("run", file)
@@ -279,10 +336,10 @@ def test_rows_that_do_not_fit_into_memory_expire_with_a_warning(
     account = re.search(r"= (\d+) learned .*?(\d+) expired", out)
     assert account is not None, out
     learned, expired = map(int, account.groups())
-    assert learned + expired == N
+    assert learned + expired == 3 * N
     assert learned > 50
     assert expired > 50
-    assert err.count("take more than a quarter of [loader] memory_budget") == 1
+    assert err.count("is more than an eighth of [loader] memory_budget") == 1
 
 
 def test_rows_without_a_label_are_learned_with_another_after_the_horizon(
@@ -360,6 +417,25 @@ def test_two_key_columns_and_a_regression(late: Late) -> None:
     assert run.evaluation.report()["all"]["mae"] < 2
 
 
+def test_quantiles_wait_for_their_label(late: Late, results: Results) -> None:
+    """Each is judged as it was served when its row came."""
+    rows = rows_of(200)
+    labels = rows.select("id", pl.col("at") + pl.duration(hours=1), fraud=pl.col("x") * 2)
+    file = late(
+        rows,
+        labels,
+        ('\nclasses = ["no", "yes"]', '\n[train]\nloss = "quantile"\nquantiles = [0.1, 0.5]'),
+        ('kind = "linear"', "layers = [4]"),
+    )
+    run = Run(file)
+    assert run.run().totals.learned == 200
+    served, target = results().sort("id"), labels.sort("id")["fraud"]
+    figures = run.evaluation.report()["all"]
+    below = (target <= served["prediction_q10"]).mean()
+    assert figures["quantiles"]["q10"]["below"] == pytest.approx(below)
+    assert figures["mae"] == pytest.approx((target - served["prediction"]).abs().mean())
+
+
 def test_held_out_rows_have_their_label(late: Late, tmp_path: Path) -> None:
     """A version is compressed and judged on rows with the labels that came later."""
     rows = rows_of(500)
@@ -382,6 +458,7 @@ def test_a_stopped_run_goes_on_where_it_was(late: Late, results: Results) -> Non
     file = late(rows, labels)
     whole = Run(file).run().totals
     want = results()
+    file = late(rows, labels, ON_DISK)
     for after in (3, 11):
 
         def watch(loop: Loop, _: Batch, after: int = after) -> None:
@@ -394,6 +471,60 @@ def test_a_stopped_run_goes_on_where_it_was(late: Late, results: Results) -> Non
     assert (totals.reasons, totals.expired, totals.waiting) == (
         whole.reasons, whole.expired, whole.waiting,
     )  # fmt: skip
+
+
+def test_a_missing_file_of_waiting_rows_is_told_before_anything_is_read(
+    late: Late, headrace: Headrace, tmp_path: Path
+) -> None:
+    rows = rows_of()
+    file = late(rows, labels_of(rows, np.full(N, DAY)), ON_DISK)
+
+    def watch(loop: Loop, _: Batch) -> None:
+        if loop.totals.batches == 8:
+            loop.stop()
+
+    assert Run(file, watch=watch).run().stopped
+    waiting = sorted((tmp_path / "run" / "checkpoints").glob("rows-*.arrows"))
+    assert waiting
+    for path in waiting:
+        path.unlink()
+    for command in ("check", "run"):
+        code, out, err = headrace(command, file)
+        said = f"{out}{err}"
+        assert code == 2, said
+        assert said.count("No checkpoint in ") == 1
+        assert f"({waiting[0].name} with rows or labels that wait for each other" in said
+        assert "start over without it by --fresh" in said
+    assert Run(file).restore()  # what is learned needs none of them
+    assert headrace("run", file, "--fresh")[0] == 0
+
+
+def test_a_full_disk_ends_the_run_and_loses_nothing(
+    late: Late, headrace: Headrace, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, labels, _ = dirty(np.random.default_rng(6))
+    code, _, err = headrace("run", late(rows, labels))
+    assert code == 0, err
+    want = results().drop(POSITION, strict=False)
+    file = late(rows, labels, ON_DISK)
+    written = atomic.write_parts
+    left = [3]
+
+    def full(path: Path, parts: Any, **options: Any) -> Path:
+        if path.suffix == ".arrows":
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return written(path, parts, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "write_parts", full)
+        code, _, err = headrace("run", file, "--fresh")
+    assert code == 1, err
+    assert err.count("No space left on device; free some space") == 1
+    assert "Traceback" not in err
+    assert headrace("run", file)[0] == 0
+    assert results().drop(POSITION, strict=False).equals(want)
 
 
 @pytest.mark.parametrize(
@@ -417,6 +548,11 @@ def test_a_stopped_run_goes_on_where_it_was(late: Late, results: Results) -> Non
         (('horizon = "2d"', 'horizon = "0s"'), "[labels] expects a 'horizon' of 1 to"),
         (('horizon = "2d"', 'horizon = "2d"\nlateness = "-1d"'), "expects a duration"),
         (('horizon = "2d"', 'horizont = "2d"'), "has no key 'horizont'"),
+        (
+            ('horizon = "2d"', 'horizon = "2d"\nmemory = "200MiB"'),
+            "[labels] memory is 209,715,200 bytes, and half of [loader] memory_budget is "
+            "134,217,728: lower it, or raise the budget.",
+        ),
         (('horizon = "2d"', 'horizon = "2d"\non_missing = "maybe"'), "on_missing"),
         (('horizon = "2d"', 'horizon = "2d"\ncorrections = "3d"'), "on_missing"),
         (

@@ -158,12 +158,53 @@ def test_the_class_not_seen_for_longest_leaves(
     rows = written(file)
     assert report["all"]["accuracy"] == pytest.approx(share_right(rows))
     page = (file.with_suffix("") / "metrics.prom").read_text()
-    left = re.search(r"^headrace_classes_left_total (\S+)$", page, re.MULTILINE)
+    left = re.search(
+        r"^headrace_classes_left_total\{reason=\"max_classes\"\} (\S+)$", page, re.MULTILINE
+    )
     assert left is not None
     assert float(left[1]) >= 2
     newest = animals().with_row_index().group_by("label").agg(pl.col("index").max())
     newest = newest.sort("index").tail(3)
     assert set(run.features.classes) == set(newest["label"])
+
+
+GROW = "[model.grow]\nmin_count = 4\nidle = 100\n"
+
+
+def test_a_label_is_a_class_after_some_rows_and_until_it_is_idle(
+    few: Write, headrace: Headrace, tmp_path: Path
+) -> None:
+    rows = animals()
+    rare = pl.col("label").is_in(["ant", "bee"]) & (pl.int_range(pl.len()) > 350)
+    rows.filter(~rare).write_csv(tmp_path / "rows.csv")
+    file = few(model=GROW, more="[export]\nholdout = 1e-9\n")
+    run = Run(file)
+    summary = run.run()
+    totals = summary.totals
+    events = {name: n for (stage, name), n in totals.counts.items() if stage == "model"}
+    assert events == {"new_classes": 5, "waiting_for_class": 15, "expired_classes": 2}
+    assert (totals.predicted, totals.rejected) == (15, 0)
+    assert totals.learned + totals.predicted == totals.read
+    assert set(run.features.classes) == {"cat", "dog", "elk"}
+    page = (file.with_suffix("") / "metrics.prom").read_text()
+    assert 'headrace_classes_left_total{reason="idle"} 2.0' in page
+    assert 'stage_events_total{event="waiting_for_class",stage="model"} 15.0' in page
+    model, out = tmp_path / "whole" / "model.onnx", tmp_path / "predicted"
+    code, _, err = headrace("predict", model, "--input", tmp_path / "rows.csv", "--output", out)
+    assert code == 0, err
+    assert set(pl.read_parquet(out / "*.parquet")["prediction"]) == {"cat", "dog", "elk"}
+
+
+def test_classes_that_wait_and_leave_stop_and_go_on(few: Write, tmp_path: Path) -> None:
+    timed = animals().with_columns(at=pl.int_range(pl.len()) // 3)
+    timed.write_csv(tmp_path / "rows.csv")
+    grow = '[model.grow]\nmin_count = 4\nidle = 4\ntime = "at"\n'
+    whole, stopped = few("whole", grow), few("stopped", grow)
+    totals = Run(whole).run().totals
+    assert totals.counts["model", "expired_classes"] > 3
+    assert totals.counts["model", "waiting_for_class"] > 20
+    finish_through_stops(stopped, 2, 7)
+    same(ends(whole), ends(stopped))
 
 
 @pytest.mark.parametrize(
@@ -174,6 +215,10 @@ def test_the_class_not_seen_for_longest_leaves(
         ('distance = "manhattan"', "", "distance"),
         ("tempreature = 1", "", "Did you mean 'temperature'?"),
         ('classes = ["ant", "bee"]\nmax_classes = 4', "", "max_classes in"),
+        ('classes = ["ant", "bee"]\n[model.grow]\nmin_count = 4', "", "grow in"),
+        ('[model.grow]\nidle = "3d"', "", "name the column of the time"),
+        ('[model.grow]\nidle = 9\ntime = "y"', "", "expects a datetime, date or integer column"),
+        ('[model.grow]\nidle = 9\ntime = "at"', "", "at"),
         ('embedding = "gone.onnx"', "", "embedding 'gone.onnx' is no file"),
         ('weights = "w.pt"', "", "expected module beside weights"),
         ("", "probabilities = true", "new classes may appear"),

@@ -14,6 +14,7 @@ import pytest
 
 from engine.config import Pipeline
 from engine.run import Run
+from engine.types import UserError
 from tests.models.export.modules import in_this_process
 from tests.pipelines.conftest import Headrace
 from tests.pipelines.runs.test_crash import finish_through_stops, same, state
@@ -110,6 +111,32 @@ def test_the_key_is_the_column_as_a_model_file_sees_it(
     np.testing.assert_allclose(answers(twice)["prediction"], whole["prediction"], rtol=0, atol=1e-5)
 
 
+def test_a_state_expires_by_time_where_it_learns_and_where_it_serves(
+    pipeline: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A day passes between the two files: each key starts anew, once."""
+    in_this_process(monkeypatch)
+    rows = tmp_path / "rows"
+    file = pipeline("timed", ("width = 4", 'width = 4\nidle = "1h"\ntime = "at"'))
+    for number, name in enumerate(("0.csv", "1.csv")):
+        at = pl.datetime(2020, 1, 1 + number) + pl.duration(seconds=pl.int_range(pl.len()))
+        pl.read_csv(rows / name).with_columns(at=at).write_csv(rows / name)
+    assert Run(file).run().totals.counts["model", "expired"] == USERS
+    model = tmp_path / "timed" / "model.onnx"
+    whole = answers(served(tmp_path / "both", model, rows))
+    again = Run(Pipeline.of(served(tmp_path / "again", model, rows))).run()
+    assert again.totals.counts["predict", "expired"] == USERS
+    (rows / "0.csv").unlink()
+    alone = answers(served(tmp_path / "alone", model, rows))
+    np.testing.assert_allclose(
+        whole["prediction"][-ROWS // 2 :], alone["prediction"], rtol=0, atol=1e-5
+    )
+    dated = served(tmp_path / "dated", model, rows)
+    dated["source"]["schema"] = {"user": "string", "a": "float64", "at": "datetime[ms]"}
+    with pytest.raises(UserError, match=r"'at', which was datetime .* is datetime\[ms\] here"):
+        Run(Pipeline.of(dated)).run()
+
+
 def served(folder: Path, model: Path, rows: Path, batch_rows: int = 1_000) -> dict[str, Any]:
     return {
         "name": "served",
@@ -140,6 +167,19 @@ WRONG = {
     "none": (
         ('by = ["user"]', "by = []"),
         r"\[model.state\] .* expected a list .* for 'by', got \[\]",
+    ),
+    "no idle": (("width = 4", 'width = 4\ntime = "a"'), r"\[model.state\] time is for 'idle'"),
+    "no time": (
+        ("width = 4", 'width = 4\nidle = "7d"'),
+        "number of rows for 'idle' without a 'time'",
+    ),
+    "no times": (
+        ("width = 4", 'width = 4\nidle = 7\ntime = "a"'),
+        "integer column, got 'a' of type",
+    ),
+    "unknown": (
+        ("width = 4", 'width = 4\nidle = 7\ntime = "at"'),
+        "needs column 'at', which is not",
     ),
     "kind": (("[model]\n", '[model]\nkind = "tabular"\n'), r"\[model\].* has no key 'state'"),
 }
