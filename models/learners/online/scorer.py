@@ -27,6 +27,7 @@ from models.learners.online.settings import (
 )
 from models.learners.online.target_transform import AnyTargetScale
 from models.learners.online.trainable import TrainableNetwork
+from models.learners.probabilities import sigmoid
 from models.learners.quantiles import build_sorted
 
 N = TypeVar("N", bound=TrainableNetwork)
@@ -103,8 +104,10 @@ class Scorer(Generic[N]):
         raw = raw.double()
         if self._features.task == "regression":
             scores = self._values(raw)
+        elif raw.ndim == 1:
+            return sigmoid(raw.cpu().numpy())
         else:
-            scores = raw.sigmoid() if raw.ndim == 1 else raw.softmax(1)
+            scores = raw.softmax(1)
         if self._outputs is not None:
             scores = scores[:, self._outputs]
         values: NDArray[np.float64] = scores.cpu().numpy()

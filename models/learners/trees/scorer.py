@@ -12,6 +12,7 @@ import numpy as np
 from engine.columnar.numeric_scale import NumericScale
 from engine.types import Features, GraphBuilder, Snapshot
 from engine.types.arrays import Floats, Ints
+from models.learners.probabilities import sigmoid, softmax
 from models.learners.quantiles import build_sorted
 from models.learners.trees.forest import Forest, Rows, Target
 
@@ -72,7 +73,7 @@ class TreesScorer:
         if self.features.task == "regression":
             return raw
         weight, even = self._laplace
-        return weight * (_softmax(raw) if raw.ndim > 1 else _sigmoid(raw)) + even
+        return weight * (softmax(raw) if raw.ndim > 1 else sigmoid(raw)) + even
 
     def known(self, rows: Rows, target: Target) -> tuple[Rows, Target]:
         """Return those of the rows whose class the trees know, and their outputs as the target."""
@@ -186,19 +187,6 @@ class TreesScorer:
         wider = graph.op("Pad", scores, pads, graph.constant(np.float32(UNSEEN), "unseen"))
         columns = np.where(self.columns < 0, outputs, self.columns)
         return graph.op("Gather", wider, graph.constant(columns, "columns"), axis=1)
-
-
-def _sigmoid(raw: Floats) -> Floats:
-    positive = raw >= 0
-    small = np.exp(np.where(positive, -raw, raw))
-    shares: Floats = np.where(positive, 1.0, small) / (1 + small)
-    return shares
-
-
-def _softmax(raw: Floats) -> Floats:
-    powers = np.exp(raw - raw.max(axis=1, keepdims=True, initial=-np.inf))
-    shares: Floats = powers / powers.sum(axis=1, keepdims=True)
-    return shares
 
 
 __all__ = ["TreesScorer"]
