@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.columnar.event_time import Clock
 from engine.columnar.hashing import hashes
 from engine.types import Batch, UserError
 from tests.size import examples
@@ -462,11 +463,39 @@ def test_lag_of_dates_and_missing_times(run: Run) -> None:
 
 
 def test_late_rows_find_what_lateness_keeps(run: Run) -> None:
-    options = {"column": "x", "time": "t", "every": 1, "steps": [1]}
-    part = {"t": [0, 1, 5, 2], "x": [0.0, 1.0, 5.0, 2.0]}
-    assert columns(run("lag", options, part), "x_lag_1") == [[None, 0.0, None, None]]
-    options["lateness"] = 3
+    options = {"column": "x", "time": "t", "every": 1, "steps": [1, 3]}
+    part = {"t": [0, 1, 4, 2], "x": [0.0, 1.0, 4.0, 2.0]}
     assert columns(run("lag", options, part), "x_lag_1") == [[None, 0.0, None, 1.0]]
+    part = {"t": [0, 1, 4, 1], "x": [0.0, 1.0, 4.0, 2.0]}
+    assert columns(run("lag", options, part), "x_lag_1") == [[None, 0.0, None, None]]
+    options["lateness"] = 1
+    assert columns(run("lag", options, part), "x_lag_1") == [[None, 0.0, None, 0.0]]
+
+
+@pytest.mark.parametrize("cut", [1, 3, 40])
+@pytest.mark.parametrize("wrong", [0, 7])
+def test_lag_does_not_follow_one_wrong_time(run: Run, wrong: int, cut: int) -> None:
+    options = {"column": "x", "time": "t", "every": 1, "steps": [1]}
+    times = list(range(40))
+    times[wrong] = 9_999
+    parts = [
+        {"t": times[at : at + cut], "x": [float(t) for t in range(at, min(at + cut, 40))]}
+        for at in range(0, 40, cut)
+    ]
+    found = [x for part in columns(run("lag", options, *parts), "x_lag_1") for x in part]
+    right = [float(t - 1) if t - 1 in times[:t] else None for t in range(40)]
+    begins = 10 if wrong == 0 else 0  # where nothing came before it, eight times say so
+    assert found[begins:wrong] + found[max(begins, wrong + 1) :] == (
+        right[begins:wrong] + right[max(begins, wrong + 1) :]
+    )
+
+
+def test_lag_goes_on_behind_a_gap_of_the_stream(run: Run) -> None:
+    options = {"column": "x", "time": "t", "every": 1, "steps": [1]}
+    times = [*range(20), *range(5_000, 5_020)]
+    (done,) = run("lag", options, {"t": times, "x": times})
+    right = [t - 1 if t - 1 in times else None for t in times]
+    assert done.frame["x_lag_1"].to_list() == right
 
 
 def reference(
@@ -474,10 +503,11 @@ def reference(
 ) -> list[list[int | None]]:
     """The definition of lag, row by row."""
     seen: dict[tuple[int, int], int] = {}
-    newest, out = -1000, []
-    for key, time, value in rows:
-        newest = max(newest, time)
-        oldest = newest - max(steps) - lateness
+    horizon, out = max(steps) + lateness, []
+    times = np.array([time for _, time, _ in rows])
+    _, clocks, _ = Clock().walk(times, horizon, at_once=True)
+    for (key, time, value), clock in zip(rows, clocks.tolist(), strict=True):
+        oldest = clock - horizon
         out.append([seen.get((key, t)) if (t := time - k) >= oldest else None for k in steps])
         if value is not None and (key, time) not in seen:
             seen[key, time] = value

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine import types
-from engine.columnar.event_time import NEVER, EventTime
+from engine.columnar.event_time import NEVER, Clock, EventTime
 from engine.columnar.hashing import Hashes, hashes, mix
 from engine.scrub.columns import RENAME, extended
 from engine.scrub.key_store import KeyStore
@@ -36,11 +36,12 @@ class Lag(Stage):
     Never the future: a value counts only for rows that stand after it in the stream, in the same
     batch or a later one. Of several rows with the same key and time the first that has a value
     counts. Rows may come out of order: a row finds what is remembered, that is values no older than
-    ``max(steps) * every + lateness`` before the newest time so far. All that is exact to the row
-    and does not depend on how the stream is cut.
+    ``max(steps) * every + lateness`` before the clock, the newest time so far. All that is exact to
+    the row and does not depend on how the stream is cut.
 
-    One time far in the future makes it forget everything: let an 'outliers' or 'derive' stage look
-    at the clock first where it cannot be trusted. Keys and times are compared by a 64-bit hash: a
+    A time that is further ahead than that moves the clock once others confirm it, so one wrong time
+    does not make it forget everything (`engine.columnar.event_time.Clock`). Keys and times are
+    compared by a 64-bit hash: a
     wrong value is found with probability remembered / 2**64.
     """
 
@@ -74,7 +75,7 @@ class Lag(Stage):
         self._kind: pl.DataType = pl.Null()
         self._back: Timestamps = np.empty(0, np.int64)
         self._horizon = 0
-        self._newest = NEVER
+        self._clock = Clock()
         self._past = KeyStore()
 
     # ------------------------------------------------------------------------------------- binding
@@ -110,7 +111,7 @@ class Lag(Stage):
 
     def apply(self, batch: Batch) -> Batch:
         keys, times, values, present = self._read(batch.frame)
-        newest = np.maximum.accumulate(np.append(self._newest, times))[1:]
+        self._clock, newest, _ = self._clock.walk(times, self._horizon, at_once=True)
         pasts = times[:, None] - self._back
         wanted = mix(keys[:, None] ^ mix(pasts.view(np.uint64))).ravel()
         visible = (pasts >= (newest - self._horizon)[:, None]) & (times > NEVER)[:, None]
@@ -120,7 +121,7 @@ class Lag(Stage):
         here, lagged_here = _earlier(new, rows, values, wanted, len(self._back))
         lagged = np.where(known, lagged, lagged_here)
         known = (known | here) & visible_flat
-        self._remember(new, times[rows], values[rows], newest)
+        self._remember(new, times[rows], values[rows])
         return batch.with_frame(batch.frame.with_columns(self._columns(lagged, known)))
 
     def _read(
@@ -151,12 +152,8 @@ class Lag(Stage):
         fresh = ~self._past.find(new)[0]
         return new[fresh], rows[first[fresh]]
 
-    def _remember(
-        self, keys: Hashes, times: Timestamps, values: NDArray[Any], newest: Timestamps
-    ) -> None:
-        if len(newest):
-            self._newest = int(newest[-1])
-        oldest = self._newest - self._horizon
+    def _remember(self, keys: Hashes, times: Timestamps, values: NDArray[Any]) -> None:
+        oldest = self._clock.time - self._horizon
         kept = times >= oldest
         self._past = self._past.add(keys[kept], times[kept], values[kept], oldest=oldest)
 
@@ -172,11 +169,11 @@ class Lag(Stage):
         return columns
 
     def snapshot(self) -> Snapshot:
-        """Return the newest time, and the remembered values by key and time."""
-        return {"newest": self._newest, "past": self._past.snapshot()}
+        """Return the clock, and the remembered values by key and time."""
+        return {"clock": self._clock.snapshot(), "past": self._past.snapshot()}
 
     def restore(self, value: Snapshot) -> None:
-        self._newest = value["newest"]
+        self._clock = Clock.restore(value["clock"])
         self._past = KeyStore.restore(value["past"])
 
     def transforms(self) -> list[Transform] | None:
