@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -36,6 +37,7 @@ from engine.types import (
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger("headrace.collate")
 T = TypeVar("T")
 MAX_CLASS_CHARS = 1_000
 """The most characters of a label that names a class."""
@@ -49,7 +51,7 @@ class Collate:
     of those that there are, ``missing_label``, ``unknown_label`` or ``low_label`` (below what can
     be learned) by its label. So a learner only
     ever sees finite numbers, known ids and known classes. Values beyond `Features.max_length` are
-    cut off and counted as ``truncated``.
+    cut off, counted as ``truncated``, and told once.
 
     Where classes appear while the model learns, there is no target yet, and a label that is too
     long for a name is a ``long_label``.
@@ -65,6 +67,7 @@ class Collate:
         self.features = features
         self._unlabelled = unlabelled
         self._buffers = BufferPool()
+        self._cut_told = False
         _compile()
 
     def bind(self, schema: Schema) -> None:
@@ -172,8 +175,20 @@ class Collate:
         tensors = dataclasses.replace(
             tensors, images=images, ragged=ragged, padded=padded, sparse=sparse, arrays=arrays
         )
-        batch = batch.counted(self.name, truncated=cut) if cut else batch
+        if cut:
+            self._tell_cut()
+            batch = batch.counted(self.name, truncated=cut)
         return dataclasses.replace(batch, tensors=tensors)
+
+    def _tell_cut(self) -> None:
+        if self._cut_told:
+            return
+        self._cut_told = True
+        log.warning(
+            "the model reads the first %s values of each list and leaves out the rest: set [model] "
+            "max_length to read more; how many are left out is counted as 'truncated'",
+            f"{self.features.most_values:,}",
+        )
 
     def _drop_bad_lists(self, batch: Batch) -> Batch:
         """Drop the rows whose arrays or lists contain invalid values; a row has the first such

