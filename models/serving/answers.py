@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ Bad = tuple[str, Bools, str]
 SLACK = 1e-3
 """How far beyond 0 and 1 rounding may take a probability."""
 Activation = Literal["softmax", "sigmoid"]
+log = logging.getLogger("headrace.predictor")
 
 
 class Answer(ABC):
@@ -140,7 +142,7 @@ class ClassSettings(OutputSettings):
 
     Attributes:
         classes: their names, in the order of the graph's scores: a list, or a file with a name a
-            line; their numbers unless given.
+            line; unless given, those that the model file holds, or else their numbers.
         activation: ``softmax`` or ``sigmoid`` makes probabilities of the graph's scores; they are
             taken as they are unless given.
     """
@@ -176,8 +178,23 @@ class _OfClasses(Answer):
         wanted = 2 if width == 1 else width
         if self.classes and len(self.classes) != wanted:
             raise self.refuse(f"{wanted} classes for {value}", f"{len(self.classes)}")
-        self.classes = self.classes or tuple(map(str, range(wanted)))
+        held = value.labels if len(value.labels) == wanted else ()
+        self._require_same_order(held)
+        self.classes = self.classes or held or tuple(map(str, range(wanted)))
         return width
+
+    def _require_same_order(self, held: tuple[str, ...]) -> None:
+        """Compare the names of the classes with those that the model file holds.
+
+        Raises: UserError if a class of the file stands at another place.
+        """
+        pairs = [*zip(held, self.classes, strict=False)]
+        if any(given != own and given in held for own, given in pairs):
+            wanted = f"classes in the order of the model file, {_quoted(held)}"
+            raise self.refuse(wanted, _quoted(self.classes))
+        renamed = [f"'{own}' as '{given}'" for own, given in pairs if given != own]
+        if renamed and not all(own.isdecimal() for own in held):
+            log.info("%s answers classes of the model file: %s.", self.where, ", ".join(renamed))
 
     def _scores(self, arrays: Arrays) -> Floats:
         """Return the activated scores, shape (n, classes); one of two classes becomes two."""
@@ -228,6 +245,10 @@ class ClassAnswer(_OfClasses):
         if self._numbered:
             if self.settings.top > 1 or self.settings.activation:
                 raise self.refuse("scores for 'top' and 'activation'", value)
+            if self.classes and value.labels != tuple(map(str, range(len(value.labels)))):
+                got = f"the labels {_quoted(value.labels)}: answer with the scores, or with value"
+                raise self.refuse("the numbers 0, 1, ... of the classes", got)
+            self._require_same_order(value.labels)
             return {self.column: pl.String() if self.classes else pl.Int64()}
         self._scored = self._require_scores(value)
         if self.settings.top > len(self.classes):
@@ -434,6 +455,10 @@ def names(given: str | Sequence[str], where: str) -> tuple[str, ...]:
     if not lines:
         raise UserError(f"{where} '{given}' expects a name a line, got none.")
     return tuple(lines)
+
+
+def _quoted(classes: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in classes)
 
 
 def by_row(values: NDArray[Any]) -> NDArray[Any]:

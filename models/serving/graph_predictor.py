@@ -397,7 +397,7 @@ def _as_tried(value: GraphValue, outcome: Outcome) -> GraphValue:
     if value.shape is not None and len(value.shape) == len(seen):
         sizes = value.shape
     kept = [size if size == n else None for size, n in zip(sizes[1:], seen[1:], strict=True)]
-    return GraphValue(name=value.name, type=outcome.types[value.name], shape=(None, *kept))
+    return dataclasses.replace(value, type=outcome.types[value.name], shape=(None, *kept))
 
 
 def _digest(files: Sequence[Path]) -> str:

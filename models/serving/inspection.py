@@ -45,6 +45,10 @@ RANDOM_OPERATORS = frozenset(
 BATCH_RANGES = frozenset(("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"))
 """Operators that quantize a batch by its own range: an answer depends a little on the rows beside
 it."""
+SAME_CLASSES = frozenset(
+    ("Cast", "Identity", "LogSoftmax", "Normalizer", "Sigmoid", "Softmax", "ZipMap")
+)
+"""Operators whose output has the classes of their input, in the same order."""
 STANDARD_DOMAIN = "ai.onnx"
 
 
@@ -61,7 +65,7 @@ class GraphFile:
             as ``domain.name``.
         unknown: operators that ONNX Runtime does not have.
         inputs, outputs: of the graph.
-        labels: output -> the class labels that the graph itself holds for it.
+        labels: value -> the class labels that the graph itself holds for it.
         mapped: output -> the value behind a ZipMap: the same as an array.
         external: names of the files beside it that hold weights.
     """
@@ -205,7 +209,9 @@ def _described(model: onnx.ModelProto) -> GraphFile:
         operators=dict(operators),
         unknown=tuple(sorted(unknown)),
         inputs=tuple(graph_value(v) for v in model.graph.input if v.name not in weights),
-        outputs=tuple(graph_value(v) for v in model.graph.output),
+        outputs=tuple(
+            replace(graph_value(v), labels=labels.get(v.name, ())) for v in model.graph.output
+        ),
         labels=labels,
         mapped=mapped,
         external=tuple(sorted({_location(t) for t in _tensors(model) if _is_external(t)})),
@@ -254,7 +260,7 @@ def _words(proto: Any) -> str:
 
 
 def _mapped(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-    """Return what stands before a ZipMap, and the labels that the graph holds for its outputs."""
+    """Return what stands before a ZipMap, and value -> the labels that the graph holds for it."""
     mapped: dict[str, str] = {}
     labels: dict[str, tuple[str, ...]] = {}
     for node in model.graph.node:
@@ -268,6 +274,8 @@ def _mapped(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, tuple[str
             mapped[node.output[0]] = node.input[0]
         if names:
             labels |= dict.fromkeys(node.output, tuple(names))
+        elif node.op_type in SAME_CLASSES and (known := labels.get(node.input[0])):
+            labels[node.output[0]] = known
     return mapped, labels
 
 

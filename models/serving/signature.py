@@ -25,11 +25,13 @@ class GraphValue:
         type: one of `NUMBERS`, ``text``, or ONNX's words for what numpy has no array of
             (``seq(map(int64, float32))``).
         shape: its dimensions, rows first; None if the file does not say.
+        labels: the classes that the file holds for an output, in the order of its scores.
     """
 
     name: str
     type: str
     shape: tuple[Size, ...] | None
+    labels: tuple[str, ...] = ()
 
     @property
     def is_array(self) -> bool:

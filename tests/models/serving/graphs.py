@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,15 @@ g (float[n, 2] x) => (float[n, 2] y) {
     y = Add(x, sum)
 }
 """
+CLASSIFIER = """
+g (float[n, 2] x) => (LABEL[n] label, float[n, 2] scores) {
+    label, raw = ai.onnx.ml.LinearClassifier
+        <CLASSES, coefficients = [1.0, 0.0, 0.0, 1.0], intercepts = [0.0, 0.0], multi_class = 1>(x)
+    likely = ai.onnx.ml.Normalizer <norm = "L1">(raw)
+    scores = Identity(likely)
+}
+"""
+"""Two classes: the score of each is its column's share of the row."""
 UNKNOWN = "g (float[n, 2] x) => (float[n, 2] y) { y = MagicAttention(x) }"
 
 
@@ -92,6 +102,13 @@ def saved(
             model.graph.initializer.append(numpy_helper.from_array(value, name))
     onnx.save(model, path)
     return path
+
+
+def classifier(labels: Sequence[str] | Sequence[int]) -> str:
+    """Return the text of `CLASSIFIER` with these labels."""
+    kind, name = ("int64", "ints") if isinstance(labels[0], int) else ("string", "strings")
+    classes = f"classlabels_{name} = {json.dumps(labels)}"
+    return CLASSIFIER.replace("LABEL", kind).replace("CLASSES", classes)
 
 
 def call_here(function: str, argument: Any, limits: Limits) -> Any:

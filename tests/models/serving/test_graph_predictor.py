@@ -109,6 +109,51 @@ def test_classes(opened: Open) -> None:
     np.testing.assert_allclose(done.frame["label_score"], scores.max(axis=1), rtol=1e-6)
 
 
+def classes_of(opened: Open, labels: Any, classes: Any = (), **keys: Any) -> Predictor:
+    keys = {"answer": "classes", "column": "y", **keys}
+    table = {"classes": list(classes), **keys} if classes else keys
+    return opened(graphs.classifier(labels), inputs={"x": ["a", "b"]}, outputs={"scores": table})
+
+
+@pytest.mark.parametrize("answer", ["classes", "probabilities"])
+@pytest.mark.parametrize("labels", [["yes", "no"], [0, 1]])
+def test_classes_in_another_order_than_the_file_holds_are_refused(
+    opened: Open, answer: str, labels: list[Any]
+) -> None:
+    first, second = map(str, labels)
+    said = sentence(lambda: classes_of(opened, labels, [second, first], answer=answer))
+    assert said == (
+        f"[infer.outputs] 'scores' with answer = '{answer}' expects classes in the order of the "
+        f"model file, '{first}', '{second}', got '{second}', '{first}'."
+    )
+
+
+def test_classes_that_the_file_holds_are_answered(
+    opened: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    frame = pl.DataFrame({"a": [0.9, 0.1], "b": [0.1, 0.9]})
+    for given in ((), ["no", "yes"]):
+        done = answered(classes_of(opened, ["no", "yes"], given), frame)
+        assert done.frame["y"].to_list() == ["no", "yes"]
+    done = answered(classes_of(opened, [0, 1], ["no", "yes"]), frame)
+    assert done.frame["y"].to_list() == ["no", "yes"]
+    with caplog.at_level(logging.INFO):
+        done = answered(classes_of(opened, ["nein", "ja"], ["no", "yes"]), frame)
+    assert done.frame["y"].to_list() == ["no", "yes"]
+    assert "answers classes of the model file: 'nein' as 'no', 'ja' as 'yes'." in caplog.text
+
+
+def test_labels_of_the_file_are_no_numbers_of_classes(opened: Open) -> None:
+    table = {"label": {"answer": "classes", "classes": ["a", "b"]}}
+    said = sentence(
+        lambda: opened(graphs.classifier([1, 2]), inputs={"x": ["a", "b"]}, outputs=table)
+    )
+    assert said.endswith(
+        "expects the numbers 0, 1, ... of the classes, got the labels '1', '2': answer with the "
+        "scores, or with value."
+    )
+
+
 def test_the_best_classes_and_their_scores(opened: Open, tmp_path: Path) -> None:
     file = tmp_path / "labels.txt"
     file.write_text("\n".join(CLASSES) + "\n")
