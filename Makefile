@@ -26,8 +26,8 @@ demo: .venv/demo ## install, then train on seven years of street sensors, compre
 demo-kafka: .venv/test ## install, start Apache Kafka (Java 17, Maven), learn from late labels, publish, swap, predict
 	$(BIN)/python deploy/kafka/demo.py
 
-kafka: .venv/test ## a broker of one's own until Ctrl-C (Java 17 and Maven)
-	$(BIN)/python -m tests.broker
+kafka: .venv/test ## a broker of one's own until Ctrl-C, with topics (TOPICS="payments scored"; Java 17 and Maven)
+	$(BIN)/python -m tests.broker $(TOPICS)
 
 test: .venv/test ## install, then pass the tests (HEADRACE_TESTS=full: all, as CI; of the benchmarks: bench-check)
 	$(BIN)/pytest -n $(JOBS) --dist worksteal --ignore tests/bench

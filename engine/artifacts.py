@@ -373,7 +373,8 @@ def _log_no_model(file: str, too_many: bool) -> None:
     log.log(
         logging.WARNING if too_many else logging.INFO,
         "No model is exported after a run %s. Its checkpoint is saved: 'headrace export %s' writes "
-        "one.",
+        "the float32 file, 'headrace compress' smaller ones; [export] every = \"10m\" publishes "
+        "versions while a run goes on.",
         "with so many rejected rows" if too_many else "that was stopped",
         file,
     )

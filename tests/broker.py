@@ -97,9 +97,9 @@ class Broker(Server):
             bootstrap_servers=self.bootstrap_servers, bootstrap_timeout_ms=int(1000 * HANG)
         )
 
-    def topic(self, partitions: int = 1) -> str:
-        """A new topic; its name."""
-        name = f"t-{uuid.uuid4().hex[:12]}"
+    def topic(self, partitions: int = 1, name: str | None = None) -> str:
+        """A new topic; its name, a random one unless given."""
+        name = name or f"t-{uuid.uuid4().hex[:12]}"
         admin = self.admin()
         made = NewTopic(name=name, num_partitions=partitions, replication_factor=1)
         admin.create_topics([made])
@@ -240,11 +240,15 @@ def free_ports(count: int) -> list[int]:
 
 def main() -> None:
     """Run one until Ctrl-C."""
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m tests.broker",
         description="Run a broker until Ctrl-C, and print the variable that names it to tests.",
-    ).parse_args()
+    )
+    parser.add_argument("topics", nargs="*", metavar="TOPIC", help="made at its start")
+    topics = parser.parse_args().topics
     with tempfile.TemporaryDirectory() as folder, Broker(Path(folder)) as broker:
+        for topic in topics:
+            broker.topic(name=topic)
         print(  # noqa: T201 - the answer of `make kafka`
             f"export KAFKA_BOOTSTRAP_SERVERS={broker.bootstrap_servers}", flush=True
         )

@@ -68,7 +68,7 @@ class Topics:
             if topic not in topics_there:
                 raise UserError(
                     f"[source] topic '{topic}' does not exist at "
-                    f"{self._settings.bootstrap_servers}."
+                    f"{self._settings.bootstrap_servers}: create it, or correct its name."
                     f"{nearest(topic, topics_there)}"
                 )
             numbers = consumer.partitions_for_topic(topic) or ()
