@@ -8,6 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from engine.quality.baselines import PREVIOUS_CLASS
 from engine.quality.headline import best_baseline, figure
 from engine.types.plural import counted, percent
 
@@ -31,6 +32,9 @@ PARTS = ("validation", "test")
 """The parts of a split that are never learned."""
 MAX_CONFUSION = 10
 """With more classes than this, the confusion matrix is in report.json only."""
+BLOCKS, JUDGED = 0.9, 100
+"""Rows come in blocks of a class where so much of their agreement with the row before is beyond
+chance (Cohen's kappa), over so many rows or more."""
 
 
 def table(report: Mapping[str, Any]) -> Table:
@@ -78,6 +82,28 @@ def rare_classes(report: Mapping[str, Any]) -> list[str]:
 
 def remarks(report: Mapping[str, Any]) -> list[str]:
     """Return what a reader of the figures should not miss."""
+    return [*_no_better(report), *_blocks(report["all"])]
+
+
+def _blocks(whole: Mapping[str, Any]) -> list[str]:
+    """Return a remark where rows of a class come together."""
+    before = whole.get("baselines", {}).get(PREVIOUS_CLASS)
+    counts = [sum(row) for row in whole.get("confusion", [])]
+    rows = sum(counts)
+    if before is None or rows < JUDGED:
+        return []
+    agreement, chance = before["accuracy"], sum((n / rows) ** 2 for n in counts)
+    if chance == 1 or (agreement - chance) / (1 - chance) < BLOCKS:
+        return []
+    return [
+        f"{agreement:.1%} of the rows have the class of the row before: a model that learns "
+        "as rows come forgets the other classes meanwhile. Where that order means nothing, mix the "
+        "rows before, or set [source] shuffle_files where each class has files of its own."
+    ]
+
+
+def _no_better(report: Mapping[str, Any]) -> list[str]:
+    """Return a remark where a baseline is as good as the model."""
     whole = report["all"]
     best = best_baseline(whole)
     if best is None:

@@ -1,0 +1,50 @@
+"""What a reader of a report should not miss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.quality.report import remarks
+
+
+def report_of(labels: list[int]) -> dict[str, Any]:
+    """Of a model that is always right, over rows with these labels."""
+    codes = np.array(labels)
+    before = float((codes[1:] == codes[:-1]).mean())
+    counts = np.bincount(codes, minlength=2)
+    share = float(counts.max() / len(codes))
+    whole = {
+        "rows": len(codes),
+        "accuracy": 1.0,
+        "confusion": np.diag(counts).tolist(),
+        "baselines": {
+            "majority class": {"accuracy": share, "rows": len(codes)},
+            "last class": {"accuracy": before, "rows": len(codes) - 1},
+        },
+        "prior": {"accuracy": share},
+    }
+    return {"all": whole, "classes": ["no", "yes"], "slices": {}}
+
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([0] * 100 + [1] * 100, True),  # a folder per class
+        ([0] * 190 + [1] * 10, True),
+        (([0] * 50 + [1] * 50) * 4, True),
+        ((RNG.random(400) < 0.5).astype(int).tolist(), False),
+        ((RNG.random(400) < 0.01).astype(int).tolist(), False),  # nearly all agree by chance
+        ([0] * 200, False),
+        ([0] * 20 + [1] * 20, False),  # too few to say
+    ],
+)
+def test_rows_in_blocks_of_a_class_are_told(labels: list[int], told: bool) -> None:
+    lines = [line for line in remarks(report_of(labels)) if "class of the row before" in line]
+    assert len(lines) == told
+    assert all("shuffle_files" in line for line in lines)
