@@ -313,7 +313,7 @@ def parsed(text: str, named: Mapping[str, Any] | None = None) -> Any:
 def schema_file(path: str) -> Any:
     """Return the schema in a file. Raises: UserError if there is none."""
     try:
-        return parsed(Path(path).read_text())
+        return parsed(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"schema_file '{path}' cannot be read: {error.strerror}.") from None
     except ValueError as error:

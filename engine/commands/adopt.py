@@ -64,7 +64,7 @@ def adopt(
 
 def _write(path: Path, table: InferTable, adoption: Adoption, given: Mapping[str, Any]) -> None:
     """Write the table into the pipeline file, and give the changed file its name; or neither."""
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     for key, own in tomllib.loads(text).get("infer", {}).items():
         if key != "model" and given.get(key) != own:
             raise UserError(
@@ -139,7 +139,7 @@ def _require_writable(pipeline: str | None) -> None:
     if pipeline is None:
         raise UserError("--write needs --pipeline, the file to write [infer] into.")
     path = Path(pipeline)
-    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     if "train" in table:
         raise UserError(
             f"{path} has a [train] table, and a pipeline trains or serves: name another."

@@ -862,9 +862,23 @@ def _unexpected(error: BaseException) -> str:
             "limits addresses, of which they reserve more than they use; raise it, or limit memory "
             "by a control group instead (systemd: MemoryMax)."
         )
+    if _is_memory_short(error):
+        asked = re.search(r"allocate (\d+) bytes", str(error))
+        size = f" ({int(asked[1]) / 2**30:,.0f} GiB at once)" if asked else ""
+        return (
+            f"{who or 'The engine'} asked for more memory than there is{size} ({place}): make it "
+            "or its batches smaller, or give the process more."
+        )
     head = f"{who} raised " if who else ""
     detail = f": {error}" if str(error) else ""
     return f"{head}{type(error).__name__}{detail} ({place}); --log-level debug shows more."
+
+
+def _is_memory_short(error: BaseException) -> bool:
+    """Return whether there was no memory: of numpy a MemoryError, of torch a RuntimeError."""
+    words = ("allocate memory", "out of memory", "failed to allocate")
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(word in text for word in words)
 
 
 def _open_streams() -> None:

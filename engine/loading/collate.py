@@ -216,7 +216,8 @@ class Collate:
             stage=self.name,
             reason="non_finite",
             detail=self._named(
-                "Expected a float32 in feature '{}', got a larger number.", infinite
+                "Expected a finite float32 in feature '{}', got an infinite or larger number.",
+                infinite,
             ),
         )
 

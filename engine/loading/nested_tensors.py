@@ -162,7 +162,7 @@ def _bad(values: pl.Series, name: str, frame: pl.DataFrame, size: int) -> Iterab
         yield "missing", absent, sentence
     if values.dtype.is_float() and _least(values.cast(pl.Float32).is_infinite().not_()):
         infinite = values.cast(pl.Float32).is_infinite().fill_null(False).to_numpy()
-        sentence = f"Expected float32 in feature '{name}', got a larger number."
+        sentence = f"Expected finite float32 in feature '{name}', got an infinite or larger number."
         yield "non_finite", _rows(infinite, column) & ~absent, sentence
     size = size or (1 << 63 if values.dtype == pl.UInt64 else 0)
     if size and len(values) and not (values.min() >= 0 and values.max() < size):  # type: ignore[operator]

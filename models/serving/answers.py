@@ -449,7 +449,7 @@ def names(given: str | Sequence[str], where: str) -> tuple[str, ...]:
         near = nearest(path.name, [p.name for p in path.parent.glob("*.txt")])
         raise UserError(f"{where} '{given}' is no file: expected a list, or a file of names.{near}")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{where} '{given}' cannot be read: {error}.") from None
     if not lines:

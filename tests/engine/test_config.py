@@ -249,6 +249,12 @@ def test_broken_toml_says_where(tmp_path: Path) -> None:
         Pipeline.load(path)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_toml(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text('name = "x"\n[source]\nkind = "files"\npath = "a.csv"\n', encoding="utf-8-sig")
+    assert Pipeline.load(path).name == "x"
+
+
 def test_bases_in_a_circle_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('base = "b.toml"\n')
     (tmp_path / "b.toml").write_text('base = "a.toml"\n')

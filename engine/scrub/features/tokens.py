@@ -171,7 +171,7 @@ class Tokens(Stage):
         """Raises: UserError if there is no vocabulary, or a token stands in it twice."""
         where = f"{self.where} vocabulary '{path}'"
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{where} cannot be read: {error}.") from None
         known = pl.Series(lines, dtype=pl.String)

@@ -218,3 +218,18 @@ def test_a_variable_is_blamed_and_its_value_is_not_shown(
     assert "hunter2" not in err
     file.write_text(file.read_text().replace("batch_rows = 100", "batch_rows = 0"))
     assert f"[loader] in {file}: expected" in headrace("check", file)[2]  # the file's own mistake
+
+
+def test_a_model_that_fits_no_memory_says_how_much_it_asked_for(
+    headrace: Headrace, small: Small, rows: Rows, tmp_path: Path
+) -> None:
+    data = tmp_path / "rows.csv"
+    rows(20).write_csv(data)
+    layers = "model.layers=[100000000,100000000]"
+    code, _, err = headrace("run", small(data), "--set", layers)
+    assert code == 1
+    assert re.search(
+        r"^headrace: \[model\] asked for more memory than there is \([\d,]{6,} GiB at once\)",
+        err,
+        re.M,
+    )
