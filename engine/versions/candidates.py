@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from engine.versions.recent_rows import RecentRows
 from engine.versions.store import Versions
 from engine.versions.version import TornVersion, Version
 
+log = logging.getLogger("headrace.versions")
 ROUNDS = 5
 """How often a new version and the one that serves are timed in turn."""
 MEMORY_FACTOR = 3
@@ -157,12 +159,9 @@ class Candidates:
 
     def _require_speed(self, candidate: ServedVersion, now: ServedVersion) -> None:
         """Check that it is not slower than the current version, both with one thread."""
-        current = now.predictor.apart()
-        if self._threads != 1:
-            if not self._versions.model(now.version.number).is_file():
-                return  # it is deleted: there is nothing to compare with
-            current = self._opened(now.version.number, 1)
-            self._warm_up(current)
+        current = now.predictor.apart() if self._threads == 1 else self._again(now, candidate)
+        if current is None:
+            return
         batch = self._rows.batch(self._rows.sizes()[-1])
         pairs = [
             [_seconds(predictor, batch) for predictor in (current, candidate.predictor)]
@@ -176,6 +175,23 @@ class Candidates:
                 f"the one that serves for {counted(len(batch), 'row')}, and [infer] max_slowdown "
                 f"is {self._max_slowdown:g}",
             )
+
+    def _again(self, now: ServedVersion, candidate: ServedVersion) -> Predictor | None:
+        """Return the current version, opened once more with one thread; None if its file is not
+        what it was when it was opened, which is no fault of the candidate."""
+        number = now.version.number
+        try:
+            if self._verified(number).digest != now.version.digest:
+                raise RefusedVersion("torn", f"version {number} is another model on disk by now")
+            current = self._opened(number, 1)
+        except RefusedVersion as reason:
+            log.warning(
+                "version %d is not timed beside version %d, which serves: %s.",
+                candidate.version.number, number, reason,
+            )  # fmt: skip
+            return None
+        self._warm_up(current)
+        return current
 
     def _warm_up(self, predictor: Predictor) -> None:
         """Answer batches of all sizes that have come: the first of a size takes longer."""

@@ -28,7 +28,7 @@ from engine.versions.store import Versions
 from engine.versions.swapping import SwappingPredictor
 from models.serving.opening import open_model
 from models.serving.settings import InferSettings
-from tests.models.serving.published import publish
+from tests.models.serving.published import network, publish
 from tests.waiting import until
 
 SCHEMA: Schema = {"a": pl.Float64(), "b": pl.Float64(), "c": pl.Float64()}
@@ -232,6 +232,50 @@ def test_a_version_that_is_mended_is_looked_at_again(versions: Versions, add: Ad
     ready.write_text(text)
     predictor.look()
     assert answers(predictor, batch_of(8))[0] == "v1"
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def another_model(path: Path) -> None:
+    """Another model stands where the one that serves was read."""
+    network(path, 9, layers=(8,))
+
+
+@pytest.mark.parametrize("threads", [1, None])
+@pytest.mark.parametrize("damage", [truncated, another_model, Path.unlink])
+def test_a_version_whose_file_is_damaged_is_left(
+    versions: Versions, add: Add, threads: int | None, damage: Callable[[Path], object],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """What serves is in memory; the file that it came from holds nobody back."""
+    for seed in range(2):
+        add(seed)
+    predictor, metrics, batch = swapping(versions, threads=threads), Metrics(), batch_of(64)
+    predictor.succession.metrics = metrics
+    assert answers(predictor, batch)[0] == "v1"
+    damage(versions.model(2))
+    predictor.look()
+    assert answers(predictor, batch)[0] == "v1"
+    caplog.clear()
+    versions.rollback()
+    predictor.look()
+    assert answers(predictor, batch)[0] == "v0"
+    assert outcomes(metrics) == {"torn": 1, "swapped": 1}
+    damage(versions.model(1))
+    versions.promote(add(2))
+    predictor.look()
+    assert answers(predictor, batch)[0] == "v2"
+    assert outcomes(metrics) == {"torn": 1, "swapped": 2}
+    said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    if threads == 1:  # both are in memory
+        assert said == []
+        return
+    assert len(said) == 2
+    for one, (new, old) in zip(said, [(1, 2), (3, 1)], strict=True):
+        assert one.startswith(f"version {new} is not timed beside version {old}, which serves:")
+        assert f"version {old} " in one.partition("serves:")[2]
 
 
 def test_the_way_back_opens_nothing(versions: Versions, add: Add) -> None:
