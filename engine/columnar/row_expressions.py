@@ -154,7 +154,10 @@ def _wide(parsed: pl.Expr, frame: pl.DataFrame) -> Wide | None:
     if not OVERFLOWING_OPS.search(tree):
         return None
     columns = tuple(c for c in parsed.meta.root_names() if frame.schema[c].is_integer())
-    if INTEGER_CAST.search(tree):
+    casts = INTEGER_CAST.search(tree)
+    if not columns and not casts:
+        return None  # the same expression again, of floats
+    if casts:
         text = json.dumps(_widen(json.loads(tree))).encode()
         parsed = pl.Expr.deserialize(io.BytesIO(text), format="json")
     wide = Wide(expression=parsed, columns=columns)

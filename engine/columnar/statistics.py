@@ -9,6 +9,7 @@ learned apart. What is no number (null, NaN, infinity) is ignored, and what is t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from engine.columnar.kernels import MAX_ABS, buffers
-from engine.types.arrays import Floats
+from engine.columnar.kernels import MAX_ABS, buffers, numbers_into
+from engine.types.arrays import Floats, read_only
 from engine.types.snapshots import FieldsSnapshot
 
 NumberBlock = pl.DataFrame | Floats
@@ -52,7 +53,7 @@ class Statistic(FieldsSnapshot):
     def may_have_ignored(self, frame: pl.DataFrame, before: Self) -> bool:
         """Return whether the update from `before` to this may have ignored a number of the frame,
         so that looking for one is worth its time."""
-        return True
+        raise NotImplementedError
 
     @classmethod
     def empty(cls, columns: int) -> Self:
@@ -167,9 +168,7 @@ class FadingMoments(Statistic):
     def update(self, block: NumberBlock) -> Self:
         if not len(block):
             return self
-        age = np.arange(len(block) - 1, -1, -1)
-        weights = np.exp2(-age / self.halflife)
-        frame = _frame(block)
+        frame, weights = _frame(block), _weights(len(block), self.halflife)
         sums = np.empty((frame.width, 4))
         for column, out in zip(frame.get_columns(), sums, strict=True):
             _fading(*buffers(column), weights, out)
@@ -281,6 +280,9 @@ class KeyedMoments(Statistic):
     left: int = 0
     size: int = 10_000
 
+    def may_have_ignored(self, frame: pl.DataFrame, before: Self) -> bool:
+        return self.total.may_have_ignored(frame[:, 1:], before.total)
+
     @classmethod
     def empty(cls, columns: int, size: int = 10_000) -> Self:
         zeros = np.zeros((0, columns))
@@ -388,6 +390,9 @@ class CoMoments(Statistic):
     products: Floats
     single: Moments
 
+    def may_have_ignored(self, frame: pl.DataFrame, before: Self) -> bool:
+        return self.single.may_have_ignored(frame, before.single)
+
     @classmethod
     def empty(cls, columns: int) -> Self:
         zeros = np.zeros(columns)
@@ -463,6 +468,9 @@ class Quantiles(Statistic):
     weight: Floats
     low: Floats
     high: Floats
+
+    def may_have_ignored(self, frame: pl.DataFrame, before: Self) -> bool:
+        return _counts_less(frame, self.count - before.count)
 
     @classmethod
     def empty(cls, columns: int) -> Self:
@@ -563,6 +571,9 @@ class Counts(Statistic):
 
     tables: tuple[pl.DataFrame, ...]
     size: int = 1024
+
+    def may_have_ignored(self, frame: pl.DataFrame, before: Self) -> bool:
+        return False  # it has no limit
 
     @classmethod
     def empty(cls, columns: int, size: int = 1024) -> Self:
@@ -669,10 +680,10 @@ def moments_into(x, mask, out):  # type: ignore[no-untyped-def]
         out[0], out[1], out[2] = _sums_of(x, mask)
         return
     mean, squares = _sums(x)
-    if not (abs(mean) < MAX_ABS / 10 and squares < MAX_ABS):
-        x = _good(x, mask, MAX_ABS)
-        mean, squares = _sums(x)
-    out[0], out[1], out[2] = x.shape[0], mean, squares
+    if abs(mean) < MAX_ABS / 10 and squares < MAX_ABS:
+        out[0], out[1], out[2] = x.shape[0], mean, squares
+    else:
+        out[0], out[1], out[2] = _sums_of(x, np.ones(x.shape[0], np.uint8))
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
@@ -697,9 +708,14 @@ def _weighted(x, w):  # type: ignore[no-untyped-def]
 def _fading(x, mask, weights, out):  # type: ignore[no-untyped-def]
     """Write count, sum of weights, mean and squared deviations to `out`, shape (4,); `weights` of n
     numbers end with the newest."""
-    x = _good(x, mask, MAX_ABS)
     n = x.shape[0]
-    weight, mean, squares = _weighted(x, weights[weights.shape[0] - n :])
+    weight, mean, squares = 0.0, math.inf, math.inf
+    if not mask.shape[0]:
+        weight, mean, squares = _weighted(x, weights[weights.shape[0] - n :])
+    if not (abs(mean) < MAX_ABS / 10 and squares < MAX_ABS):
+        x = _good(x, mask, MAX_ABS)
+        n = x.shape[0]
+        weight, mean, squares = _weighted(x, weights[weights.shape[0] - n :])
     out[0], out[1], out[2], out[3] = n, weight, mean, squares
 
 
@@ -734,12 +750,36 @@ def _grouped(rows, group, groups):  # type: ignore[no-untyped-def]
 @numba.njit(nogil=True, cache=True)
 def extremes_into(x, mask, out):  # type: ignore[no-untyped-def]
     """Write count, smallest and largest to `out`, shape (3,)."""
-    x = _good(x, mask, MAX_WIDTH)
-    low, high = np.inf, -np.inf
-    for i in range(x.shape[0]):
-        low = min(low, x[i])
-        high = max(high, x[i])
-    out[0], out[1], out[2] = x.shape[0], low, high
+    if mask.shape[0]:
+        numbers = np.empty(x.shape[0])
+        numbers_into(x, mask, MAX_WIDTH, numbers)
+        _extremes(numbers, out)
+    else:
+        _extremes(x, out)
+
+
+LANES = 64
+"""Numbers that are compared at a time: a loop with one smallest so far is not put on the
+processor's lanes."""
+
+
+@numba.njit(nogil=True, cache=True)
+def _extremes(x, out):  # type: ignore[no-untyped-def]
+    count = np.zeros(LANES, np.int64)
+    low, high = np.full(LANES, np.inf), np.full(LANES, -np.inf)
+    whole = x.shape[0] - x.shape[0] % LANES
+    for start in range(0, whole, LANES):
+        for k in range(LANES):
+            number = x[start + k]
+            good = abs(number) < MAX_WIDTH
+            least, most = number if good else np.inf, number if good else -np.inf
+            count[k] += good
+            low[k] = least if least < low[k] else low[k]
+            high[k] = most if most > high[k] else high[k]
+    for i in range(whole, x.shape[0]):
+        if abs(x[i]) < MAX_WIDTH:
+            count[0], low[0], high[0] = count[0] + 1, min(low[0], x[i]), max(high[0], x[i])
+    out[0], out[1], out[2] = count.sum(), low.min(), high.max()
 
 
 def _of_columns(kernel: Callable[..., None], block: NumberBlock) -> Floats:
@@ -759,6 +799,12 @@ def _counts_less(frame: pl.DataFrame, counts: NDArray[np.int64]) -> bool:
     return bool((counts < frame.height - np.array(nulls)).any())
 
 
+@functools.lru_cache(maxsize=4)
+def _weights(n: int, halflife: float) -> Floats:
+    """Return the weights of n numbers, the newest last; batches are mostly of one size."""
+    return read_only(np.exp2(-np.arange(n - 1, -1, -1) / halflife))
+
+
 def _frame(block: NumberBlock) -> pl.DataFrame:
     if isinstance(block, pl.DataFrame):
         return block
@@ -767,9 +813,11 @@ def _frame(block: NumberBlock) -> pl.DataFrame:
 
 def matrix(block: NumberBlock, limit: float = MAX_ABS) -> Floats:
     """Return shape (columns, n), C-contiguous; NaN for what is not a number below the limit."""
-    frame = block if isinstance(block, pl.DataFrame) else _frame(block)
-    matrix = frame.select(pl.all().cast(pl.Float64)).to_numpy(order="fortran").T
-    return np.where(np.abs(matrix) < limit, matrix, np.nan)
+    frame = _frame(block)
+    out = np.empty((frame.width, frame.height))
+    for column, numbers in zip(frame.get_columns(), out, strict=True):
+        numbers_into(*buffers(column), limit, numbers)
+    return out
 
 
 _EDGES = (np.sin(np.pi * (np.arange(CENTROIDS + 1)[:, None] / CENTROIDS - 0.5)) + 1) / 2

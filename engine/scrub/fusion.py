@@ -24,7 +24,15 @@ from numpy.typing import NDArray
 
 from engine.columnar.batch_group import BatchGroup, StepFailed
 from engine.columnar.buffer_pool import BufferPool
-from engine.columnar.kernels import bytes_of, clip_into, fill_into, places, pointer, scale_into
+from engine.columnar.kernels import (
+    bytes_of,
+    clip_into,
+    fill_into,
+    places,
+    pointer,
+    scale_into,
+    shared,
+)
 from engine.columnar.statistics import Extremes, Moments, extremes_into, moments_into
 from engine.scrub.columns import replaced
 from engine.scrub.too_large import too_large
@@ -120,10 +128,7 @@ class ColumnBlock:
     def frame(self, before: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
         """Return the frame with the first rows of these columns in place of those of `before`;
         Float64 columns share memory."""
-        n = self.values.shape[1]
-        whole, rows = pl.Series(self.values.reshape(-1)), before.height
-        columns_out = (whole.slice(j * n, rows).alias(column) for j, column in enumerate(columns))
-        pairs = zip(columns_out, self.dtypes, strict=True)
+        pairs = zip(shared(self.values, columns, before.height), self.dtypes, strict=True)
         return replaced(before, (x if x.dtype == dtype else x.cast(dtype) for x, dtype in pairs))
 
 

@@ -20,7 +20,7 @@ def too_large(frame: pl.DataFrame, limit: float) -> dict[str, tuple[int, float]]
     value, and the first of them."""
     found = {}
     for column in frame.get_columns():
-        if column.dtype == pl.Float64 and reach(*buffers(column), limit):
+        if isinstance(column.dtype, pl.Float64) and reach(*buffers(column), limit):
             values = column.filter(column.is_finite() & (column.abs() >= limit))
             found[column.name] = len(values), float(values[0])
     return found

@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from engine.columnar.kernels import fill
+from engine.columnar.kernels import fill_columns
 from engine.columnar.statistics import Counts, Moments, Quantiles, Statistic
 from engine.scrub.base import FittedStage, ForgetSettings, joined
 from engine.scrub.columns import (
@@ -24,6 +24,7 @@ from engine.scrub.columns import (
     nulls,
     numbers,
     replaced,
+    typed,
 )
 from engine.scrub.fusion import FILLED_BEFORE_LEARNING, FusedOp, Fusible
 from engine.scrub.values.last_values import LastValues
@@ -93,6 +94,8 @@ class Missing(FittedStage, Fusible):
         self.settings: Missing.Settings = settings
         self._schema: Schema = {}
         self._kinds: Schema = {}
+        self._floats: Sequence[str] = ()
+        """The columns of numbers that are floats afterwards."""
         self._wide = False
         """Whether all columns are Float64 afterwards."""
         self._last: LastValues | None = None
@@ -105,6 +108,7 @@ class Missing(FittedStage, Fusible):
         self._check(schema)
         self._schema = schema
         self._kinds = {column: self._kind(schema[column]) for column in self._columns}
+        self._floats = [c for c, dtype in self._kinds.items() if dtype.is_float()]
         self._wide = all(dtype == pl.Float64 for dtype in self._kinds.values())
         after = {**schema, **self._kinds}
         if settings.indicator:
@@ -201,8 +205,7 @@ class Missing(FittedStage, Fusible):
             if (unfitted := self._unfitted()) is not None:
                 early += int(np.array(gaps)[unfitted].sum())
         self._learn(batch, cold)
-        own = [made[list(self._columns)].get_columns() for made in parts]
-        done = batch.with_frame(replaced(batch.frame, joined(own)))
+        done = batch.with_frame(replaced(batch.frame, joined(parts)))
         return done.counted(
             self.name,
             filled=n,
@@ -222,14 +225,10 @@ class Missing(FittedStage, Fusible):
         unfitted = self._unfitted()
         if self.settings.strategy in ("last", "drop") or self.settings.indicator:
             return None
-        learned = self._statistic
-        if isinstance(learned, Moments) and self._wide:
-            fills = np.where(learned.count > 0, learned.mean, float(self.settings.value or 0))
-        else:
-            values = self._values()
-            if not all(isinstance(value, int | float) for value in values):
-                return None
-            fills = np.array(values, np.float64)
+        values = self._values()
+        if not all(isinstance(value, int | float) for value in values):
+            return None
+        fills = np.array(values, np.float64)
         return self._linked(batch, "fill", fills, fills, counts="filled", unfitted=unfitted)
 
     def _unfitted(self) -> NDArray[np.bool_] | None:
@@ -240,24 +239,20 @@ class Missing(FittedStage, Fusible):
         unfitted = _unlearned(self._statistic)
         return unfitted if unfitted.any() else None
 
-    def _filled(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, list[int]]:
-        """Return the frame without missing values, and how many were filled in each column."""
-        columns, n, others = [], list[int](), []
-        for name, value in zip(self._columns, self._values(), strict=True):
-            column, dtype = frame.get_column(name), self._kinds[name]
-            if column.dtype.is_numeric() and dtype.is_float():
-                column, lost = fill(column.cast(pl.Float64), value)
-                column = column.cast(dtype)
-            else:
-                lost = column.null_count()
-                if lost:
-                    others.append(pl.col(name).fill_null(pl.lit(value, dtype=dtype)))
-            n.append(lost)
-            if dtype.is_float() and (lost or dtype != self._schema[name]):
-                columns.append(column)
+    def _filled(self, frame: pl.DataFrame) -> tuple[list[pl.Series], list[int]]:
+        """Return the columns without missing values, and how many were filled in each."""
+        kinds, values = self._kinds, dict(zip(self._columns, self._values(), strict=True))
+        columns = {name: frame.get_column(name) for name in self._columns}
+        n = {name: column.null_count() for name, column in columns.items()}
+        floats = self._floats
+        filled, gaps = fill_columns([columns[c] for c in floats], [values[c] for c in floats])
+        for name, column, gap in zip(floats, filled, gaps, strict=True):
+            columns[name], n[name] = typed(column, kinds[name]), gap
+        others = [name for name in columns if n[name] and name not in floats]
         if others:  # asked for at once: each question costs more than its answer
-            columns.extend(frame.select(others))
-        return replaced(frame, columns), n
+            fills = (pl.col(c).fill_null(pl.lit(values[c], dtype=kinds[c])) for c in others)
+            columns |= frame.select(fills).to_dict()
+        return list(columns.values()), list(n.values())
 
     def _indicators(self, frame: pl.DataFrame) -> list[pl.Series]:
         return frame.select(
@@ -309,12 +304,16 @@ class Missing(FittedStage, Fusible):
 
     def _values(self) -> list[Any]:
         """Return the current fill value of each column, in its type."""
+        learned = self._statistic
+        if isinstance(learned, Moments) and self._wide:  # as mostly, and without asking each
+            default = float(self.settings.value or 0)
+            return [*np.where(learned.count > 0, learned.mean, default).tolist()]
         defaults = [
             _default(self._schema[c]) if self.settings.value is None else self.settings.value
             for c in self._columns
         ]
-        learned = _centers(self._statistic, len(self._columns))
-        values = (d if x is None else x for x, d in zip(learned, defaults, strict=True))
+        centers = _centers(learned, len(self._columns))
+        values = (d if x is None else x for x, d in zip(centers, defaults, strict=True))
         return [_held(x, k) for x, k in zip(values, self._kinds.values(), strict=True)]
 
     def snapshot(self) -> Snapshot:

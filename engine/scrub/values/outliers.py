@@ -14,7 +14,7 @@ from pydantic import Field
 from engine.columnar.kernels import clip
 from engine.columnar.statistics import Moments, Quantiles, Statistic
 from engine.scrub.base import FittedStage, ForgetSettings
-from engine.scrub.columns import RENAME, expand_columns, extended, holds, numbers, replaced
+from engine.scrub.columns import RENAME, expand_columns, extended, holds, numbers, replaced, typed
 from engine.scrub.fusion import FusedOp, Fusible
 from engine.types import Batch, Clip, Names, Schema, Transform, UserError
 from engine.types.changes import Neutral
@@ -160,8 +160,8 @@ class Outliers(FittedStage, Fusible):
         if low == -INF and high == INF:
             return column, 0
         if column.dtype in (pl.Float64, pl.Float32):
-            clipped_column, n = clip(column.cast(pl.Float64), low, high)
-            return clipped_column.cast(column.dtype), n
+            clipped_column, n = clip(typed(column, pl.Float64()), low, high)
+            return typed(clipped_column, column.dtype), n
         clipped_column = column.to_frame().select(self._clips()[column.name]).to_series()
         return clipped_column, int((clipped_column != column).sum())
 

@@ -12,9 +12,11 @@ from pydantic import Field
 
 from engine.columnar.kernels import (
     MAX_ABS,
+    any_infinite,
     inverse_power_transform,
+    power_columns,
     power_transform,
-    scale_by,
+    scale_columns,
 )
 from engine.columnar.statistics import Quantiles, inverse
 from engine.scrub.base import FittedStage, ForgetSettings
@@ -125,9 +127,10 @@ class Powers(FittedStage):
         """Note the numbers that became infinite; return how many."""
         found = 0
         for column in self._columns:
-            infinite = after.get_column(column).is_infinite()
-            if not infinite.any():
+            powers = after.get_column(column)
+            if not any_infinite(powers):
                 continue
+            infinite = powers.is_infinite()
             given = before.get_column(column).cast(pl.Float64)
             numbers = given.filter(infinite & given.is_finite())
             if len(numbers):
@@ -155,11 +158,9 @@ class Powers(FittedStage):
         return self._scale(*self._numbers[2:].copy()) if self._standardizes else None
 
     def _changed(self, frame: pl.DataFrame) -> list[pl.Series]:
-        columns = []
-        for column, above, below, shift, scale in self._effects():
-            power = power_transform(frame.get_column(column), above, below)
-            columns.append(scale_by(power, shift, scale) if self._standardizes else power)
-        return columns
+        above, below, shift, scale = self._effects()
+        powers = power_columns([frame.get_column(c) for c in self._columns], above, below)
+        return scale_columns(powers, shift, scale) if self._standardizes else powers
 
     def _take(self, frame: pl.DataFrame) -> None:
         super()._take(frame)
@@ -182,10 +183,11 @@ class Powers(FittedStage):
                 columns.append(inverse_power_transform(values, above, below))
         return replaced(frame, columns)
 
-    def _effects(self) -> list[tuple[str, float, float, float, float]]:
-        """Return the rows of numbers as they are applied: a column without a scale becomes 0, but
-        what is infinite or too large stays as large as it is, which no power may change before."""
-        return [row if row[-1] else (row[0], 1.0, 1.0, 0.0, 0.0) for row in self._rows_of_numbers()]
+    def _effects(self) -> Floats:
+        """Return the numbers as they are applied, shape (4, columns): a column without a scale
+        becomes 0, but what is infinite or too large stays as large as it is, which no power may
+        change before."""
+        return np.where(self._numbers[3] != 0, self._numbers, [[1.0], [1.0], [0.0], [0.0]])
 
     def _rows_of_numbers(self) -> list[tuple[str, float, float, float, float]]:
         """Yield column, its two exponents, shift and scale."""
@@ -196,10 +198,11 @@ class Powers(FittedStage):
         digest = self._statistic
         if not isinstance(digest, Quantiles):
             return
-        fitted = np.where(digest.count < self._fitted, 0, self._fitted)  # what was forgotten
+        count = digest.count
+        fitted = np.where(count < self._fitted, 0, self._fitted)  # what was forgotten
         enough = np.maximum(self.settings.min_rows, REFIT_GROWTH * fitted)
-        at = np.flatnonzero(digest.count >= enough)
-        few = np.flatnonzero((digest.count > 0) & (digest.count < enough) & (fitted == 0))
+        at = np.flatnonzero(count >= enough)
+        few = np.flatnonzero((count > 0) & (count < enough) & (fitted == 0))
         parameters = self._numbers.copy()
         if self._standardizes and len(few):
             parameters[2:, few] = _standard(
@@ -216,7 +219,7 @@ class Powers(FittedStage):
                 digest.mean[:, at], digest.weight[:, at], parameters[:2, at]
             )
         fitted = self._fitted.copy()
-        fitted[at] = digest.count[at]
+        fitted[at] = count[at]
         self._numbers, self._fitted = parameters, fitted
 
     def snapshot(self) -> Snapshot:
@@ -243,7 +246,7 @@ class Powers(FittedStage):
 
     def transforms(self) -> Sequence[Transform] | None:
         """Return one `Power` per column, and an `Affine` if the result is standardized."""
-        rows = self._effects()
+        rows = list(zip(self._columns, *self._effects().tolist(), strict=True))
         transforms_out: list[Transform] = [
             Power(column=c, above=a, below=b) for c, a, b, _, _ in rows
         ]

@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.columnar.kernels import scale_by
+from engine.columnar.kernels import scale_columns
 from engine.columnar.statistics import (
     Extremes,
     FadingMoments,
@@ -44,8 +44,7 @@ class Scaled(FittedStage, Fusible):
         return self._passed(batch)
 
     def _changed(self, frame: pl.DataFrame) -> list[pl.Series]:
-        numbers = zip(self._columns, *self._numbers().tolist(), strict=True)
-        return [scale_by(frame.get_column(column), *two) for column, *two in numbers]
+        return scale_columns([frame.get_column(c) for c in self._columns], *self._numbers())
 
     def _noted(self) -> Scale:
         return self._scale(*self._numbers())

@@ -49,7 +49,7 @@ def loops_that_ran() -> None:
     read(data, bounds)
     read(data.copy(), read_only(bounds))
     for column in (NUMBERS, NUMBERS.fill_null(0.0), NUMBERS.cast(pl.Int32)):
-        kernels.fill(column, 0.0)
+        kernels.fill_columns([column], [0.0])
         hashing.hashes(column.to_frame())
 
 
