@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
-from connectors.formats.kernels.json_text import join, mark_blank, quote_words
+from connectors.formats.kernels.json_text import has_pair, join, mark_blank, quote_words
 from connectors.formats.kernels.paths import JsonShape, parse_path, parsed_as
 from connectors.formats.kernels.rows import (
     BAD_UTF8,
@@ -26,6 +26,7 @@ from connectors.formats.kernels.rows import (
     gather,
     make_rejects,
     parser_input,
+    preview,
     take,
     with_position_columns,
 )
@@ -59,7 +60,7 @@ NEWLINE = 10
 MOST_LEFT = 0.1
 """The share of records the compiled walk may leave to the parser; above it the data is another
 kind of JSON, and all records go to the parser."""
-NAN_WORDS = re.compile(rb"NaN|Infinity")
+NAN_WORDS = (b"NaN", b"Infinity")
 DIGITS = re.compile(rb"\d{8}")
 """The digits of an integer that a float does not hold."""
 TWICE = "Expected every key once, got one twice."
@@ -72,6 +73,10 @@ MAY_BE_NESTED = (pl.first().str.starts_with("{") | pl.first().str.starts_with("[
 NULL, LIST, OBJECT, INTEGER = (
     json_scan.TOKENS.index(word) for word in ("null", "array", "object", "integer")
 )
+SIZED = tuple(json_scan.TOKENS.index(word) for word in ("integer", "float", "array"))
+"""The tokens of what may be beyond its column's type."""
+SIZED_IN_TEXT = (*SIZED, json_scan.TOKENS.index("string"))
+REASONS = pl.Series([WRONG_TYPE, OUT_OF_RANGE])
 STRINGS = tuple(json_scan.TOKENS.index(word) for word in ("nothing", "null", "string"))
 TEXTS: tuple[pl.DataType, ...] = (pl.String(), pl.Binary())
 FLOATS: tuple[pl.DataType, ...] = (pl.Float32(), pl.Float64())
@@ -168,7 +173,8 @@ class Ndjson(Format):
                 if quote:
                     if not parser.all_fit(data, bounds):
                         break
-                    read, ends, quoted, quote = *parser.tree.quoted(data, bounds), True, False
+                    _, read, ends = parser.tree.scan_quoted(data, bounds)
+                    quoted, quote = True, False
                     part = read[ends[start] : ends[stop]]
                     frame = parser.strict(part, stop - start, written=lines)
                 frames.append(frame)
@@ -307,11 +313,10 @@ class _ShapeParser:
 
     def sifted(self, data: NDArray[np.uint8], bounds: Ints) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Return the rows that fit, and the others: row, reason, detail."""
-        if self.coerce == "lossless" and NAN_WORDS.search(data.data):
+        if self.coerce == "lossless" and _has_words(data):
             data, bounds = _with_words(data, bounds)
-        scanned = self.tree.scan(data, bounds)
         raw, raw_bounds = data, bounds
-        data, bounds = self.tree.quoted(data, bounds)
+        scanned, data, bounds = self.tree.scan_quoted(raw, raw_bounds)
         fits = scanned.verdicts == json_scan.FITS
         good: list[tuple[Ints, pl.DataFrame]] = []
         try:
@@ -557,6 +562,12 @@ def _lines(values: Values) -> tuple[NDArray[np.uint8], Ints]:
     return out, bounds + np.arange(len(bounds))
 
 
+def _has_words(data: NDArray[np.uint8]) -> bool:
+    """Return whether NaN or Infinity is anywhere in the lines."""
+    words = (word for word in NAN_WORDS if has_pair(read_only(data), *word[:2]))
+    return any(re.search(word, data.data) for word in words)
+
+
 def _with_words(data: NDArray[np.uint8], bounds: Ints) -> tuple[NDArray[np.uint8], Ints]:
     """Return the lines with NaN and infinities as strings."""
     out, ends = np.empty(2 * len(data) + 2, np.uint8), np.zeros_like(bounds)
@@ -612,15 +623,14 @@ def _bisect(
 def _found(
     rows: Sequence[int] | Ints, reason: str | pl.Series, detail: str | pl.Series
 ) -> pl.DataFrame:
-    n = len(rows)
-    columns = {"reason": reason, "detail": detail}
-    series = [
-        s.alias(c).cast(pl.String)
-        if isinstance(s, pl.Series)
-        else pl.repeat(s, n, dtype=pl.String, eager=True).alias(c)
-        for c, s in columns.items()
+    texts = {"reason": reason, "detail": detail}
+    columns = [
+        text.alias(c).cast(pl.String)
+        if isinstance(text, pl.Series)
+        else pl.Series(c, [text]).new_from_index(0, len(rows))
+        for c, text in texts.items()
     ]
-    return pl.DataFrame([pl.Series("row", rows, pl.Int64), *series])
+    return pl.DataFrame([pl.Series("row", rows, pl.Int64), *columns])
 
 
 NOTHING = pl.DataFrame(schema={"row": pl.Int64, "reason": pl.String, "detail": pl.String})
@@ -666,21 +676,30 @@ def _misfits(
     coerce: Coerce,
 ) -> pl.DataFrame:
     """Return the lines whose value in the column, `raw`, is not of its type."""
-    name = pl.Series(json_scan.TOKENS).gather(token)
-    written = pl.select(pl.format(" ({})", name)).to_series() if coerce == "strict" else ""
+    written: str | pl.Series = ""
+    if coerce == "strict":
+        written = pl.select(
+            pl.format(" ({})", pl.Series(json_scan.TOKENS).gather(token))
+        ).to_series()
     in_text = coerce == "lossless" or dtype.is_temporal()
-    sized = ["integer", "float", "array", *(["string"] if in_text else [])]
-    big = name.is_in(sized) & too_big(raw, dtype, misfits=coerce == "lossless")
-    reason = pl.select(
-        pl.when(big).then(pl.lit(OUT_OF_RANGE)).otherwise(pl.lit(WRONG_TYPE))
-    ).to_series()
-    return _found(at, reason, misfit(raw, dtype, column, written))
+    sized = np.isin(token, SIZED_IN_TEXT if in_text else SIZED)
+    big = sized & too_big(raw, dtype, misfits=coerce == "lossless").to_numpy()
+    return _found(at, REASONS[big.astype(np.uint32)], misfit(raw, dtype, column, written))
 
 
 def _rejects(records: Records, bad: pl.DataFrame) -> list[Rejects]:
     """Return bad records by reason, in their order."""
+    assert isinstance(records.values, Values)
+    # The values of all at once: each question costs more than its answer.
+    bad = bad.with_columns(value=preview(binary(records.values)[bad["row"]]))
     return [
-        make_rejects(records, group["row"].to_numpy(), str(group["reason"][0]), group["detail"])
+        make_rejects(
+            records,
+            group["row"].to_numpy(),
+            str(group["reason"][0]),
+            group["detail"],
+            group["value"],
+        )
         for group in bad.partition_by("reason", maintain_order=True)
     ]
 

@@ -54,10 +54,14 @@ def write_records(table, valid, numbers, sizes, data, head, bounds, out):
             number = numbers[i, row]
             if how == NUMBER:
                 at = write_varint(out, at, number)
-            elif how in (BITS4, BITS8):
-                for j in range(4 if how == BITS4 else 8):
-                    out[at] = np.uint8((number >> (8 * j)) & 255)
-                    at += 1
+            elif how == BITS8:
+                for j in range(8):  # as many as the compiler knows of: it makes one store of them
+                    out[at + j] = np.uint8((number >> (8 * j)) & 255)
+                at += 8
+            elif how == BITS4:
+                for j in range(4):
+                    out[at + j] = np.uint8((number >> (8 * j)) & 255)
+                at += 4
             elif how == BYTE:
                 out[at] = np.uint8(number)
                 at += 1

@@ -23,6 +23,7 @@ from connectors.formats.kernels.bytes import (
     TAB,
     ZERO,
 )
+from connectors.formats.kernels.swar import compiled
 
 FITS, SUSPECT, UNSURE, DEEP = 0, 1, 2, 3
 """The verdict on a line: the parser takes it; a value may not fit its column; only the parser
@@ -197,11 +198,15 @@ def mark_twice(data, bounds, names, ends, lines, found):
         while at < stop:
             byte = data[at]
             at += 1
+            if COMMA < byte < OPEN_ARRAY:  # digits and the like: most bytes outside of strings
+                continue
             if byte == DQUOTE:
                 start, odd = at, False
                 while at < stop and data[at] != DQUOTE:
-                    odd |= data[at] == BACKSLASH
-                    at += 2 if data[at] == BACKSLASH else 1
+                    if data[at] == BACKSLASH:
+                        odd = True
+                        at += 1
+                    at += 1
                 if key:
                     key = False
                     if odd:
@@ -225,7 +230,7 @@ def mark_twice(data, bounds, names, ends, lines, found):
                     break
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _index(data, start, stop, names, ends, expected):
     """Return which of the names is there, trying the expected one first; -1 for none."""
     n = len(ends) - 1
@@ -237,7 +242,7 @@ def _index(data, start, stop, names, ends, expected):
     return -1
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _same(data, start, stop, names, first, end):
     if stop - start != end - first:
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numba
+import numpy as np
 
 from connectors.formats.kernels.bytes import BACKSLASH, DQUOTE, LF, MINUS, SPACE
 
@@ -26,6 +27,16 @@ def mark_blank(data, bounds, keep):
     for i in range(len(keep)):
         if not keep[i]:
             data[bounds[i] : bounds[i + 1]] = SPACE
+
+
+@numba.njit(nogil=True, cache=True)
+def has_pair(data, first, second):
+    """Return whether the one byte is followed by the other somewhere: at the speed of memory, so
+    that a dearer search is for the few buffers that need it."""
+    hit = np.uint8(0)
+    for i in range(len(data) - 1):
+        hit |= np.uint8(data[i] == first) & np.uint8(data[i + 1] == second)
+    return hit != 0
 
 
 @numba.njit(nogil=True, cache=True)
@@ -77,4 +88,4 @@ def _word_size(data, at, end):
     return 1
 
 
-__all__ = ["join", "mark_blank", "quote_words"]
+__all__ = ["has_pair", "join", "mark_blank", "quote_words"]

@@ -64,6 +64,12 @@ NUMBER = (
     r"(?:[eE]\+?(?<power>-?[0-9]+))?$"
 )
 """A number as all formats write it, if it has a digit before the exponent."""
+A_NUMBER = r"^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE]\+?-?[0-9]+)?$"
+"""The same, with that digit."""
+FRACTION = r"^[+-]?[0-9]*\.[0-9]*[1-9][0-9]*$"
+EXPONENT = r"[eE]"
+SETTLED = rf"^-?[1-9][0-9]*$|{FRACTION}"
+"""A number that no other spelling makes an integer of a type that does not hold it as it is."""
 PLACES = 80
 """More digits than any type has before or after the point."""
 ZEROS = "0" * (PLACES + 1)
@@ -258,8 +264,9 @@ def _from_text(column: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series
         return _exact(words, dtype, strict)
     result = words.cast(dtype, strict=False)
     if dtype.is_float():
-        overflown = result.is_infinite() & ~words.str.contains(INFINITE)
-        result = result.set(overflown.fill_null(False), None) if overflown.any() else result
+        if (infinite := result.is_infinite()).any():
+            overflown = infinite & ~words.str.contains(INFINITE)
+            result = result.set(overflown.fill_null(False), None)
         return _had_back(result, words) if may_be_another(result) else result
     return result
 
@@ -288,13 +295,15 @@ def _exact(words: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series:
     """Return integers and decimals equal to the numbers written, by their digits: ``12.0`` and
     ``1e3`` are integers, but not if `strict`."""
     exact = _by_digits(words, dtype)
+    at = (exact.is_null() & words.is_not_null()).arg_true()
+    if len(at) and dtype.is_integer():
+        left = words.gather(at)
+        number = left.str.contains(PLAIN if strict else A_NUMBER)
+        at = at.filter(number & ~left.str.contains(SETTLED))
     for spelled in (_without_point, _written_out):  # the dearer one for what the other leaves
-        left = exact.is_null() & words.is_not_null()
-        if strict and dtype.is_integer():
-            left &= words.str.contains(PLAIN)
-        at = left.arg_true()
         if len(at):
             exact = exact.scatter(at, _by_digits(spelled(words.gather(at)), dtype))
+            at = at.filter(exact.gather(at).is_null())
     return exact
 
 
@@ -523,15 +532,15 @@ def misfit(
     return pl.select(
         pl.format("Expected {}, got '{}'{} in column '{}'{}.",
                   pl.lit(type_name(dtype)), got.str.head(80), pl.lit(written), pl.lit(column),
-                  _why_not(got, dtype))
+                  pl.lit(_why_not(got, dtype)))
     ).to_series()  # fmt: skip
 
 
-def _why_not(got: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """Return the sentence for an integer that no float equals."""
-    if not dtype.is_float():
-        return pl.repeat("", len(got), eager=True)
-    near = got.cast(dtype, strict=False).is_finite().fill_null(False) & got.str.contains(PLAIN)
+def _why_not(got: pl.Series, dtype: pl.DataType) -> pl.Series | str:
+    """Return the sentence for an integer that no float equals; for each value, or for all."""
+    if not dtype.is_float() or not (plain := got.str.contains(PLAIN)).any():
+        return ""
+    near = got.cast(dtype, strict=False).is_finite().fill_null(False) & plain
     small = got.cast(pl.Int64, strict=False).is_not_null()
     text = f", which no {type_name(dtype)} equals: declare "
     return pl.select(
@@ -562,10 +571,14 @@ def too_big(got: pl.Series, dtype: pl.DataType, *, misfits: bool = False) -> pl.
     if (wide := WIDEST.get(dtype.base_type())) is not None:
         big = cast(got, wide).is_not_null()
     elif dtype.is_numeric():
-        number = _written_out(got.str.strip_chars())
-        big = number.is_not_null()
+        words = got.str.strip_chars()
+        big = words.str.contains(A_NUMBER).fill_null(False)
         if dtype.is_integer():  # a fraction is none of any size
-            big &= ~number.str.contains(".", literal=True).fill_null(False)
+            big &= ~words.str.contains(FRACTION).fill_null(False)
+            at = (big & words.str.contains(EXPONENT)).arg_true()
+            if len(at):
+                whole = ~_written_out(words.gather(at)).str.contains(".", literal=True)
+                big = big.scatter(at, whole)
     else:
         return pl.repeat(False, len(got), eager=True)
     if misfits:

@@ -53,6 +53,7 @@ from connectors.formats.kernels.json_scan import (
     quote_texts,
     scan_lines,
 )
+from connectors.formats.kernels.json_text import has_pair
 from connectors.formats.kernels.paths import JsonShape, PathNode, PathStep
 from engine.types import element_type, field_types
 from engine.types.arrays import read_only
@@ -62,6 +63,11 @@ BROKEN_REASONS = {
     NO_OBJECT: "it is another value",
     ENDS: "it ends too early",
 }
+SENTENCES = pl.Series(
+    [f"Expected a JSON object: {BROKEN_REASONS.get(code, '')}." for code in range(NOT_UTF8 + 1)]
+)
+OUTSIDE = pl.Series(["out of place", "behind its end"])
+SIGNS = pl.Series([chr(code) for code in range(127)])
 HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 """An escape that may be half of a surrogate pair."""
 NODE_KINDS: dict[type[pl.DataType], int] = {
@@ -142,25 +148,25 @@ class Tree:
         scan_lines(data, bounds, self._table, self._names, verdicts, places, seen, spans, unmarked)
         return Scan(verdicts=verdicts, places=places, tokens=seen, spans=spans)
 
-    def quoted(
+    def scan_quoted(
         self, data: NDArray[np.uint8], bounds: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Return the lines with quotes around numbers that the parser would not keep as written:
-        those in a text column; those with a point or exponent in an integer or decimal column,
-        which it makes floats; and those with more digits than it reads. Lines that are not a
-        JSON object are unchanged."""
+    ) -> tuple[Scan, NDArray[np.uint8], NDArray[np.int64]]:
+        """Scan the lines; return them as well, with quotes around numbers that the parser would not
+        keep as written: those in a text column; those with a point or exponent in an integer or
+        decimal column, which it makes floats; and those with more digits than it reads. Lines that
+        are not a JSON object are unchanged."""
         n, data, bounds = len(bounds) - 1, read_only(data), read_only(bounds)
         marks = np.zeros(len(data) + 1, np.bool_)
         seen, spans = np.zeros((n, 0), np.int8), np.zeros((n, 0, 2), np.int64)
-        verdicts = np.zeros(n, np.int64)
-        places = np.zeros(n, np.int64)
+        verdicts, places = np.zeros(n, np.int64), np.zeros(n, np.int64)
         scan_lines(data, bounds, self._table, self._names, verdicts, places, seen, spans, marks)
+        scan = Scan(verdicts=verdicts, places=places, tokens=seen, spans=spans)
         at = np.flatnonzero(marks)
         if not len(at):
-            return data, bounds
+            return scan, data, bounds
         out = np.empty(len(data) + len(at), np.uint8)
         quote_texts(data, at, out)
-        return out, bounds + np.searchsorted(at, bounds)
+        return scan, out, bounds + np.searchsorted(at, bounds)
 
 
 def twice(
@@ -180,7 +186,7 @@ def twice(
 def halved_pairs(data: NDArray[np.uint8], bounds: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return which lines have half of a surrogate pair."""
     found = np.zeros(len(bounds) - 1, np.bool_)
-    if HALF.search(data.data):
+    if has_pair(read_only(data), *b"\\u") and HALF.search(data.data):
         mark_halves(read_only(data), read_only(bounds), found)
     return found
 
@@ -190,20 +196,19 @@ def words(
 ) -> pl.Series:
     """Return why each of the broken lines `at` is not a JSON object; shape (len(at),)."""
     codes, places = scan.verdicts[at], scan.places[at]
-    inside = np.minimum(starts[at] + places, max(0, len(data) - 1))
-    byte = data[inside] if len(data) else np.zeros(len(at), np.uint8)
-    shown = pl.Series(np.where((byte > 32) & (byte < 127), byte, ord("?")).astype(np.uint8))
-    sign = shown.replace_strict({i: chr(i) for i in range(33, 127)}, return_dtype=pl.String)
-    frame = pl.DataFrame({"code": codes, "place": places, "sign": sign})
-    code, place = pl.col("code"), pl.col("place")
-    why = (
-        pl.when(code == PLACE)
-        .then(pl.format("byte {} ('{}') is out of place", place, "sign"))
-        .when(code == BEHIND)
-        .then(pl.format("byte {} ('{}') is behind its end", place, "sign"))
-        .otherwise(code.replace_strict(BROKEN_REASONS, default="", return_dtype=pl.String))
+    why = SENTENCES[codes.astype(np.uint32)]
+    somewhere = np.flatnonzero((codes == PLACE) | (codes == BEHIND))
+    if not len(somewhere):
+        return why
+    codes, places = codes[somewhere], places[somewhere]
+    byte = data[np.minimum(starts[at[somewhere]] + places, max(0, len(data) - 1))]
+    sign = SIGNS[np.where((byte > 32) & (byte < 127), byte, ord("?")).astype(np.uint32)]
+    where = OUTSIDE[(codes == BEHIND).astype(np.uint32)]
+    sentences = pl.format(
+        "Expected a JSON object: byte {} ('{}') is {}.",
+        *map(pl.lit, (pl.Series(places), sign, where)),
     )
-    return frame.select(pl.format("Expected a JSON object: {}.", why)).to_series()
+    return why.scatter(somewhere, pl.select(sentences).to_series())
 
 
 def _with_others(node: PathNode) -> PathNode:
