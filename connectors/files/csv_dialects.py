@@ -58,6 +58,8 @@ class CsvDialects:
         """Column -> fields that may stand for missing values."""
         self._model_null_values: tuple[str, ...] = ()
         """The fields that were missing values in a model's training."""
+        self._usual_decimal = "."
+        """The decimal point of a model's training, for files that do not show theirs."""
 
     @property
     def dialect(self) -> Dialect:
@@ -86,10 +88,11 @@ class CsvDialects:
         self._decoders.append(Csv(own, self.dialect, coerce=coerce, lenient=True))
         return self._decoders[-1]
 
-    def declare_again(self, model_null_values: Iterable[str]) -> None:
-        """Apply changed settings, and the missing values of a model's training. Decoders built
-        before are no longer used."""
+    def declare_again(self, model_null_values: Iterable[str], model_decimal: str = ".") -> None:
+        """Apply changed settings, and the missing values and the decimal point of a model's
+        training. Decoders built before are no longer used."""
         self._model_null_values = tuple(model_null_values)
+        self._usual_decimal = model_decimal
         self.declared = self._declaration()
         self._decoders = []
 
@@ -104,7 +107,7 @@ class CsvDialects:
 
         Raises: UserError if one character has two roles.
         """
-        self.use(sniff_dialect(head, self.declared))
+        self.use(sniff_dialect(head, self.declared, usual_decimal=self._usual_decimal))
         roles = dataclasses.asdict(self.dialect)
         _must_differ(roles, ("delimiter", "quote", "comment"), f"{name}:")
         self._unclear = unclear(head, self.dialect)

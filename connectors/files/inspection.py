@@ -23,6 +23,7 @@ from connectors.formats.inference.infer import (
     common_type,
     spans_lines,
 )
+from connectors.formats.inference.sniff import WITH_COMMAS
 from connectors.formats.inference.transcode import Transcoder
 from connectors.formats.values.columns import PROBLEM
 from engine.types import (
@@ -109,6 +110,9 @@ class Inspection:
         words: column -> fields of it that may be missing values, see
             `connectors.formats.inference.infer`.
         odd: column -> the few values that make it text.
+        grouped: column -> its first value with a point, where every point may stand between
+            thousands.
+        delimiter: of a CSV.
     """
 
     schema: Schema = field(default_factory=dict)
@@ -121,6 +125,8 @@ class Inspection:
     null_values: tuple[str, ...] = ()
     words: dict[str, set[str]] = field(default_factory=dict)
     odd: dict[str, OddValues] = field(default_factory=dict)
+    grouped: dict[str, str] = field(default_factory=dict)
+    delimiter: str = ","
 
     def log_warnings(self, files: int, declared: Schema) -> None:
         """Log what a user should know about the files."""
@@ -133,6 +139,7 @@ class Inspection:
         self._tell_lacking(files)
         self._tell_mixed(declared)
         self._tell_odd(declared)
+        self._tell_grouped(declared)
         blank = [column for column in self.blank if column not in declared]
         if blank and self.rows:
             log.warning(
@@ -183,14 +190,41 @@ class Inspection:
 
     def _tell_odd(self, declared: Schema) -> None:
         sentences = [
-            f"Column '{column}' is read as text: {few.count:,} of {few.seen:,} values, the first "
-            f"'{few.value[:80]}', {'is' if few.count == 1 else 'are'} no {type_name(few.dtype)}, "
-            f'which the others are; declare {json.dumps(column)} = "{type_name(few.dtype)}" in '
-            "[source.schema] to reject such rows (in CSV, [source] null_values makes them null)."
+            self._of_odd(column, few)
             for column, few in self.odd.items()
             if column not in declared and self.schema.get(column) == pl.String
         ]
         _tell_some(sentences, "text for a few values")
+
+    def _of_odd(self, column: str, few: OddValues) -> str:
+        start = (
+            f"Column '{column}' is read as text: {few.count:,} of {few.seen:,} values, the first "
+            f"'{few.value[:80]}', {'is' if few.count == 1 else 'are'}"
+        )
+        if few.numbers:
+            comma = few.commas and self.delimiter != ","
+            reader = (
+                '[source] decimal = "," reads' if comma else "'headrace explore' says what reads"
+            )
+            noun = "a number" if few.count == 1 else "numbers"
+            return f"{start} {noun} in a notation that no cast reads; {reader} them all."
+        return (
+            f"{start} no {type_name(few.dtype)}, which the others are; declare {_key(column)} = "
+            f'"{type_name(few.dtype)}" in [source.schema] to reject such rows (in CSV, [source] '
+            "null_values makes them null)."
+        )
+
+    def _tell_grouped(self, declared: Schema) -> None:
+        """Tell of numbers that may be a thousand times as large."""
+        columns = {c: value for c, value in self.grouped.items() if c not in declared}
+        sentences = [
+            f"Column '{column}' is read with decimal points, as in {value}, and all of them stand "
+            "before three digits, as points between thousands do: where they are that, set "
+            f'[source] decimal = ","; where not, declare {_key(column)} = "float64" in '
+            "[source.schema]."
+            for column, value in columns.items()
+        ]
+        _tell_some(sentences, "perhaps numbers with points between thousands")
 
 
 def _tell_some(sentences: Sequence[str], more: str) -> None:
@@ -298,6 +332,8 @@ def inspect_csv(
     inspection.null_values = guess.null_values if words else ()
     inspection.words = guess.words if words else {}
     inspection.odd = guess.odd
+    inspection.delimiter = csv.dialect.delimiter
+    inspection.grouped = guess.grouped if inspection.delimiter in WITH_COMMAS else {}
     inspection.blank = guess.blank
     inspection.schema |= guess.schema(inspection.null_values)
     _note_lacking(
@@ -460,6 +496,11 @@ def raw_lines(records: Records) -> bytes:
         return values.data[values.bounds[0] : values.bounds[-1]].tobytes()
     rows = values.take(np.arange(len(records)))
     return b"\n".join(row.replace(b"\n", b" ") for row in rows if row is not None)
+
+
+def _key(column: str) -> str:
+    """Return a column's name as a key of TOML."""
+    return json.dumps(column, ensure_ascii=False)
 
 
 def _some(names: list[str]) -> str:

@@ -48,7 +48,8 @@ from engine.types import (
 
 PARSE_SETTINGS = ("coerce", "paths", "decimal", "null_values")
 """The settings that decide how a cell is parsed."""
-NULL_WORDS_KEY = "words"
+NULL_WORDS_KEY, POINT_KEY = "words", "point"
+"""What a CSV was found to have for missing values, and as the decimal point of its numbers."""
 SAMPLED_FILES = 32
 """The most files of which a check reads rows."""
 
@@ -187,11 +188,13 @@ class FilesSource(Source):
         return {"format": self._catalog.format, **shared, **csv}
 
     def parse_settings(self) -> Mapping[str, Any]:
-        """Return the settings, and the words a CSV was found to have for missing values."""
+        """Return the settings, and what a CSV was found to have: words for missing values, and its
+        decimal point."""
         given = self.settings.model_dump(
             include=set(PARSE_SETTINGS) & self.settings.model_fields_set
         )
-        return {**given, NULL_WORDS_KEY: list(self._dialects.dialect.null_values)}
+        dialect = self._dialects.dialect
+        return {**given, NULL_WORDS_KEY: list(dialect.null_values), POINT_KEY: dialect.decimal}
 
     def use_parse_settings(self, parse_settings: Mapping[str, Any]) -> None:
         own = self._catalog.spec.options
@@ -205,7 +208,7 @@ class FilesSource(Source):
         words = parse_settings.get(NULL_WORDS_KEY, ()) if "null_values" in own else ()
         _log_learned({k: v for k, v in {**learned, "null_values": words}.items() if k not in given})
         self.settings = self._catalog.settings = FilesSettings(**{**learned, **given})
-        self._dialects.declare_again(words)
+        self._dialects.declare_again(words, parse_settings.get(POINT_KEY, "."))
         self._decoding.make()
         self.format = self._decoding.format
 

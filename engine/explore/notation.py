@@ -26,11 +26,13 @@ class Notation:
         words: what is special about it.
         pattern: every number that is written so, or in no special way.
         sql: the number, of ``{}``, the column.
+        decimal: its decimal point; empty where it may be either.
     """
 
     words: str
     pattern: str
     sql: str
+    decimal: str = ""
 
     def read(self, column: str, *, all_fit: bool = True) -> str:
         """Return a key of a 'derive' stage's columns that parses the column, as TOML; texts that
@@ -87,6 +89,7 @@ DECIMAL_COMMA = Notation(
     words="with a decimal comma",
     pattern=r"^[+-]?\d+(,\d+)?$",
     sql="CAST(REPLACE({}, ',', '.') AS DOUBLE)",
+    decimal=",",
 )
 """The notation that a CSV's own settings read."""
 NOTATIONS = (
@@ -94,12 +97,14 @@ NOTATIONS = (
         words="with a comma between thousands",
         pattern=r"^[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?$",
         sql="CAST(REPLACE({}, ',', '') AS DOUBLE)",
+        decimal=".",
     ),
     DECIMAL_COMMA,
     Notation(
         words="with a point between thousands and a decimal comma",
         pattern=r"^[+-]?(\d{1,3}(\.\d{3})+|\d+)(,\d+)?$",
         sql="CAST(REPLACE(REPLACE({}, '.', ''), ',', '.') AS DOUBLE)",
+        decimal=",",
     ),
     Notation(
         words="with a space between thousands",
@@ -110,6 +115,7 @@ NOTATIONS = (
         words="with an apostrophe between thousands",
         pattern=r"^[+-]?(\d{1,3}('\d{3})+|\d+)(\.\d+)?$",
         sql="CAST(REPLACE({}, '''', '') AS DOUBLE)",
+        decimal=".",
     ),
     Notation(
         words="in percent",
@@ -117,7 +123,7 @@ NOTATIONS = (
         sql="CAST(TRIM(REPLACE(REPLACE({}, '%', ''), ',', '.')) AS DOUBLE) / 100",
     ),
 )
-"""The notations; the first that fits applies."""
+"""The notations; of those that fit equally well, the first applies."""
 BOOLEAN_PAIRS = (
     ("yes", "no"), ("y", "n"), ("t", "f"), ("on", "off"), ("ja", "nein"), ("j", "n"),
     ("wahr", "falsch"), ("oui", "non"), ("o", "n"), ("vrai", "faux"), ("si", "no"),
@@ -170,13 +176,14 @@ def reading(
     rest = known - sum(gaps.values())
     if 2 * rest < known or not rest:
         return None
-    if numbers >= MIN_SHARE * rest:
-        notation = None if null_values or not gaps else PLAIN
-        return Reading(notation=notation, words=gaps, odd=rest - numbers, null_values=null_values)
-    for one, n in zip(NOTATIONS, read, strict=False):
-        if n >= MIN_SHARE * rest:
-            return Reading(notation=one, words=gaps, odd=rest - n, null_values=null_values)
-    return None
+    plain = None if null_values or not gaps else PLAIN
+    notations = [*zip(NOTATIONS, read, strict=False)]
+    if decimal == ",":
+        notations.sort(key=lambda each: each[0].decimal == ".")
+    notation, most = max([(plain, numbers), *notations], key=lambda each: each[1])
+    if most < MIN_SHARE * rest:
+        return None
+    return Reading(notation=notation, words=gaps, odd=rest - most, null_values=null_values)
 
 
 def truth(values: set[str]) -> tuple[str, str] | None:

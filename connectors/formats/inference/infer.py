@@ -7,6 +7,7 @@ text can be had back from it ("01234" is text), a time only where the cast takes
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,6 +30,10 @@ NULL_WORDS = (
 """Words that often stand for a missing value among numbers or times."""
 FIRST = 64
 """The values of a column that a type is tried with before all are."""
+OTHER_NUMBER = r"^[+-]?\d{1,3}([.,' \u00a0\u202f]?\d{3})*([.,]\d+)?$"
+"""A number in any notation."""
+GROUPED = r"^[+-]?([1-9]\d{0,2}(\.\d{3})+|\d{1,3})$"
+"""A whole number with points between thousands."""
 ODD_SHARE = 0.1
 """The share of values up to which those that keep a column text are told: most likely they are
 mistakes, or words for a missing value."""
@@ -57,39 +62,63 @@ RANGES: dict[pl.DataType, tuple[int, int]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OddValues:
-    """The few values that make a column text.
+    """The values that make a column text: a few, or numbers in another notation.
 
     Attributes:
         value: the first of them.
         count: how many they are.
         seen: of so many.
         dtype: the type of the others.
+        numbers: whether they are numbers in a notation that no cast reads.
     """
 
     value: str
     count: int
     seen: int
     dtype: pl.DataType
+    numbers: bool = False
+
+    @property
+    def commas(self) -> bool:
+        """Whether the first of them is a number that certainly has a decimal comma."""
+        return bool(re.fullmatch(r"[+-]?\d+,(\d{1,2}|\d{4,})|[+-]?0,\d+", self.value))
 
 
 def odd_values(
-    values: pl.Series, seen: int = 0, before: pl.DataType = NOTHING_YET
+    values: pl.Series,
+    seen: int = 0,
+    before: pl.DataType = NOTHING_YET,
+    decimal: str = ".",
 ) -> OddValues | None:
-    """Return the values that make these texts, none of them null, text, if they are few.
+    """Return the values that make these texts, none of them null, text, if they are few, or
+    numbers in another notation.
 
     Args:
         seen: the values before these, which were all of one type.
         before: that type.
+        decimal: the decimal point of numbers.
     """
+    total = seen + len(values)
     for dtype in (pl.Float64(), *MOMENTS):
-        fits = cast(values, dtype, "lossless", written=True).is_not_null()
-        count = int((~fits).sum())
-        if count and count <= ODD_SHARE * (seen + len(values)):
-            others = common_type(before, infer_type(values.filter(fits)))
-            if others not in (pl.String, pl.Null):
-                first = values.filter(~fits)[0]
-                return OddValues(value=first, count=count, seen=seen + len(values), dtype=others)
+        swapped = decimal == "," and dtype.is_numeric()
+        read = swap_points_and_commas(values) if swapped else values
+        fits = cast(read, dtype, "lossless", written=True).is_not_null()
+        odd = values.filter(~fits)
+        if not len(odd):
+            continue
+        others = common_type(before, infer_type(values.filter(fits), decimal))
+        of_numbers = dtype.is_numeric() and (others.is_numeric() or others == pl.Null)
+        numbers = of_numbers and _are_numbers(odd)
+        if numbers or (len(odd) <= ODD_SHARE * total and others not in (pl.String, pl.Null)):
+            return OddValues(
+                value=odd[0], count=len(odd), seen=total, dtype=others, numbers=numbers
+            )
     return None
+
+
+def _are_numbers(values: pl.Series) -> bool:
+    """Return whether these are numbers in any notation, and no identifiers."""
+    return bool(values.str.contains(OTHER_NUMBER).all() and not values.str.contains(PADDED).any())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,6 +132,8 @@ class ColumnEvidence:
         words: those of `NULL_WORDS` that were among them.
         seen: how many values were looked at before it was text.
         odd: the few that made it text.
+        pointed: its first value with a point, empty without one.
+        grouped: whether each value may be a whole number, with points between thousands.
     """
 
     decimal: str = "."
@@ -111,6 +142,8 @@ class ColumnEvidence:
     words: set[str] = field(default_factory=set)
     seen: int = 0
     odd: OddValues | None = None
+    pointed: str = ""
+    grouped: bool = True
 
     def add(self, column: pl.Series) -> None:
         """Add values, as text."""
@@ -125,12 +158,18 @@ class ColumnEvidence:
             values = values.filter(~missing)
             inferred = infer_type(values, self.decimal) if missing.any() else inferred
             if inferred == pl.String and self.without != pl.String:
-                self.odd = odd_values(self._pointed(values), self.seen, self.without)
+                self.odd = odd_values(values, self.seen, self.without, self.decimal)
         self.seen += len(values)
         self.without = common_type(self.without, inferred)
+        self._look_for_groups(values)
 
-    def _pointed(self, values: pl.Series) -> pl.Series:
-        return swap_points_and_commas(values) if self.decimal == "," else values
+    def _look_for_groups(self, values: pl.Series) -> None:
+        if self.decimal == "," or not (self.without.is_numeric() or self.without == NOTHING_YET):
+            self.grouped = False
+        self.grouped = self.grouped and bool(values.str.contains(GROUPED).all())
+        if self.grouped and not self.pointed:
+            pointed = values.filter(values.str.contains(".", literal=True))
+            self.pointed = pointed[0] if len(pointed) else ""
 
     def is_text(self, null_values: Collection[str]) -> bool:
         """Return whether it stays text (or has no value) with these words as null."""
@@ -174,6 +213,16 @@ class TypeInference:
     def odd(self) -> dict[str, OddValues]:
         """Return column -> the few values that make it text, if any."""
         return {column: evidence.odd for column, evidence in self._columns.items() if evidence.odd}
+
+    @property
+    def grouped(self) -> dict[str, str]:
+        """Return column -> its first value with a point, where every point may stand between
+        thousands."""
+        return {
+            column: evidence.pointed
+            for column, evidence in self._columns.items()
+            if evidence.grouped and evidence.pointed
+        }
 
     @property
     def words(self) -> dict[str, set[str]]:

@@ -34,13 +34,19 @@ COMMENT = "#"
 BOM = b"\xef\xbb\xbf"
 SEP_LINE = re.compile(rb'"?sep=([\t -~])"?(?:\r?\n|\Z)', re.IGNORECASE)
 """The line that Excel reads and writes before a header, to name the delimiter."""
-THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+$"
-"""A number whose comma may separate thousands."""
+THOUSANDS = r"^[+-]?[1-9]\d{0,2}([.,]\d{3})+$"
+"""A number whose points or commas may separate thousands."""
 
 
-def sniff_dialect(head: bytes, given: Mapping[str, Any]) -> dict[str, Any]:
+def sniff_dialect(
+    head: bytes, given: Mapping[str, Any], *, usual_decimal: str = "."
+) -> dict[str, Any]:
     """Return the fields of `connectors.formats.csv.Dialect` that the first lines of a file show,
-    besides those given."""
+    besides those given.
+
+    Args:
+        usual_decimal: the decimal point where these lines do not show which it is.
+    """
     head, named = split_sep_line(head)
     text = head.decode("latin-1")  # whatever it is: what is looked for is ASCII
     comment = given.get("comment", COMMENT) or ""
@@ -60,8 +66,9 @@ def sniff_dialect(head: bytes, given: Mapping[str, Any]) -> dict[str, Any]:
     if delimiter != ",":
         dialect["delimiter"] = delimiter
     missing = (*NULL_WORDS, *given.get("null_values", ()))
-    if delimiter in WITH_COMMAS and _has_decimal_commas(_rows(body, delimiter, quote), missing):
-        dialect["decimal"] = ","
+    if delimiter in WITH_COMMAS:
+        decimal = _decimal(_rows(body, delimiter, quote), missing) or usual_decimal
+        dialect |= {"decimal": ","} if decimal == "," else {}
     return {name: value for name, value in dialect.items() if name not in given}
 
 
@@ -166,9 +173,10 @@ def _agree(rows: Sequence[Sequence[str]], *, odd: float) -> bool:
     return bool(rows) and different <= odd * (len(rows) - 1)
 
 
-def _has_decimal_commas(rows: Sequence[Sequence[str]], missing: Sequence[str]) -> bool:
-    """Return whether some numbers of a column certainly have decimal commas, and none a decimal
-    point. A few words among them say nothing of it.
+def _decimal(rows: Sequence[Sequence[str]], missing: Sequence[str]) -> str | None:
+    """Return the decimal point: a comma if some numbers of a column certainly have one, and none
+    certainly a point; None if it may be either. A few words among them say nothing of it, nor does
+    a point or a comma that may stand between thousands.
 
     Args:
         missing: fields that stand for a missing value.
@@ -181,11 +189,17 @@ def _has_decimal_commas(rows: Sequence[Sequence[str]], missing: Sequence[str]) -
         numbers = column.filter(column.str.contains(r"\d"))
         column = numbers if len(column) - len(numbers) <= ODD * len(column) else column
         if infer_type(column) == pl.Float64():
-            if column.str.contains(".", literal=True).any():
-                return False
+            if _is_certain(column, "."):
+                return "."
         elif infer_type(column, ",") == pl.Float64():
-            seen |= not column.filter(column.str.contains(",")).str.contains(THOUSANDS).all()
-    return seen
+            seen |= _is_certain(column, ",")
+    return "," if seen else None
+
+
+def _is_certain(numbers: pl.Series, point: str) -> bool:
+    """Return whether this character stands in some of the numbers, and not between thousands."""
+    with_point = numbers.filter(numbers.str.contains(point, literal=True))
+    return not with_point.str.contains(THOUSANDS).all()
 
 
 __all__ = ["HEAD", "sniff_dialect", "split_sep_line", "unclear"]

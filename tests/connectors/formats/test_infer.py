@@ -183,6 +183,49 @@ def test_a_few_values_that_make_a_column_text_are_told(
     assert "is read as text" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("many", "odd", "said"),
+    [
+        ("7;1,5", "k.A.;1,5", "'k.A.', is no int64, which the others are; declare"),
+        ("7,5;1,5", "k.A.;1,5", "'k.A.', is no float64, which the others are; declare"),
+        ("7,5;1,5", "16.741;1,5", "'16.741', is a number in a notation that no cast reads; "
+         "'headrace explore' says what reads them all."),
+        ("7;1", "0,5;1", "'0,5', is a number in a notation that no cast reads; [source] "
+         'decimal = "," reads them all.'),
+        ("2024-01-01;1,5", "01.02.2024;1,5", "'01.02.2024', is no date, which the others are;"),
+    ],
+)  # fmt: skip
+def test_an_odd_value_is_quoted_as_it_is_written(
+    tmp_path: Path, many: str, odd: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also with decimal commas; and a number in another notation is no advice to reject it."""
+    path = written(tmp_path / "a.csv", "\n".join(["x;y", *[many] * 2_000, odd]))
+    assert files(path).schema({})["x"] == pl.String()
+    (line,) = [line for line in caplog.messages if "is read as text" in line]
+    assert f"1 of 2,001 values, the first {said}" in line
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ("16.741 802", "1 of 2 values, the first '16.741', is a number in a notation"),
+        ("16.741 12.500", "2 of 2 values, the first '16.741', are numbers in a notation"),
+        ("089.123 089.124", ""),
+        ("16.741 x", ""),
+        ("1.2.3 4.5.6", ""),
+    ],
+)
+def test_numbers_that_no_cast_reads_are_told(
+    tmp_path: Path, values: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And no identifiers, texts or versions."""
+    path = written(tmp_path / "a.csv", "x;y\n" + "".join(f"{x};1,5\n" for x in values.split()))
+    assert files(path).schema({})["x"] == pl.String()
+    assert [said in line for line in caplog.messages if "read as text" in line] == [True] * bool(
+        said
+    )
+
+
 def test_one_declared_column_leaves_the_others(tmp_path: Path) -> None:
     path = written(tmp_path / "a.csv", "a,b,c\n1,2,x\n")
     for declared, expected in (

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from connectors.files import inspection
 from connectors.formats.inference.sniff import sniff_dialect
-from engine.types import Mark, UserError
+from engine.types import Mark, Schema, UserError
 from tests.connectors.conftest import decoded, drain, files
 from tests.size import examples
 
@@ -43,6 +43,12 @@ COMMAS = {"delimiter": ";", "decimal": ","}
         ("a;b\n1,234;2\n12,345,678;3\n", SEMICOLONS),
         ("a;b\n1,234;2\n", SEMICOLONS),
         ("a;b\n1,234;0,5\n", COMMAS),
+        ("a;b\n1.234;0,5\n802;1,5\n", COMMAS),
+        ("a;b\n1.234.567;0,5\n", COMMAS),
+        ("a;b\n0.234;2,5\n", SEMICOLONS),
+        ("a;b\n1.2345;2,5\n", SEMICOLONS),
+        ("a;b\n0,234;2\n", COMMAS),
+        ("a;b\n1.234;2\n802;2\n", SEMICOLONS),
         ("a;b\n" + "1,5;2\n" * 20 + "broken;3\n", COMMAS),
         ("a;b\n1,5;2\nx;3\ny;3\n", SEMICOLONS),
         ("a;b\n" + "1.5;2,5\n" * 20 + "broken;0,5\n", SEMICOLONS),
@@ -194,6 +200,56 @@ def test_a_word_among_numbers_is_the_same_with_points_and_with_commas(
     schema = source.schema({})
     assert schema == {"x": pl.Float64(), "y": pl.Float64()}
     assert decoded(source, drain(source), schema)["x"].to_list() == [1.5] * 30 + [None]
+
+
+def test_points_between_thousands_are_no_decimal_points(tmp_path: Path) -> None:
+    """Where another column has decimal commas: the column is text, and no value is another."""
+    path = tmp_path / "a.csv"
+    path.write_text("sum;price\n16.741;3,50\n802;7,5\n")
+    source = files(path)
+    schema = source.schema({})
+    assert schema == {"sum": pl.String(), "price": pl.Float64()}
+    assert decoded(source, drain(source), schema).rows() == [("16.741", 3.5), ("802", 7.5)]
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_points_that_may_stand_between_thousands_are_told(
+    tmp_path: Path, delimiter: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not where a value cannot be such a number, commas separate, or the type is declared."""
+    path = tmp_path / "a.csv"
+    rows = "sum;rate;n\n16.741;0.123;1\n802;1.234;2\n".replace(";", delimiter)
+    path.write_text(rows)
+    assert files(path).schema({})["sum"] == pl.Float64()
+    (said,) = [line for line in caplog.messages if "thousands" in line]
+    assert said == (
+        "Column 'sum' is read with decimal points, as in 16.741, and all of them stand before "
+        "three digits, as points between thousands do: where they are that, set [source] decimal "
+        '= ","; where not, declare "sum" = "float64" in [source.schema].'
+    )
+    caplog.clear()
+    files(path).schema({"sum": pl.Float64()})
+    path.write_text(rows.replace(delimiter, ","))
+    files(path).schema({})
+    assert "thousands" not in caplog.text
+
+
+def test_a_model_that_learned_with_decimal_commas_reads_no_thousands_as_decimals(
+    tmp_path: Path,
+) -> None:
+    """A file that does not show its decimal point has that of the training; others their own."""
+    types: Schema = {"x": pl.Float64(), "n": pl.Float64()}
+    served = {"1.138;5": [], "1.5;5": [1.5], "1,5;5": [1.5], "7;5": [7.0]}
+    (tmp_path / "a.csv").write_text("x;n\n1138,27;5\n")
+    trained = files(tmp_path / "a.csv")
+    trained.schema({})
+    for row, expected in served.items():
+        (tmp_path / "b.csv").write_text(f"x;n\n{row}\n")
+        source = files(tmp_path / "b.csv")
+        source.use_parse_settings(trained.parse_settings())
+        schema = source.schema(types)
+        frame, _ = source.format.decode(drain(source)[0], schema)
+        assert frame["x"].to_list() == expected
 
 
 def test_sorted_rows_are_read_as_unsorted_ones(tmp_path: Path) -> None:

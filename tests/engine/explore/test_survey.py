@@ -494,6 +494,31 @@ def test_a_source_that_reads_the_numbers_needs_no_stage_for_them(text: str, poin
     )
 
 
+@pytest.mark.parametrize(
+    ("values", "point", "special"),
+    [
+        (["16.741", "802"], ",", "with a point between thousands"),
+        (["16.741"] * 199 + ["1.234.567"], ".", "with a point between thousands"),
+        (["1,234.5", "802"], ",", "with a comma between thousands"),
+        (["7"] * 199 + ["0,5"], ".", "with a decimal comma"),
+        (["7"] * 199 + ["1,234"], ".", "with a comma between thousands"),
+    ],
+)
+def test_the_notation_is_that_of_most_values_and_of_the_decimal_point(
+    values: list[str], point: str, special: str
+) -> None:
+    """Of values that fit several notations, those with the source's decimal point apply."""
+    seen = Survey({"x": pl.String()}, decimal=point)
+    seen.update(pl.DataFrame({"x": values, "_partition": "p", "_position": range(len(values))}))
+    seen.close()
+    (column,) = column_profiles(seen)
+    assert column.special.startswith(special)
+    assert not column.but
+    told = hint("x", pl.Series(values), null_values=True, decimal=point)
+    assert told is not None
+    assert special in told
+
+
 @pytest.mark.parametrize("values", [["a", "b", "1"], ["---", "---", "1,5"], ["007", "x", "008"]])
 def test_texts_are_no_numbers_with_gaps(values: list[str]) -> None:
     frame = pl.DataFrame({"x": values, "z": [1.5, 2.5, 3.5]})
