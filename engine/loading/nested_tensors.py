@@ -151,14 +151,17 @@ def bad_rows(frame: pl.DataFrame, features: Features) -> Iterable[Bad]:
 
 def _bad(values: pl.Series, name: str, frame: pl.DataFrame, size: int) -> Iterable[Bad]:
     column = frame.get_column(name)
+    sentence = f"Expected a value in feature '{name}', got null."
     absent = column.is_null().to_numpy()
     if values.null_count() or (values.dtype.is_float() and _least(values.is_not_nan())):
         missing = values.is_null()
         if values.dtype.is_float():
             missing = missing | values.is_nan().fill_null(False)
-        absent = absent | _rows(missing.to_numpy(), column)
+        partly = _rows(missing.to_numpy(), column)
+        if (partly & ~absent).any():
+            sentence = f"Expected numbers in feature '{name}', got null or NaN."
+        absent = absent | partly
     if absent.any():
-        sentence = f"Expected numbers in feature '{name}', got null or NaN."
         yield "missing", absent, sentence
     if values.dtype.is_float() and _least(values.cast(pl.Float32).is_infinite().not_()):
         infinite = values.cast(pl.Float32).is_infinite().fill_null(False).to_numpy()

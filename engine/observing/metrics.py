@@ -142,7 +142,9 @@ METRICS: Mapping[str, MetricSpec] = {
     "headrace_table_lag_records": MetricSpec(
         "gauge", "Records of that source which the stage has not read yet.", {"stage": ()}
     ),
-    "headrace_missing_values_total": MetricSpec("counter", "Missing values that were filled."),
+    "headrace_missing_values_total": MetricSpec(
+        "counter", "Missing values that were filled, or that the served model lacked."
+    ),
     "headrace_filled_before_learning_total": MetricSpec(
         "counter",
         "Missing values filled with 0, or nothing, before a value of their column was learned.",

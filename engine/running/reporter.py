@@ -16,7 +16,7 @@ from engine.running.notes import Notes
 from engine.running.work import WorkResult
 from engine.scrub.base import DETECTORS
 from engine.scrub.fusion import FILLED_BEFORE_LEARNING
-from engine.types import NO_TIMESTAMP, Batch, Mark, SharedSource, Sink, Source
+from engine.types import MISSING_VALUES, NO_TIMESTAMP, Batch, Mark, SharedSource, Sink, Source
 from engine.user_code import calls
 
 log = logging.getLogger("headrace.loop")
@@ -116,7 +116,9 @@ class Reporter:
             metrics.batch_rows.observe(len(batch))
         for (stage, name), n in batch.counts.items():
             metrics.stage_events.labels(stage=stage, event=name).inc(n)
-            if name in COUNTER_METRICS:
+            if name.startswith(MISSING_VALUES):
+                metrics.missing_values.inc(n)
+            elif name in COUNTER_METRICS:
                 getattr(metrics, COUNTER_METRICS[name]).inc(n)
             elif name in DETECTORS:
                 metrics.drift_detections.labels(detector=name).inc(n)

@@ -17,7 +17,7 @@ other module may import it.
 from __future__ import annotations
 
 from engine.errors import HeadraceError, UnreadableFile, UserError, first_line, nearest
-from engine.types.batch import Batch, TimedWork, bytes_as_hex
+from engine.types.batch import MISSING_VALUES, Batch, TimedWork, bytes_as_hex
 from engine.types.contracts import (
     SAMPLE_BYTES,
     UNEXPLAINED,
@@ -100,6 +100,7 @@ __all__ = [
     "DELAY",
     "DROPPED",
     "MAX_NESTING",
+    "MISSING_VALUES",
     "NANOSECONDS",
     "NO_TIMESTAMP",
     "PARAMETRIC_TYPES",

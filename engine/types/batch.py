@@ -25,6 +25,8 @@ from engine.types.schema import POSITION, RESERVED, type_name
 from engine.types.settings import _each
 from engine.types.tensors import Tensors
 
+MISSING_VALUES = "missing "
+"""Begins the names of counts of values that a served model lacks; the column follows."""
 TimedWork = tuple[str, float, float]
 """Stage, `time.perf_counter` seconds when it began, seconds it took."""
 

@@ -40,6 +40,7 @@ from models.serving.inspection import (
     limits_of,
     run_trial,
 )
+from models.serving.missing_values import MissingValues
 from models.serving.session import available_providers
 from models.serving.settings import (
     InferSettings,
@@ -169,6 +170,8 @@ class GraphPredictor(SessionPredictor):
         Raises: UserError if they do not fit, or if the graph cannot answer row by row.
         """
         self._inputs = self._inputs_for(schema)
+        self._missing = MissingValues(self._inputs.columns)
+        self._missing.bind(schema)
         for remark in self._inputs.remarks:
             log.info("%s", remark)
         batch_size = self._inputs.batch_size
@@ -199,6 +202,7 @@ class GraphPredictor(SessionPredictor):
             added = [column for answer in self._answers for column in answer.columns(arrays)]
         else:  # of a size that the file leaves open nothing is known
             added = [pl.Series(name, [], dtype) for name, dtype in self._added.items()]
+        batch = batch.counted(STAGE, **self._missing.count(batch.frame))
         return batch.with_frame(batch.frame.hstack([*added, self.version(len(batch))]))
 
     @property

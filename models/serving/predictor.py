@@ -42,6 +42,7 @@ from models.export.onnx_inputs import OnnxInputs
 from models.export.properties import Properties, StateProperties
 from models.serving.answers import as_arrays
 from models.serving.base import SessionPredictor, require_model, session
+from models.serving.missing_values import MissingValues
 from models.serving.settings import InferSettings
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ class OnnxPredictor(SessionPredictor):
         self._score = score_of(self._session)
         properties = Properties.read(self.metadata, path)
         self._inputs = OnnxInputs.of(properties)
+        self._missing = MissingValues(tuple(self._inputs.kinds))
         self._body: TorchBody | None = None
         if properties.body == "torch":
             self._body = self._behind(path, properties.module, network)
@@ -202,6 +204,7 @@ class OnnxPredictor(SessionPredictor):
                     "rename yours."
                 )
         self._inputs.bind(schema)
+        self._missing.bind(schema)
         if self._state is not None:
             require(schema, self._state.by, where="The model's state, by its key,")
             _require_time(self._state.time, self.columns, schema)
@@ -228,12 +231,11 @@ class OnnxPredictor(SessionPredictor):
             )
         )
         if finite.all():
-            return done
-        detail = (
-            "Expected a finite score: a value is missing, infinite or too large for float32; a "
-            "[scrub.missing] or [scrub.outliers] in the pipeline that trains the model helps."
-        )
-        return done.reject(pl.Series(finite), stage="predict", reason="non_finite", detail=detail)
+            return done.counted("predict", **self._missing.count(done.frame))
+        counts = self._missing.count(done.frame.filter(pl.Series(finite)))
+        detail = self._missing.reasons(done.frame)
+        done = done.reject(pl.Series(finite), stage="predict", reason="non_finite", detail=detail)
+        return done.counted("predict", **counts)
 
     @property
     def judged(self) -> Features | None:

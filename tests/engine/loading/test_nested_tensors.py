@@ -172,6 +172,12 @@ def test_a_row_with_something_bad_in_it_leaves_once() -> None:
     assert done.rejects[1].rows["detail"][0] == (
         "Expected ids from 0 to 9 in feature 'r', got another."
     )
+    for values, detail in (
+        ([[1], None], "Expected a value in feature 'r', got null."),
+        ([[1], [None]], "Expected numbers in feature 'r', got null or NaN."),
+    ):
+        done = collated(Features(numeric=(), ragged={"r": 10}), r=pl.Series(values, dtype=IDS))
+        assert [reject.rows["detail"].to_list() for reject in done.rejects] == [[detail]]
     arrays = pl.Series(
         [None, [[[1]], [[None]]], [[[1]], [[2]]]], dtype=pl.Array(pl.UInt8, (2, 1, 1))
     )

@@ -365,6 +365,13 @@ def test_a_row_without_a_finite_answer_is_rejected(opened: Open, value: float | 
     np.testing.assert_allclose(done.frame["scores"].to_numpy(), scores_of(good), rtol=1e-6)
 
 
+def test_values_that_a_graph_answers_without_are_counted(opened: Open) -> None:
+    text = "g (float[n] a) => (float[n] y) { gone = IsNaN(a) y = Cast<to = 1>(gone) }"
+    done = answered(opened(text, {"a": pl.Float64()}), pl.DataFrame({"a": [1.0, None, 2.0]}))
+    assert done.frame["y"].to_list() == [0, 1, 0]
+    assert done.counts == {("predict", "missing a"): 1}
+
+
 def test_the_cause_of_an_answer_that_is_not_finite(opened: Open) -> None:
     """A value that is missing or too large, or the model itself."""
     text = "g (float[n] a) => (float[n] y) { y = Log(a) }"

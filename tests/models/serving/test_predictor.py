@@ -159,7 +159,8 @@ def test_what_a_batch_carries_stays(model: Model) -> None:
     batch = batch_of(rows(5)).counted("fill", filled=3)
     done = predictor_of(model("binary")).predict(batch)
     assert (done.mark, done.arrived, done.raw_rows) == (batch.mark, 5.0, 5)
-    assert done.counts == {("fill", "filled"): 3}
+    lacks = {("predict", "missing a"): 2, ("predict", "missing key"): 2}
+    assert done.counts == {("fill", "filled"): 3, **lacks}
     assert done.rejects == ()
     assert batch.frame.columns == ["_partition", "_position", *rows(1).columns]
 
@@ -207,15 +208,60 @@ def test_a_row_without_a_score_is_rejected(model: Model, task: str, value: float
     (reject,) = done.rejects
     assert (reject.stage, reject.reason) == ("predict", "non_finite")
     assert reject.rows.get_column("_position").to_list() == [1, 4]
+    lacks = value is None or np.isnan(value)
     assert reject.rows.get_column("detail").unique().to_list() == [
-        "Expected a finite score: a value is missing, infinite or too large for float32; a "
-        "[scrub.missing] or [scrub.outliers] in the pipeline that trains the model helps."
+        "Expected a finite score: no value is in column 'b'; a [scrub.missing] in the pipeline "
+        "that trains the model helps."
+        if lacks
+        else "Expected a finite score: the number in column 'b' is infinite or too large for "
+        "float32; a [scrub.outliers] in the pipeline that trains the model helps."
     ]
     assert json.loads(reject.rows.get_column("value")[0])["note"] == "row 1"
     others = predictor_of(model(task)).predict(batch_of(frame)).frame
     good = frame.gather([0, 2, 3, 5])
     wanted = predictor_of(model(task)).predict(batch_of(good)).frame
     assert others.drop("_position").equals(wanted.drop("_position"))
+
+
+def test_values_that_the_file_fills_are_counted_by_column(model: Model) -> None:
+    frame = pl.DataFrame(
+        {
+            "a": [1.0, None, np.nan, None],
+            "b": [1.0, 2.0, 3.0, None],
+            "key": ["n", None, "never", None],
+        }
+    )
+    done = predictor_of(model("binary")).predict(batch_of(frame))
+    assert done.frame.get_column("_position").to_list() == [0, 1, 2]
+    assert done.counts == {("predict", "missing a"): 2, ("predict", "missing key"): 1}
+
+
+def test_a_column_that_stops_coming_is_reported_once(
+    model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    frame = pl.DataFrame({"a": [1.0] * 60, "b": [1.0] * 60, "key": ["n"] * 60})
+    frame = frame.with_columns(A=pl.lit(None, pl.Float64))
+    late = frame.with_columns(a=pl.lit(None, pl.Float64), A=pl.col("a"))
+    predictor = predictor_of(model("binary"))
+    predictor.bind(frame.schema)
+    for part in (frame, late, frame, late):
+        predictor.predict(batch_of(part))
+    assert not caplog.records
+    predictor.predict(batch_of(late))
+    predictor.predict(batch_of(late))
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "Column 'a' has no value in the last 120 rows, where 'A' has: the model reads 'a' and "
+        "answers without it. Write both under that name, or add a 'derive' stage with columns.a = "
+        '\'COALESCE("a", "A")\'.'
+    )
+    gone = frame.with_columns(key=pl.lit(None, pl.String))
+    for _ in range(18):
+        predictor.predict(batch_of(gone))
+    assert [r.getMessage() for r in caplog.records[1:]] == [
+        "Column 'key' has no value in the last 1,020 rows: the model answers without it. See that "
+        "it is still written under that name."
+    ]
 
 
 def test_all_rows_may_go(model: Model) -> None:

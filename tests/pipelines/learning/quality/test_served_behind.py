@@ -114,3 +114,20 @@ def test_rows_as_they_were_before_a_missing_stage_are_refused(
     stage = '{kind="tokens", columns=["t"], size=64}'
     code, _, err = headrace(*words, "--set", f"scrub.past={stage}")
     assert code == 0, err
+
+
+def test_values_that_a_served_file_fills_are_counted(headrace: Headrace, tmp_path: Path) -> None:
+    """At the end, by column, and in the metrics; a renamed column is reported."""
+    rows = pl.DataFrame({"b": [n % 9 / 9 for n in range(120)], "y": [n % 9 for n in range(120)]})
+    rows.write_csv(tmp_path / "learn.csv")
+    served_behind(tmp_path, 'kind = "missing"\ncolumns = ["b"]\n', LEARN)
+    code, _, err = headrace("run", tmp_path / "learn.toml")
+    assert code == 0, err
+    rows.select(b=pl.lit(None), B="b").write_csv(tmp_path / "new.csv")
+    model, out = tmp_path / "learn" / "model.onnx", tmp_path / "out"
+    code, said, err = headrace("predict", model, "--input", tmp_path / "new.csv", "--output", out)
+    assert code == 0, err
+    assert "counted by stages: predict: missing b 120" in said
+    assert err.count("Column 'b' has no value in the last 120 rows, where 'B' has") == 1
+    metrics = (out / ".headrace" / "metrics.prom").read_text().splitlines()
+    assert "headrace_missing_values_total 120.0" in metrics
