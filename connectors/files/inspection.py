@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from csv import reader as csv_reader
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -23,7 +24,7 @@ from connectors.formats.inference.infer import (
     common_type,
     spans_lines,
 )
-from connectors.formats.inference.sniff import WITH_COMMAS
+from connectors.formats.inference.sniff import DELIMITERS, WITH_COMMAS
 from connectors.formats.inference.transcode import Transcoder
 from connectors.formats.values.columns import PROBLEM
 from engine.types import (
@@ -174,12 +175,15 @@ class Inspection:
                 _some(missing_in),
             )
         elif self.missing_in:
+            groups: dict[tuple[str, ...], list[str]] = {}
+            for column, missing_in in self.missing_in.items():
+                groups.setdefault(tuple(missing_in), []).append(f"'{column}'")
             log.warning(
                 "%d columns are not in all of %s files, and null where they are not: %s; [source] "
-                'missing_columns = "fail" refuses them. --log-level debug lists the files.',
+                'missing_columns = "fail" refuses them. --log-level debug lists all files.',
                 len(self.missing_in),
                 f"{files:,}",
-                _some([f"'{column}'" for column in self.missing_in]),
+                _some([f"{_some(c)} in {_some(list(f))}" for f, c in groups.items()], "; "),
             )
         for column, missing_in in self.missing_in.items():
             log.debug("Column '%s' is not in %s.", column, ", ".join(missing_in))
@@ -260,6 +264,7 @@ def inspect_tables(
             table.close()
             if not table.rows:
                 inspection.empty.append(name)
+            require_shared(list(table.schema), columns_by_file, name)
             inspection.schema = _merge_schema(inspection, table.schema, name, columns_by_file)
             inspection.rows |= table.rows > 0
             columns_by_file[name] = list(table.schema)
@@ -291,6 +296,37 @@ def _nested(*dtypes: pl.DataType) -> bool:
     return any(dtype.is_nested() for dtype in dtypes)
 
 
+def require_shared(
+    columns: Sequence[str],
+    others: Mapping[str, Sequence[str]],
+    name: str,
+    delimiter: str | None = None,
+) -> None:
+    """Require that a file has a column of the other files: its rows would be null in all of them.
+
+    Args:
+        others: file -> its columns, those without any are left out.
+        delimiter: the one with which a CSV is read.
+
+    Raises: UserError, with the delimiter that the file has instead if that is the reason.
+    """
+    known = dict.fromkeys(c for other in others.values() for c in other)
+    if not columns or not known or not known.keys().isdisjoint(columns):
+        return
+    start = (
+        f"{name} has no column of {next(file for file, other in others.items() if other)}: "
+        f"expected {_quoted(known)}, got {_quoted(columns)}"
+    )
+    for other in (",", *DELIMITERS) if delimiter is not None else ():
+        header = next(csv_reader([str(delimiter).join(columns)], delimiter=other))
+        if not known.keys().isdisjoint(header):
+            raise UserError(
+                f"{start}. Its columns stand between {_key(other)}, and the files are read with "
+                f"delimiter {_key(str(delimiter))}: read it apart from the others, or convert it."
+            )
+    raise UserError(f"{start}: correct its header, or leave the file out.")
+
+
 def inspect_csv(
     files: Mapping[str, Path],
     opened: Callable[[Path, str], RowReader],
@@ -316,6 +352,7 @@ def inspect_csv(
             guess.decimal = csv.dialect.decimal  # as the first file with rows has it
             columns = headers[name]
             _check_column_count(len(columns) if declared is not None else 0, name)
+            require_shared(columns, columns_by_file, name, csv.dialect.delimiter)
             columns_by_file[name] = columns
             inspection.schema |= {c: pl.String() for c in columns if c not in inspection.schema}
             wanted = [] if declared is None else [c for c in columns if c not in declared]
@@ -503,9 +540,13 @@ def _key(column: str) -> str:
     return json.dumps(column, ensure_ascii=False)
 
 
-def _some(names: list[str]) -> str:
+def _quoted(columns: Iterable[str]) -> str:
+    return _some([f"'{column[:80]}'" for column in columns])
+
+
+def _some(names: list[str], between: str = ", ") -> str:
     rest = len(names) - MAX_FILES_NAMED
-    return ", ".join(names[:MAX_FILES_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    return between.join(names[:MAX_FILES_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 __all__ = [
@@ -519,4 +560,5 @@ __all__ = [
     "is_taken",
     "raw_lines",
     "require_objects",
+    "require_shared",
 ]

@@ -1,32 +1,39 @@
-"""Reports columns of files that come later, which a run does not read."""
+"""Reports columns of files that come later, which a run does not read, or misses."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from connectors.files.catalog import Catalog
 from connectors.files.csv_dialects import CsvDialects
-from connectors.files.inspection import MIN_BYTES_PER_FILE, is_taken, raw_lines
+from connectors.files.inspection import (
+    MIN_BYTES_PER_FILE,
+    is_taken,
+    raw_lines,
+    require_shared,
+)
 from connectors.files.opening import Opener
 from connectors.files.readers.table import TableFile
 from connectors.files.splits import Readable
 from connectors.formats.inference.infer import infer_json_types
 from connectors.formats.kernels.paths import parse_path
 from connectors.formats.webdataset import WebDatasetFormat
-from engine.types import HeadraceError
+from engine.types import HeadraceError, Schema
 from engine.types.plural import counted
 
 log = logging.getLogger("headrace.files")
 
 
 class LaterColumns:
-    """Warns of columns that a file has and the run, whose columns are fixed, does not read.
+    """Warns of columns that a file has and the run, whose columns are fixed, does not read, and of
+    those that it reads and the file lacks.
 
     Attributes:
         read: the columns of the run; None if they were chosen, so that others are left out on
             purpose.
+        expected: the columns of the run, also if they were chosen.
     """
 
     def __init__(self, catalog: Catalog, dialects: CsvDialects, opener: Opener) -> None:
@@ -37,20 +44,30 @@ class LaterColumns:
         """Files that were looked at."""
         self._told: set[str] = set()
         self.read: frozenset[str] | None = None
+        self.expected: Schema = {}
 
     def pass_over(self, files: Iterable[str]) -> None:
         """Do not look at files whose columns are known."""
         self._files.update(files)
 
     def look(self, file: Readable, path: Path, name: str) -> None:
-        """Look at a file that was just opened; for JSON, XML and WebDatasets, at its first rows."""
-        if self.read is None or name in self._files:
+        """Look at a file that was just opened; for JSON, XML and WebDatasets, at its first rows.
+
+        Raises: UserError if a CSV or a table has none of the columns of the others.
+        """
+        if name in self._files or (self.read is None and not self._has_header):
             return
-        self._files.add(name)
         try:
-            columns = [*self._columns(file, path, name), *self._catalog.folders.get(name, ())]
+            inside = [*self._columns(file, path, name)]
         except (OSError, HeadraceError):  # its reader reports it
+            self._files.add(name)
             return
+        if self._has_header:
+            self._require_columns(inside, name)
+        self._files.add(name)
+        if self.read is None:
+            return
+        columns = [*inside, *self._catalog.folders.get(name, ())]
         later = [c for c in columns if c not in self.read | self._told and not is_taken(c)]
         if later:
             self._told.update(later)
@@ -59,6 +76,28 @@ class LaterColumns:
                 "more, declare it in [source.schema] or start over with --fresh.",
                 name, counted(len(later), "column"), "is" if len(later) == 1 else "are",
                 "', '".join(later),
+            )  # fmt: skip
+
+    @property
+    def _has_header(self) -> bool:
+        """Whether a file names all of its columns before its rows."""
+        return self._catalog.format == "csv" or self._catalog.spec.layout == "table"
+
+    def _require_columns(self, columns: Sequence[str], name: str) -> None:
+        """Warn of columns of the run that a file lacks. Raises: UserError if it has none."""
+        csv = self._catalog.format == "csv"
+        folders = self._catalog.folders.get(name, ())
+        paths = self._catalog.settings.paths
+        expected = [c for c in self.expected if c not in folders and c not in paths]
+        headers = self._dialects.headers
+        known = {file: headers[file] for file in headers if file in self._files}
+        known["[source.schema]"] = expected
+        require_shared(columns, known, name, self._dialects.dialect.delimiter if csv else None)
+        lacking = [c for c in expected if c not in columns]
+        if columns and lacking:
+            log.warning(
+                "%s lacks %s that the run reads, null in its rows: '%s'.",
+                name, counted(len(lacking), "column"), "', '".join(lacking),
             )  # fmt: skip
 
     def _columns(self, file: Readable, path: Path, name: str) -> Iterable[str]:

@@ -117,14 +117,20 @@ class FilesSource(Source):
             return self._opener.files(split.name, split.group, epoch)
         path = catalog.files[split.file]
         file = self._opener.file(path, split.file)
-        self._later.look(file, path, split.file)
-        return file
+        return self._looked_at(file, path, split.file)
 
     def _growing(self, path: Path, name: str) -> Readable | None:
         """Open a file that may grow; None while it cannot be read."""
         file = self._opener.growing(path, name)
-        if file is not None:
+        return None if file is None else self._looked_at(file, path, name)
+
+    def _looked_at(self, file: Readable, path: Path, name: str) -> Readable:
+        """Return an open file whose columns are as expected, or told."""
+        try:
             self._later.look(file, path, name)
+        except UserError:
+            file.close()
+            raise
         return file
 
     def reads_file(self, file: Path) -> bool:
@@ -158,6 +164,7 @@ class FilesSource(Source):
         if first:
             self._later.pass_over(self._catalog.inspected)
         self._later.read = frozenset(schema) if self._takes_all else None
+        self._later.expected = schema
         return schema
 
     def schema_state(self) -> Mapping[str, Snapshot]:

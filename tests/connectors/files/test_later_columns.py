@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from connectors.files.source import FilesSource
-from engine.types import DROPPED, WILDCARD, EndOfStream, Mark, Schema
+from engine.types import DROPPED, WILDCARD, EndOfStream, Mark, Schema, UserError
 
 Write = Callable[[pl.DataFrame, Path], None]
 WRITERS: dict[str, Write] = {
@@ -162,3 +162,77 @@ def test_members_that_paths_name_are_no_news(caplog: pytest.LogCaptureFixture) -
     _tar("d/a.tar", "cls", "a")
     _tar("d/b.tar", "txt", "a")
     assert (Run({}, **own).read(), warnings(caplog)) == (2, [])
+
+
+def test_a_file_of_another_delimiter_is_refused_while_following(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where columns were chosen: its rows would be null in all of them."""
+    monkeypatch.setattr("connectors.files.streams.follow.scan.SETTLE_SECONDS", 0.1)
+    text = "Order;Umsatz\nA1;5,5\n"
+    Path("d/a.csv").write_text(text)
+    chosen: Schema = {"Umsatz": pl.Float64(), WILDCARD: DROPPED}
+    for declared in ({}, chosen):
+        run = Run(declared, follow=True, poll_interval=0.01)
+        assert run.read() == 1
+        Path("d/b.csv").write_text("Order,Umsatz\nA2,6.5\n")
+        with pytest.raises(UserError, match=r"d/b\.csv has no column of d/a\.csv: .* between \","):
+            read_until_it_fails(run)
+        Path("d/b.csv").unlink()
+
+
+def read_until_it_fails(run: Run) -> None:
+    for _ in range(1_000):  # a file that may be half written is tried again for a while
+        run.source.read(100, 1 << 20, 0.1)
+
+
+def test_columns_that_a_later_file_lacks_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    OLD.write_csv("d/a.csv")
+    run = Run({}, follow=True, poll_interval=0.01)
+    assert run.read() == 2
+    OLD.rename({"b": "B"}).write_csv("d/b.csv")
+    for _ in range(100):
+        if run.source.read(100, 1 << 20, 0.1) is not None:
+            break
+    lacks, has = (line for line in caplog.messages if line.startswith("d/b.csv "))
+    assert lacks == "d/b.csv lacks 1 column that the run reads, null in its rows: 'b'."
+    assert "with which the run did not begin" in has
+
+
+@pytest.mark.parametrize("write", [WRITERS["csv"], WRITERS["parquet"], WRITERS["arrow"]])
+def test_a_file_without_a_column_of_the_others_is_refused(write: Write) -> None:
+    write(OLD, Path("d/a"))
+    write(NEW.select("c", "a"), Path("d/b"))
+    write(NEW.select(x="a", y="c"), Path("d/c"))
+    format = {id(one): name for name, one in WRITERS.items()}[id(write)]
+    with pytest.raises(
+        UserError,
+        match=r"^d/c has no column of d/a: expected 'a', 'b', 'c', got 'x', 'y': correct its",
+    ):
+        Run({}, format=format)
+
+
+@pytest.mark.parametrize("delimiters", [";,", ",;", "\t|"])
+def test_files_of_different_delimiters_are_refused(delimiters: str) -> None:
+    for name, delimiter in zip("ab", delimiters, strict=True):
+        Path(f"d/{name}.csv").write_text("x-y\n1-2\n".replace("-", delimiter))
+    ours, other = (repr(d).replace("'", '"') for d in delimiters)
+    with pytest.raises(UserError) as raised:
+        Run({})
+    assert str(raised.value) == (
+        f"d/b.csv has no column of d/a.csv: expected 'x', 'y', got 'x{delimiters[1]}y'. Its "
+        f"columns stand between {other}, and the files are read with delimiter {ours}: read it "
+        "apart from the others, or convert it."
+    )
+
+
+def test_a_renamed_column_is_told_with_its_files(caplog: pytest.LogCaptureFixture) -> None:
+    OLD.write_csv("d/a.csv")
+    OLD.rename({"b": "B"}).write_csv("d/b.csv")
+    OLD.rename({"b": "B"}).write_csv("d/c.csv")
+    Run({})
+    (said,) = (line for line in caplog.messages if "not in all of" in line)
+    assert said.startswith(
+        "2 columns are not in all of 3 files, and null where they are not: 'b' in d/b.csv, "
+        "d/c.csv; 'B' in d/a.csv; [source] missing_columns"
+    )
