@@ -19,7 +19,7 @@ from connectors.files.catalog import Catalog
 from connectors.formats.csv import Csv
 from connectors.formats.dialect import Dialect
 from connectors.formats.inference.infer import NULL_WORDS
-from connectors.formats.inference.sniff import sniff_dialect, unclear
+from connectors.formats.inference.sniff import below_title, sniff_dialect, unclear
 from connectors.formats.registry import FILES, require_option
 from engine.types import Schema, Snapshot, UserError
 
@@ -105,11 +105,18 @@ class CsvDialects:
     def sniff(self, head: bytes, name: str) -> None:
         """Sniff the dialect of the first rows of a file; it applies to all.
 
-        Raises: UserError if one character has two roles.
+        Raises: UserError if one character has two roles, or a title stands above the header.
         """
         self.use(sniff_dialect(head, self.declared, usual_decimal=self._usual_decimal))
         roles = dataclasses.asdict(self.dialect)
         _must_differ(roles, ("delimiter", "quote", "comment"), f"{name}:")
+        if lines := below_title(head, self.dialect):
+            encoding = self._catalog.settings.encoding or "utf-8"
+            title, below = (s.encode("latin-1").decode(encoding, "replace")[:80] for s in lines)
+            raise UserError(
+                f"{name} begins with '{title}', and the names of its columns seem to stand below "
+                f"that, in '{below}': expected them in the first line; take the lines above out."
+            )
         self._unclear = unclear(head, self.dialect)
         if found := self.found:
             log.info(

@@ -113,7 +113,8 @@ class Inspection:
         odd: column -> the few values that make it text.
         grouped: column -> its first value with a point, where every point may stand between
             thousands.
-        delimiter: of a CSV.
+        reads_commas: whether ``decimal = ","`` suits a CSV: commas do not separate its fields, and
+            no number has a decimal point.
     """
 
     schema: Schema = field(default_factory=dict)
@@ -127,7 +128,7 @@ class Inspection:
     words: dict[str, set[str]] = field(default_factory=dict)
     odd: dict[str, OddValues] = field(default_factory=dict)
     grouped: dict[str, str] = field(default_factory=dict)
-    delimiter: str = ","
+    reads_commas: bool = False
 
     def log_warnings(self, files: int, declared: Schema) -> None:
         """Log what a user should know about the files."""
@@ -206,7 +207,7 @@ class Inspection:
             f"'{few.value[:80]}', {'is' if few.count == 1 else 'are'}"
         )
         if few.numbers:
-            comma = few.commas and self.delimiter != ","
+            comma = few.commas and self.reads_commas
             reader = (
                 '[source] decimal = "," reads' if comma else "'headrace explore' says what reads"
             )
@@ -369,10 +370,12 @@ def inspect_csv(
     inspection.null_values = guess.null_values if words else ()
     inspection.words = guess.words if words else {}
     inspection.odd = guess.odd
-    inspection.delimiter = csv.dialect.delimiter
-    inspection.grouped = guess.grouped if inspection.delimiter in WITH_COMMAS else {}
+    delimiter, types = csv.dialect.delimiter, guess.schema(inspection.null_values)
+    points = any(t.is_float() and c not in guess.grouped for c, t in types.items())
+    inspection.reads_commas = delimiter != "," and not points
+    inspection.grouped = guess.grouped if delimiter in WITH_COMMAS else {}
     inspection.blank = guess.blank
-    inspection.schema |= guess.schema(inspection.null_values)
+    inspection.schema |= types
     _note_lacking(
         inspection, {name: columns for name, columns in columns_by_file.items() if columns}
     )

@@ -30,6 +30,9 @@ WITH_COMMAS = (";", "\t")
 ODD = 0.1
 """The share of rows that may have another number of fields than the header, and of values that may
 be words among numbers."""
+NUMBERLIKE = r"[+-]?\d[\d.,]*"
+MAX_TITLE_LINES = 20
+"""The lines in which a header is looked for below a title."""
 COMMENT = "#"
 BOM = b"\xef\xbb\xbf"
 SEP_LINE = re.compile(rb'"?sep=([\t -~])"?(?:\r?\n|\Z)', re.IGNORECASE)
@@ -91,6 +94,50 @@ def unclear(head: bytes, dialect: Dialect) -> str | None:
     if plain := next((d for d in DELIMITERS if d in header[0][0]), None):
         return plain
     return next((d for d in ODD_DELIMITERS if d in header[0][0] and _splits(body, d)), None)
+
+
+def below_title(head: bytes, dialect: Dialect) -> tuple[str, str] | None:
+    """Return the first line of a file and the one that seems to be its header, if a title stands
+    above that, as in reports; None without one. Most columns have no name in a title; where it has
+    no delimiters, the rows say which character it is."""
+    text = split_sep_line(head)[0].decode("latin-1")
+    _, body = _parted(text, dialect.comment or dialect.preamble or "")
+    first = _rows(body, dialect.delimiter, dialect.quote)[:1]
+    if not first:
+        return None
+    width = len(first[0])
+    named = sum(name.strip() != "" for name in first[0])
+    if width == 1:
+        for delimiter in (",", *DELIMITERS):
+            rows = _rows(body, delimiter, dialect.quote)
+            at = _header_below(rows)
+            below = rows[at + 1 :] if at else []
+            if at and len(rows[0]) == 1 and len(below) > 1 and _has_numbers(below):
+                return first[0][0], delimiter.join(rows[at])
+    elif named and 2 * named <= width and width - named > 1:
+        rows = _rows(body, dialect.delimiter, dialect.quote)
+        at = _header_below(rows)
+        if at and len(rows[at]) == width:
+            return dialect.delimiter.join(first[0]), dialect.delimiter.join(rows[at])
+    return None
+
+
+def _header_below(rows: Sequence[Sequence[str]]) -> int:
+    """Return which of the rows after the first may be the header: all columns have a name, none is
+    a number, and all rows below it are as wide; 0 for none."""
+    for at, row in enumerate(rows[1:MAX_TITLE_LINES], start=1):
+        names = [name.strip() for name in row]
+        if len(names) > 1 and all(names) and len({*names}) == len(names):
+            plain = not any(re.fullmatch(NUMBERLIKE, name) for name in names)
+            alike = len(rows) > at + 1 and _agree(rows[at:], odd=0.0)
+            return at if plain and alike else 0
+    return 0
+
+
+def _has_numbers(rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether a column of these rows has numbers alone."""
+    columns = zip(*rows, strict=True)
+    return any(all(re.fullmatch(NUMBERLIKE, value.strip()) for value in c) for c in columns)
 
 
 def _splits(body: str, delimiter: str) -> bool:
@@ -202,4 +249,4 @@ def _is_certain(numbers: pl.Series, point: str) -> bool:
     return not with_point.str.contains(THOUSANDS).all()
 
 
-__all__ = ["HEAD", "sniff_dialect", "split_sep_line", "unclear"]
+__all__ = ["HEAD", "below_title", "sniff_dialect", "split_sep_line", "unclear"]

@@ -192,6 +192,7 @@ def test_a_few_values_that_make_a_column_text_are_told(
          "'headrace explore' says what reads them all."),
         ("7;1", "0,5;1", "'0,5', is a number in a notation that no cast reads; [source] "
          'decimal = "," reads them all.'),
+        ("7;2.5", "0,5;1", "'0,5', is a number in a notation that no cast reads; 'headrace expl"),
         ("2024-01-01;1,5", "01.02.2024;1,5", "'01.02.2024', is no date, which the others are;"),
     ],
 )  # fmt: skip

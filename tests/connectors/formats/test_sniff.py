@@ -252,6 +252,49 @@ def test_a_model_that_learned_with_decimal_commas_reads_no_thousands_as_decimals
         assert frame["x"].to_list() == expected
 
 
+@pytest.mark.parametrize(
+    ("title", "header"),
+    [
+        ("Report 2024;;;\n;;;\n", "name;n;price;y"),
+        ("Report 2024;;as of May;\n", "name;n;price;y"),
+        ("Rapport \u00e9t\u00e9\n\n", "name;n;price;y"),
+        ("Report 2024\n", "name;n;price;y"),
+        ("Report 2024\n", "name,n,price,y"),
+        ("Report 2024,,,\n", "name,n,price,y"),
+    ],
+)
+def test_a_title_above_the_header_is_refused(tmp_path: Path, title: str, header: str) -> None:
+    delimiter = header[4]
+    rows = ["K1-4-5-yes\n".replace("-", delimiter), "K2-6-7-no\n".replace("-", delimiter)]
+    path = tmp_path / "a.csv"
+    path.write_text(f"{title}{header}\n{''.join(rows)}")
+    first = title.partition("\n")[0]
+    with pytest.raises(UserError) as raised:
+        files(path).schema({})
+    assert str(raised.value) == (
+        f"{path} begins with '{first}', and the names of its columns seem to stand below that, in "
+        f"'{header}': expected them in the first line; take the lines above out."
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "text\nhello; you\nbye; all\n",
+        "text\nhello you\n1\n",
+        ",a,b\n0,1,2\n1,2,3\n",
+        "a;b;\nx;1;\ny;2;\n",
+        "name;;;\nx;1;2;3\ny;1;2;3\n",
+        "id;note\nx;y\n1;2\n",
+        "a\n1,5\n2,5\n",
+    ],
+)
+def test_a_header_is_no_title(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    assert files(path).schema({})
+
+
 def test_sorted_rows_are_read_as_unsorted_ones(tmp_path: Path) -> None:
     """With decimal commas, strictly typed; and one that does not fit costs its row."""
     path = tmp_path / "a.csv"
