@@ -30,7 +30,7 @@ from engine.types.arrays import Floats
 from models.challenge.challenger import SUCCESSOR_ROWS, Challengeable, ChallengeSettings
 from models.learners.identity import require_same_model
 from models.learners.labelled import labelled, target_of
-from models.learners.sgd import learn_rows, predict_rows
+from models.learners.sgd import EACH, learn_rows, predict_rows
 from models.learners.table_features import require_table
 
 KEPT_BAD_BATCHES = 4
@@ -166,18 +166,20 @@ class LinearLearner(Challengeable):
         tensors, target = labelled(batch)
         if not (n := len(target)):
             return Step.empty(np.empty(0))
-        numbers, scores, learned = self._state.copy(), np.empty(n), tensors.to_learn
-        rows = augmented = _examples(tensors)
-        lessons, taught = np.where(learned, np.arange(n), -1), int(learned.sum())
+        numbers, scores = self._state.copy(), np.empty(n)
+        own, lessons = tensors, EACH
+        if tensors.learned is not None:
+            learned = tensors.to_learn
+            own = tensors.take(np.flatnonzero(learned))
+            lessons = np.where(learned, learned.cumsum() - 1, -1)
+        taught, rows = len(own), _examples(tensors)
         changed: dict[str, int] = {}
         if self.augmentation is not None and taught:
-            own = tensors if taught == n else tensors.take(np.flatnonzero(learned))
-            lesson, changed = self.augmentation(own, int(numbers.scalars[0]))
-            augmented = _examples(lesson)
-            lessons = np.where(learned, learned.cumsum() - 1, -1)
+            own, changed = self.augmentation(own, int(numbers.scalars[0]))
+        lesson = rows if own is tensors else _examples(own)
         loss = learn_rows(
             *rows, self._bounds, *self._flags, self._rates,
-            *numbers.arrays(), scores, augmented, augmented is not rows, lessons,
+            *numbers.arrays(), scores, lesson, self.augmentation is not None, lessons,
         )  # fmt: skip
         if not math.isfinite(loss):
             self.bad_batches.append(batch)
@@ -269,8 +271,7 @@ class LinearLearner(Challengeable):
         )
         learn_rows(
             *_examples(empty), self._bounds, *self._flags, self._rates,
-            *self._state.copy().arrays(), np.empty(0), _examples(empty), False,
-            np.empty(0, np.int64),
+            *self._state.copy().arrays(), np.empty(0), _examples(empty), False, EACH,
         )  # fmt: skip
         self.predict(empty)
 

@@ -18,6 +18,8 @@ from engine.types.arrays import Floats
 
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+EACH: Integers = np.empty(0, np.int64)
+"""The lessons where every row is one."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -182,7 +184,8 @@ def learn_rows(
     Args:
         augmented: numeric, categories and target to learn in place of the rows, where they are
             `is_augmented`; mean and variance are those of the rows all the same.
-        lessons: the number of each row in `augmented`; -1 of a row that is only predicted.
+        lessons: the number of each row in `augmented`, -1 of a row that is only predicted; `EACH`
+            where every row is learned.
         scaled: the features that are scaled here, shape (d,).
         rates: lr, intercept_lr, l1, l2, clip_gradient.
 
@@ -199,7 +202,7 @@ def learn_rows(
         find(categories, i, bounds, slots)
         score, size = score_of(numeric, i, slots, mean, inverse, weights, intercept)
         scores[i] = link(score, logistic)
-        lesson = lessons[i]
+        lesson = lessons[i] if len(lessons) else i
         if lesson < 0:
             continue
         total += loss_of(score, scores[i], target[i], logistic)
@@ -253,4 +256,4 @@ def predict_rows(
         scores[i] = link(score, logistic)
 
 
-__all__ = ["learn_rows", "predict_rows"]
+__all__ = ["EACH", "learn_rows", "predict_rows"]
