@@ -210,7 +210,8 @@ def _wholes(column: pl.Series) -> Hashes:
 
 def _bits(column: pl.Series) -> Hashes:
     words = np.empty(len(column), np.uint64)
-    numbers = read_only(column.cast(pl.Float64).fill_null(0.0).to_numpy())
+    wide = column.cast(pl.Float64)
+    numbers = read_only((wide.fill_null(0.0) if wide.null_count() else wide).to_numpy())
     _plain(numbers, numbers.view(np.uint64), words)
     return words
 

@@ -21,7 +21,7 @@ the state.
 
 Distinct values are estimated by linear counting (Whang et al., 1990): each value has one of 256
 slots of its key, and a slot the newest pane in which it was seen, so that one sketch serves all
-windows.
+windows. Of a key there are marks, a slot and its pane in 32 bits, for those that were seen only.
 """
 
 from __future__ import annotations
@@ -73,12 +73,13 @@ each window its split, and where it began last, to search from there."""
 
 (
     CLOCK, ORIGIN, KEYS, RECORDS, FREE_RECORD, HEAD, TAIL, ARENA, ENTRIES, LATE, FORGOTTEN, UNTIMED,
-    NEXT, LIMIT, WRITTEN,
-) = range(15)  # fmt: skip
+    NEXT, LIMIT, WRITTEN, DUE, MARKS, MARKED,
+) = range(18)  # fmt: skip
 """Registers: the stream's time; its first time; keys remembered; records used; the first free one
 of those; the queue's two ends; how much of the arena is used; entries in it; counts; of the base
-that is being made the next key to write, how many it has, and the entries written."""
-FOUND, FREE_SEGMENT = 16, 80
+that is being made the next key to write, how many it has, and the entries written; until when no
+key is silent for too long; marks of all sketches, and those written."""
+FOUND, FREE_SEGMENT = 18, 82
 """Registers of the records that are looked up ahead, and of the first free segment of each class of
 sizes."""
 REGISTERS = FREE_SEGMENT + 64
@@ -95,20 +96,32 @@ BLOCK, FEW = 8, 16
 SLAB = 24
 """Segments of 1, 2, 3, 4, 6, 8 and 12 entries are cut out of as many, so that larger ones, which
 are whole blocks, begin with a block."""
+BEGIN, HELD, MARK, UNIT, BEFORE = 3, 4, 5, 6, 7
+"""Words of a base's key, after HASH, NEWEST and SEEN: where its entries begin, and how many it has;
+where its marks begin, and what they count from; how many entries before its first one the block of
+that begins. Then the split of each window, counted from there, and the marks of each sketch."""
 LINE = 64
 """Bytes of a cache line."""
 
 ONE, TWO = np.uint64(1), np.uint64(2)
 """Indices of the innermost loops are unsigned: signed ones are looked at for a sign each time."""
+HOT = 512
+"""Keys of which it is known what their windows hold before the newest entry, while rows of its pane
+come: the hash, that pane, the first entry and the end of the entries, and those aggregates. It is
+computed again where another key has taken the place, with the same bits."""
+
 NIL, OWN, NO = np.int64(0), np.int64(1), np.int64(-1)
 """Arguments that are always the same: a function is compiled again for each bare number it gets.
 `OWN` is where the words of an entry's own rows begin, `NO` no run."""
 
 SLOTS = 256
-NONE, LAST_PANE = -(1 << 31), (1 << 31) - 1
-"""A slot that was never seen; and the last pane after its base that a slot can hold."""
-PAST = 1 << 30
-"""How long before the newest pane slots begin to count; longer than any window."""
+SPARSE, SLOT_BITS = 64, 8
+"""Marks that stand in the order in which they came; of a key of more than these each stands at its
+slot, those that were never seen at the pane NONE."""
+NONE, LAST_PANE = -(1 << 23), (1 << 23) - 1
+"""What a mark's pane, counted from its key's base, is above; and its last one."""
+PAST = 1 << 22
+"""How long before the newest pane marks begin to count; longer than any window."""
 ESTIMATES = np.round(-SLOTS * np.log1p(-np.append(np.arange(SLOTS), SLOTS - 0.5) / SLOTS))
 """How many values have most likely been seen where so many slots have."""
 
@@ -151,7 +164,7 @@ class Plan(NamedTuple):
         keys, panes: most keys, most entries.
         own: whether a row sees itself.
         sketches: of each the column, which holds slots, and START's word; shape (sketches, 2).
-        shift: slots count panes in units of 2 ** shift, so that they have 32 bits.
+        shift: marks count panes in units of 2 ** shift, so that these have 24 bits.
     """
 
     spec: Spec
@@ -194,8 +207,10 @@ class Memory(NamedTuple):
         table: hash table of keys, open addressing.
         queue: the record of each row, in their order; valid where `stamps` says so.
         stamps: index in `queue` of each record's last row, -1 if the record is free.
-        slots: of each record, shape (records, SLOTS * sketches).
-        bases: the pane that the slots of each record count from.
+        slots: marks of each record, shape (records, SLOTS * sketches).
+        bases: the unit that the marks of each record count from, then how many each sketch has;
+            shape (records, 1 + sketches).
+        tags, befores: see HOT; shapes (HOT, 4) and (HOT, windows * words).
         registers: see CLOCK.
     """
 
@@ -205,6 +220,8 @@ class Memory(NamedTuple):
     stamps: NDArray[np.int32]
     slots: NDArray[np.int32]
     bases: Ints
+    tags: Ints
+    befores: Floats
     registers: Ints
 
 
@@ -212,23 +229,17 @@ class Base(NamedTuple):
     """Everything that is remembered at some row, as compact arrays.
 
     Attributes:
-        keys: hash, newest time, when it was seen, and the pane its slots count from; the one not
-            seen for the longest time first; shape (keys, 4).
-        starts, counts: where a key's entries begin, and how many it has.
-        splits: how many entries before its first one the block of that begins, then the split of
-            each window, counted from there; shape (keys, 1 + windows).
+        keys: hash, newest time, when it was seen; see BEGIN; the one not seen for the longest time
+            first; shape (keys, BEFORE + 1 + windows + sketches).
         panes: of the entries.
         aggregates: of their own rows, shape (entries, words).
-        slots: shape (keys, SLOTS * sketches).
+        marks: of all sketches.
     """
 
     keys: Ints
-    starts: Ints
-    counts: Ints
-    splits: Ints
     panes: Ints
     aggregates: Floats
-    slots: NDArray[np.int32]
+    marks: NDArray[np.int32]
 
 
 # ------------------------------------------------------------------------------------- aggregates
@@ -444,15 +455,20 @@ def _look_ahead(spec, memory, keys, i, start, stop):
         if record >= 0:
             prefetch(memory.cells.records, record, 0)
             prefetch(memory.stamps, record, 0)
+            if memory.slots.shape[1]:
+                prefetch(memory.bases, record, 0)
     if start <= read < stop:
         record = registers[FOUND + read % FOUND_ROWS]
         if record >= 0:
-            _fetch_entries(spec, memory.cells, memory.slots, record)
+            _fetch_entries(memory.cells, record)
+            for sketch in range(memory.bases.shape[1] - 1):
+                for line in range(0, 4 * memory.bases[record, 1 + sketch], LINE):
+                    prefetch(memory.slots, record, 4 * SLOTS * sketch + line)
 
 
 @_inlined
-def _fetch_entries(spec, cells, slots, record):
-    """Fetch the entries, runs and slots of a key that its next row will read."""
+def _fetch_entries(cells, record):
+    """Fetch the entries and runs of a key that its next row will read."""
     records, parts, panes = cells.records, cells.parts, cells.panes
     width = 8 * panes.shape[1]
     at, first, end = records[record, AT], parts[record, FIRST], parts[record, END]
@@ -470,8 +486,6 @@ def _fetch_entries(spec, cells, slots, record):
     for line in range(0, width * (block + 1), LINE):  # and the one that is new
         prefetch(panes, begin, line)
     prefetch(panes, begin + block, width - 1)
-    for line in range(0, 4 * slots.shape[1], LINE):
-        prefetch(slots, record, line)
 
 
 @_called
@@ -512,7 +526,7 @@ def fill_table(table, records, queue, stamps, tail):
 
 
 @_called
-def _drop(table, records, parts, stamps, registers, panes, record):
+def _drop(table, records, parts, stamps, registers, panes, bases, record):
     """Forget a key."""
     apart()
     mask = table.shape[0] - 1
@@ -529,6 +543,8 @@ def _drop(table, records, parts, stamps, registers, panes, record):
     table[hole] = EMPTY
     if parts[record, SIZE]:
         _release(registers, panes, records[record, AT], parts[record, SIZE])
+    for sketch in range(bases.shape[1] - 1):
+        registers[MARKS] -= bases[record, 1 + sketch]
     registers[ENTRIES] -= parts[record, END] - parts[record, FIRST]
     stamps[record] = -1
     records[record, AT] = registers[FREE_RECORD]
@@ -561,13 +577,14 @@ def _oldest(memory):
 def compact_queue(queue, stamps, registers):
     """Take the places of rows that are not their key's last out of the queue, but for the first
     ones, of the keys of a base that is being made."""
-    tail = registers[LIMIT]
-    for i in range(max(registers[HEAD], tail), registers[TAIL]):
+    tail, end = registers[LIMIT], registers[TAIL]
+    for i in range(max(registers[HEAD], tail), end):
+        prefetch(stamps, queue[min(i + 2 * AHEAD_ROWS, end - 1)], 0)
         record = queue[i]
-        if stamps[record] == i:
-            queue[tail] = record
-            stamps[record] = tail
-            tail += 1
+        last = stamps[record] == i
+        queue[tail] = record  # no branch: nobody could guess it
+        stamps[record] = tail if last else stamps[record]
+        tail += last
     registers[HEAD] = min(registers[HEAD], registers[LIMIT])
     registers[TAIL] = tail
 
@@ -597,11 +614,11 @@ def _fitting(entries):
 
 
 @_compiled
-def room_for(counts):
-    """Return how many entries of the arena keys with so many entries need."""
+def room_for(keys):
+    """Return how many entries of the arena the keys of a base need."""
     room = 0
-    for k in range(counts.shape[0]):
-        room += _class_size(_fitting(counts[k]))
+    for k in range(keys.shape[0]):
+        room += _class_size(_fitting(keys[k, HELD]))
     return room
 
 
@@ -714,52 +731,114 @@ def _has_room(memory, record):
 
 
 @_called
-def _mark(slots, bases, sketches, record, values, i, pane, newest):
-    """Note in a key's slots that a row's values were seen in a pane; the newest may be before it,
-    if that is far ahead of the stream."""
-    if newest - bases[record] > LAST_PANE:  # count from another pane
-        base = newest - PAST
-        for s in range(slots.shape[1]):
-            slots[record, s] = max(slots[record, s] + bases[record] - base, NONE)
-        bases[record] = base
-    after = min(pane - bases[record], LAST_PANE)
+def _mark(slots, bases, registers, record, sketch, slot, unit, newest, dead):
+    """Note in a key's sketch that a slot was seen in a unit of panes; the newest may be before it,
+    if that is far ahead of the stream. A mark that is not after the unit `dead` has no use."""
+    if newest - bases[record, 0] > LAST_PANE:
+        _move_base(slots, bases, record, newest - PAST)
+    after = min(unit - bases[record, 0], LAST_PANE)
     if after <= NONE:
         return
-    for sketch in range(sketches.shape[0]):
-        slot = values[i, sketches[sketch, 0]]
-        if slot == slot:
-            s = SLOTS * sketch + int(slot)
-            slots[record, s] = max(slots[record, s], after)
+    first, n = SLOTS * sketch, bases[record, 1 + sketch]
+    own, mark = np.int32(slot), np.int32(after << SLOT_BITS | np.int64(slot))
+    place = np.int32(0)  # behind its mark, or 0; a sum, so that many are looked at at a time
+    if n == SLOTS:
+        place = np.int32(first + np.int64(slot) + 1)
+        n = NIL
+    for s in range(np.uint64(first), np.uint64(first + n)):
+        is_own = np.int32(slots[np.uint64(record), s] & np.int32(SLOTS - 1) == own)
+        place = np.int32(place + np.int32(is_own * np.int32(s + ONE)))
+    if place:
+        slots[record, place - 1] = max(slots[record, place - 1], mark)
+        return
+    free, dead = first, _clipped(dead - bases[record, 0])
+    while free < first + n and slots[record, free] >> SLOT_BITS > dead:
+        free += 1
+    if free < first + n:
+        slots[record, free] = mark
+    elif n < SPARSE:
+        slots[record, free] = mark
+        bases[record, 1 + sketch] += 1
+        registers[MARKS] += 1
+    else:
+        _spread(slots, record, first)
+        slots[record, first + np.int64(slot)] = mark
+        bases[record, 1 + sketch] = SLOTS
+        registers[MARKS] += SLOTS - SPARSE
 
 
 @_called
-def _distinct(slots, bases, record, sketch, start, pane, own):
-    """Estimate how many values were seen in the panes after `start`, up to and with `pane`; and in
+def _spread(slots, record, first):
+    """Put each of `SPARSE` marks at its slot."""
+    apart()
+    for s in range(SPARSE, SLOTS):
+        slots[record, first + s] = np.int32(NONE << SLOT_BITS | s)
+    for s in range(SPARSE):
+        mark = slots[record, first + s]
+        while mark >> SLOT_BITS > NONE and mark & (SLOTS - 1) != s:
+            own = first + np.int64(mark & (SLOTS - 1))
+            slots[record, first + s], slots[record, own] = slots[record, own], mark
+            mark = slots[record, first + s]
+        if mark >> SLOT_BITS == NONE:
+            slots[record, first + s] = np.int32(NONE << SLOT_BITS | s)
+
+
+@_inlined
+def _clipped(after):
+    return min(max(after, NONE), LAST_PANE)
+
+
+@_called
+def _move_base(slots, bases, record, base):
+    """Let a key's marks count from another unit."""
+    apart()
+    for sketch in range(bases.shape[1] - 1):
+        for s in range(SLOTS * sketch, SLOTS * sketch + bases[record, 1 + sketch]):
+            after = np.int64(slots[record, s] >> SLOT_BITS) + bases[record, 0] - base
+            slot = np.int64(slots[record, s]) & SLOTS - 1
+            slots[record, s] = np.int32(_clipped(after) << SLOT_BITS | slot)
+    bases[record, 0] = base
+
+
+@_called
+def _distinct(slots, bases, record, sketch, start, unit, own):
+    """Estimate how many values were seen in the units after `start`, up to and with `unit`; and in
     the slot `own`, which may be NaN."""
-    base, first = bases[record], SLOTS * sketch
-    low = np.int32(min(max(start - base, NONE), LAST_PANE))
-    high = np.int32(min(max(pane - base, NONE), LAST_PANE))
-    seen = np.int32(0)  # as wide as the slots: so many at a time
-    for s in range(np.uint64(first), np.uint64(first + SLOTS)):
-        last = slots[np.uint64(record), s]
-        seen = np.int32(seen + np.int32((last > low) & (last <= high)))
-    if own == own and not low < slots[record, first + int(own)] <= high:
-        seen = np.int32(seen + 1)
+    base, first, n = bases[record, 0], SLOTS * sketch, bases[record, 1 + sketch]
+    low = np.int32(_clipped(start - base) << SLOT_BITS | SLOTS - 1)
+    high = np.int32(_clipped(unit - base) << SLOT_BITS | SLOTS - 1)
+    has_own = own == own
+    but = np.int32(own) if has_own else np.int32(-1)
+    seen = np.int32(has_own)  # as wide as the marks: so many at a time
+    for s in range(np.uint64(first), np.uint64(first + n)):
+        mark = slots[np.uint64(record), s]
+        counts = (mark > low) & (mark <= high) & (mark & np.int32(SLOTS - 1) != but)
+        seen = np.int32(seen + np.int32(counts))
     return ESTIMATES[seen]
 
 
-@_called
+@_inlined
+def _dead(spec, shift, newest):
+    """Return the last unit that no row in time sees any more."""
+    late, length = newest - spec.late_panes, spec.lengths[-1]
+    if spec.shape == SLIDING:
+        return (late - length) >> shift
+    return (late // length * length - 1) >> shift if spec.shape == TUMBLING else NEVER
+
+
+@_inlined
 def _start(plan, origin, window, pane, since):
     """Return the last unit before the window of a row; `since` is when its session began."""
-    length = plan.spec.lengths[window]
-    if plan.spec.shape == TUMBLING:
-        return (pane // length * length - 1) >> plan.shift
-    if plan.spec.shape == SLIDING:
-        return (pane - length) >> plan.shift
+    spec, shift = plan.spec, plan.shift
+    length = spec.lengths[window]
+    if spec.shape == TUMBLING:
+        return (pane // length * length - 1) >> shift
+    if spec.shape == SLIDING:
+        return (pane - length) >> shift
     if since == math.inf:
-        return pane >> plan.shift
+        return pane >> shift
     first = (origin + int(since)) // plan.resolution
-    return (first >> plan.shift) - 1  # in a whole unit before it there is a part of the pause only
+    return (first >> shift) - 1  # in a whole unit before it there is a part of the pause only
 
 
 # ----------------------------------------------------------------------------------------- one key
@@ -858,8 +937,9 @@ def _turn(spec, cells, record, window, low):
 
 
 @_inlined
-def _see(spec, cells, record, window, pane, newest, out, i):
-    """Write what a row of this pane sees of its key, whose newest pane is `newest`."""
+def _see(spec, cells, record, window, pane, newest, out, i, befores, hot):
+    """Write what a row of this pane sees of its key, whose newest pane is `newest`. If that is the
+    row's, and has an entry, write what stands before that one, too, and return True."""
     panes, records, parts = cells.panes, cells.records, cells.parts
     at, first, end = records[record, AT], parts[record, FIRST], parts[record, END]
     length, word = spec.lengths[window], window * spec.words
@@ -867,14 +947,14 @@ def _see(spec, cells, record, window, pane, newest, out, i):
     if spec.shape != SLIDING:
         if high == first or not _joined(spec.shape, length, panes[at + high - 1, 0], pane):
             _clear(spec.kept, out, i, word)
-            return
+            return False
         _since(spec, cells, record, high - 1, out, i, word)
         if spec.shape == FADING:
             _fade(spec, pane - panes[at + high - 1, 0], out, i, word)
-        return
+        return False
     low, late = _begin(cells, record, window, pane - length, high), newest - spec.late_panes
     front = back = -1
-    a, b = high, high
+    a = b = low
     if end - first > FEW and pane >= late:
         split = parts[record, SPLITS + 2 * window]
         if low > split:
@@ -887,7 +967,13 @@ def _see(spec, cells, record, window, pane, newest, out, i):
             front = (at + a) // BLOCK if a < split else -1
             b = max(split, (high - 1) & ~(BLOCK - 1))
             back = (at + b) // BLOCK if b > split else -1
+    again = pane == newest and b < high == end and panes[at + high - 1, 0] == pane
+    high -= again
     _sum(spec, cells, window, at + low, at + a, front, back, at + b, at + high, out, i, word)
+    if again:
+        _copy(spec.words, out, i, word, befores, hot, word)
+        _merge(spec, out, i, word, cells.arena, at + high, OWN)
+    return again
 
 
 @_inlined
@@ -929,29 +1015,6 @@ def _entry(spec, cells, registers, record, pane, newest):
     panes[at + pos, 0] = pane
     _clear(spec.kept, cells.arena, at + pos, OWN)
     return pos, True
-
-
-@_inlined
-def _sole(spec, cells, record, pane, newest):
-    """Return the entry of a key that has only this one, if a row of this pane sees it and no row in
-    time will see it without that one; else -1."""
-    records, parts = cells.records, cells.parts
-    first, end = parts[record, FIRST], parts[record, END]
-    if spec.shape == SLIDING or end - first != 1 or pane > newest - spec.late_panes:
-        return NO
-    e = records[record, AT] + first
-    return e if cells.panes[e, 0] <= (pane if spec.ties else pane - 1) else NO
-
-
-@_inlined
-def _go_on(spec, cells, e, pane):
-    """Let such an entry become that of the pane: what it holds is what the window of that holds."""
-    before = cells.panes[e, 0]
-    cells.panes[e, 0] = pane
-    if not _joined(spec.shape, spec.lengths[0], before, pane):
-        _clear(spec.kept, cells.arena, e, OWN)
-    elif spec.shape == FADING:
-        _fade(spec, pane - before, cells.arena, e, OWN)
 
 
 @_inlined
@@ -1033,7 +1096,7 @@ def _forget_key(memory, base, record):
     cells = memory.cells
     _drop(
         memory.table, cells.records, cells.parts, memory.stamps, memory.registers, cells.panes,
-        record,
+        memory.bases, record,
     )  # fmt: skip
 
 
@@ -1051,75 +1114,143 @@ def walk(plan, memory, base, start, keys, times, values, clocks, seen):
         seen: the words of each window, then the estimates of each window's sketches; shape
             (n, windows * (words + sketches)). Rows without a time leave it as it is.
     """
-    spec, cells, registers = plan.spec, memory.cells, memory.registers
-    table, queue, stamps = memory.table, memory.queue, memory.stamps
-    records, arena = cells.records, cells.arena
-    windows, sketches = spec.lengths.shape[0], plan.sketches.shape[0]
-    stop = min(keys.shape[0], start + queue.shape[0] - registers[TAIL])
-    for i in range(start - 3 * AHEAD_ROWS, stop):
+    spec, registers, tail = plan.spec, memory.registers, memory.registers[TAIL]
+    stop = min(keys.shape[0], start + memory.queue.shape[0] - tail)
+    for i in range(start - 3 * AHEAD_ROWS, start):
         _look_ahead(spec, memory, keys, i, start, stop)
-        if i < start:
-            continue
-        time = times[i]
+    i = start
+    while i < stop:
+        _look_ahead(spec, memory, keys, i, start, stop)
+        key, time, clock = keys[i], times[i], clocks[i]
         if time == NEVER:
             registers[UNTIMED] += 1
+        elif clock > registers[DUE]:
+            _forget_silent(memory, base, clock, plan.idle)
             continue
-        record = registers[FOUND + i % FOUND_ROWS]
-        if record < 0 or records[record, HASH] != keys[i] or stamps[record] < 0:
-            record = _find(table, records, keys[i])
-        if not _has_room(memory, record):
-            return i
-        clock = registers[CLOCK] = clocks[i]
-        if registers[ORIGIN] == NEVER:
-            registers[ORIGIN] = time
-        oldest = _oldest(memory)
-        while oldest >= 0 and clock - records[oldest, SEEN] > plan.idle:
-            if oldest == record:
-                record = -1
-            _forget_key(memory, base, oldest)
-            oldest = _oldest(memory)
-        pane = time // plan.resolution
-        if record < 0:
-            unit = min(time, clock) // plan.resolution >> plan.shift
-            record = _arrive(memory, base, plan.keys, keys[i], unit)
         else:
-            _save_first(memory, base, record)
-        _touch(queue, stamps, registers, record)
-        records[record, SEEN] = clock
-        newest_time = records[record, NEWEST] = max(records[record, NEWEST], time)
-        newest_time = min(newest_time, clock)
-        if time < newest_time - plan.lateness:
-            registers[LATE] += 1
-        newest = pane if newest_time == time else newest_time // plan.resolution
-        since = float(time - registers[ORIGIN])
-        sole = _sole(spec, cells, record, pane, newest)
-        if sole >= 0:
-            _go_on(spec, cells, sole, pane)
-        for window in range(windows):
-            if sole >= 0:
-                _copy(spec.words, arena, sole, OWN, seen, i, NIL)
-            else:
-                _see(spec, cells, record, window, pane, newest, seen, i)
-            if plan.own:
-                _add(spec.kept, values, i, since, seen, i, window * spec.words)
-            if sketches:
-                _estimate(plan, memory, record, window, values, i, pane, seen)
-        stays = spec.shape != SLIDING or pane > newest - spec.late_panes - spec.lengths[windows - 1]
-        if sole >= 0:
-            _add(spec.kept, values, i, since, arena, sole, OWN)
-        elif stays:
-            pos, new = _entry(spec, cells, registers, record, pane, newest)
-            _add(spec.kept, values, i, since, arena, records[record, AT] + pos, OWN)
-            _update(spec, cells, record, pos, new, newest)
-        if sketches and stays:
-            slots, bases = memory.slots, memory.bases
-            unit, last = pane >> plan.shift, newest >> plan.shift
-            _mark(slots, bases, plan.sketches, record, values, i, unit, last)
-        if sole < 0:
-            _expire(spec, cells, registers, record, newest)
+            record = _record(memory, key, i)
+            newest_time = time if record < 0 else max(memory.cells.records[record, NEWEST], time)
+            pane, newest_time = time // plan.resolution, min(newest_time, clock)
+            newest = pane if newest_time == time else newest_time // plan.resolution
+            e = _goes_on(spec, memory, record, key, pane, newest)
+            if e < 0 and not _has_room(memory, record):
+                return i
+            registers[CLOCK] = clock
+            registers[LATE] += time < newest_time - plan.lateness
+            _take(plan, memory, base, record, e, i, key, time, pane, newest, values, seen)
+        i += 1
+    return stop
+
+
+@_inlined
+def _record(memory, key, i):
+    """Return the record of row `i`, which was looked up ahead, or -1."""
+    records = memory.cells.records
+    record = memory.registers[FOUND + i % FOUND_ROWS]
+    if record < 0 or records[record, HASH] != key or memory.stamps[record] < 0:
+        record = _find(memory.table, records, key)
+    return record
+
+
+@_called
+def _forget_silent(memory, base, clock, idle):
+    """Forget the keys that have been silent for too long, and note until when no other one is."""
+    apart()
+    records, oldest, due = memory.cells.records, _oldest(memory), clock + idle
+    while oldest >= 0:
+        due = records[oldest, SEEN] + idle
+        if clock <= due:
+            break
+        _forget_key(memory, base, oldest)
+        oldest, due = _oldest(memory), clock + idle
+    memory.registers[DUE] = due
+
+
+@_inlined
+def _goes_on(spec, memory, record, key, pane, newest):
+    """Return the entry that a row goes on with, or -1: the only one of its key, if it sees that and
+    no row in time will see it without that one; or the newest one, if it is known what stands
+    before it."""
+    records, parts, panes = memory.cells.records, memory.cells.parts, memory.cells.panes
+    if record < 0:
+        return NO
+    at, first, end = records[record, AT], parts[record, FIRST], parts[record, END]
+    if spec.shape == SLIDING:
+        tags, hot = memory.tags, key & (HOT - 1)
+        known = tags[hot, 0] == key and tags[hot, 1] == pane == newest
+        return at + end - 1 if known and tags[hot, 2] == first and tags[hot, 3] == end else NO
+    if end - first != 1 or pane > newest - spec.late_panes:
+        return NO
+    return at + first if panes[at + first, 0] <= (pane if spec.ties else pane - 1) else NO
+
+
+@_inlined
+def _age(spec, cells, e, pane):
+    """Let a key's only entry become that of a pane: what it holds is what the window of that
+    holds."""
+    before = cells.panes[e, 0]
+    cells.panes[e, 0] = pane
+    if not _joined(spec.shape, spec.lengths[0], before, pane):
+        _clear(spec.kept, cells.arena, e, OWN)
+    elif spec.shape == FADING:
+        _fade(spec, pane - before, cells.arena, e, OWN)
+
+
+@_inlined
+def _take(plan, memory, base, record, e, i, key, time, pane, newest, values, seen):
+    """Write what a row sees, and remember it; in entry `e`, unless that is -1."""
+    spec, cells, registers = plan.spec, memory.cells, memory.registers
+    records, parts, arena = cells.records, cells.parts, cells.arena
+    windows, sketches, hot = spec.lengths.shape[0], plan.sketches.shape[0], key & (HOT - 1)
+    if registers[ORIGIN] == NEVER:
+        registers[ORIGIN] = time
+    since = float(time - registers[ORIGIN])
+    if record < 0:
+        record = _arrive(memory, base, plan.keys, key, min(pane, newest) >> plan.shift)
+    else:
+        _save_first(memory, base, record)
+    _touch(memory.queue, memory.stamps, registers, record)
+    records[record, SEEN] = registers[CLOCK]
+    records[record, NEWEST] = max(records[record, NEWEST], time)
+    if e >= 0 and spec.shape != SLIDING and cells.panes[e, 0] != pane:
+        _age(spec, cells, e, pane)
+    first, end, again = parts[record, FIRST], parts[record, END], True
+    for window in range(windows):
+        word = window * spec.words
+        if e < 0:
+            again &= _see(spec, cells, record, window, pane, newest, seen, i, memory.befores, hot)
+        elif spec.shape == SLIDING:
+            _copy(spec.words, memory.befores, hot, word, seen, i, word)
+            _merge(spec, seen, i, word, arena, e, OWN)
+        else:
+            _copy(spec.words, arena, e, OWN, seen, i, word)
+        if plan.own:
+            _add(spec.kept, values, i, since, seen, i, word)
+        if sketches:
+            _estimate(plan, memory, record, window, values, i, pane, newest, seen)
+    stays = spec.shape != SLIDING or pane > newest - spec.late_panes - spec.lengths[windows - 1]
+    if e >= 0:
+        _add(spec.kept, values, i, since, arena, e, OWN)
+    elif stays:
+        pos, new = _entry(spec, cells, registers, record, pane, newest)
+        _add(spec.kept, values, i, since, arena, records[record, AT] + pos, OWN)
+        _update(spec, cells, record, pos, new, newest)
+    if sketches and stays:
+        _mark_row(plan, memory, record, values, i, pane, newest)
+    if e < 0:
+        _expire(spec, cells, registers, record, newest)
         if registers[ENTRIES] > plan.panes:
             _forget_most(spec, memory, base, plan.panes, record)
-    return stop
+        again &= first == parts[record, FIRST] and end == parts[record, END]
+        _tag(memory.tags, key, pane if again else NEVER, first, end)
+
+
+@_inlined
+def _tag(tags, key, pane, first, end):
+    """Note that it is known what stands before the entry of a pane; or NEVER, that it is not."""
+    hot = key & (HOT - 1)
+    if pane != NEVER or tags[hot, 0] == key:
+        tags[hot, 0], tags[hot, 1], tags[hot, 2], tags[hot, 3] = key, pane, first, end
 
 
 @_called
@@ -1132,24 +1263,38 @@ def _arrive(memory, base, most, key, pane):
         registers[FORGOTTEN] += 1
     record = _new(memory.table, records, memory.stamps, registers, key)
     if memory.slots.shape[1]:
-        memory.bases[record] = pane
-        for s in range(memory.slots.shape[1]):
-            memory.slots[record, s] = NONE
+        memory.bases[record, 0] = pane
+        for sketch in range(memory.bases.shape[1] - 1):
+            memory.bases[record, 1 + sketch] = 0
     return record
 
 
 @_inlined
-def _estimate(plan, memory, record, window, values, i, pane, seen):
+def _mark_row(plan, memory, record, values, i, pane, newest):
+    """Note in a key's sketches that a row's values were seen."""
+    unit, last = pane >> plan.shift, newest >> plan.shift
+    dead = _dead(plan.spec, plan.shift, newest)
+    for sketch in range(plan.sketches.shape[0]):
+        slot = values[i, plan.sketches[sketch, 0]]
+        if slot == slot:
+            _mark(
+                memory.slots, memory.bases, memory.registers, record, sketch, slot, unit, last, dead
+            )
+
+
+@_inlined
+def _estimate(plan, memory, record, window, values, i, pane, newest, seen):
     """Write how many distinct values of each sketch a row sees in a window."""
-    words, sketches = plan.spec.words, plan.sketches
-    at = plan.spec.lengths.shape[0] * words + window * sketches.shape[0]
+    spec, sketches = plan.spec, plan.sketches
+    at = spec.lengths.shape[0] * spec.words + window * sketches.shape[0]
+    dead = _dead(spec, plan.shift, newest)
     for sketch in range(sketches.shape[0]):
-        since = -seen[i, window * words + sketches[sketch, 1]]
+        since = -seen[i, window * spec.words + sketches[sketch, 1]]
         start = _start(plan, memory.registers[ORIGIN], window, pane, since)
-        end = (pane if plan.spec.ties else pane - 1) >> plan.shift
+        end = (pane if spec.ties else pane - 1) >> plan.shift
         own = values[i, sketches[sketch, 0]] if plan.own else math.nan
         seen[i, at + sketch] = _distinct(
-            memory.slots, memory.bases, record, sketch, start, end, own
+            memory.slots, memory.bases, record, sketch, max(start, dead), end, own
         )
 
 
@@ -1157,38 +1302,40 @@ def _estimate(plan, memory, record, window, values, i, pane, seen):
 
 
 @_called
-def _save(memory, base, record, rank):
+def _save(cells, slots, bases, registers, base, record, rank):
     """Write a key to a base."""
     apart()
-    cells, registers = memory.cells, memory.registers
-    records, parts = cells.records, cells.parts
-    base.keys[rank, 0], base.keys[rank, 1] = records[record, HASH], records[record, NEWEST]
-    base.keys[rank, 2], base.keys[rank, 3] = records[record, SEEN], 0
+    records, parts, keys = cells.records, cells.parts, base.keys
+    windows = keys.shape[1] - bases.shape[1] - BEFORE
+    keys[rank, HASH], keys[rank, NEWEST] = records[record, HASH], records[record, NEWEST]
+    keys[rank, SEEN] = records[record, SEEN]
     first, end = parts[record, FIRST], parts[record, END]
-    at, start = records[record, AT] + first, registers[WRITTEN]
-    base.starts[rank], base.counts[rank] = start, end - first
+    at, start, few = records[record, AT] + first, registers[WRITTEN], end - first <= FEW
+    keys[rank, BEGIN], keys[rank, HELD] = start, end - first
     registers[WRITTEN] += end - first
-    before = first & (BLOCK - 1) if end - first > FEW else 0
-    base.splits[rank, 0] = before
-    for window in range(base.splits.shape[1] - 1):
+    before = keys[rank, BEFORE] = 0 if few else first & (BLOCK - 1)
+    for window in range(windows):
         split = parts[record, SPLITS + 2 * window] - first + before
-        base.splits[rank, 1 + window] = split if end - first > FEW else 0
+        keys[rank, BEFORE + 1 + window] = 0 if few else split
     for j in range(end - first):
         base.panes[start + j] = cells.panes[at + j, 0]
         _copy(base.aggregates.shape[1], cells.arena, at + j, OWN, base.aggregates, start + j, NIL)
-    if base.slots.shape[1]:
-        base.keys[rank, 3] = memory.bases[record]
-        for s in range(base.slots.shape[1]):
-            base.slots[rank, s] = memory.slots[record, s]
+    keys[rank, MARK], keys[rank, UNIT] = registers[MARKED], 0
+    for sketch in range(bases.shape[1] - 1):
+        n = keys[rank, BEFORE + 1 + windows + sketch] = bases[record, 1 + sketch]
+        keys[rank, UNIT] = bases[record, 0]
+        for j in range(n):
+            base.marks[registers[MARKED] + j] = slots[record, SLOTS * sketch + j]
+        registers[MARKED] += n
 
 
 @_inlined
 def _save_first(memory, base, record):
     """Write a key, before it changes, to the base that is being made, if it is to be in it and is
     not yet."""
-    stamp = memory.stamps[record]
-    if memory.registers[NEXT] <= stamp < memory.registers[LIMIT]:
-        _save(memory, base, record, stamp)
+    stamp, registers = memory.stamps[record], memory.registers
+    if registers[NEXT] <= stamp < registers[LIMIT]:
+        _save(memory.cells, memory.slots, memory.bases, registers, base, record, stamp)
 
 
 @_compiled
@@ -1208,7 +1355,7 @@ def save_some(memory, base, most):
         for e in range(first, min(parts[near, END], first + FEW), step):
             prefetch(cells.panes, at + e, 0)
         if memory.stamps[order[rank]] == rank:
-            _save(memory, base, order[rank], rank)
+            _save(cells, memory.slots, memory.bases, registers, base, order[rank], rank)
         rank += 1
     registers[NEXT] = rank
     return rank == end
@@ -1218,27 +1365,32 @@ def save_some(memory, base, most):
 def load(spec, memory, base):
     """Remember a base in an empty memory that has room for it."""
     cells, registers, stamps = memory.cells, memory.registers, memory.stamps
-    records, parts = cells.records, cells.parts
-    for k in range(base.keys.shape[0]):
-        record = _new(memory.table, records, stamps, registers, base.keys[k, 0])
+    records, parts, keys = cells.records, cells.parts, base.keys
+    windows = spec.lengths.shape[0]
+    for k in range(keys.shape[0]):
+        record = _new(memory.table, records, stamps, registers, keys[k, HASH])
         _touch(memory.queue, stamps, registers, record)
-        records[record, NEWEST], records[record, SEEN] = base.keys[k, 1], base.keys[k, 2]
-        if base.slots.shape[1]:
-            memory.bases[record] = base.keys[k, 3]
-            for s in range(base.slots.shape[1]):
-                memory.slots[record, s] = base.slots[k, s]
-        count, first = base.counts[k], base.splits[k, 0]
+        records[record, NEWEST], records[record, SEEN] = keys[k, NEWEST], keys[k, SEEN]
+        mark = keys[k, MARK]
+        for sketch in range(memory.bases.shape[1] - 1):
+            memory.bases[record, 0] = keys[k, UNIT]
+            n = memory.bases[record, 1 + sketch] = keys[k, BEFORE + 1 + windows + sketch]
+            for j in range(n):
+                memory.slots[record, SLOTS * sketch + j] = base.marks[mark + j]
+            mark += n
+            registers[MARKS] += n
+        count, first = keys[k, HELD], keys[k, BEFORE]
         number = _fitting(count)
         at = _segment(registers, cells.panes, number)
         registers[ENTRIES] += count
         records[record, AT], parts[record, SIZE] = at, _class_size(number)
         parts[record, FIRST], parts[record, END] = first, first + count
         for j in range(count):
-            e = base.starts[k] + j
+            e = keys[k, BEGIN] + j
             cells.panes[at + first + j, 0] = base.panes[e]
             _copy(spec.words, base.aggregates, e, NIL, cells.arena, at + first + j, OWN)
-        for window in range(spec.lengths.shape[0]):
-            split = parts[record, SPLITS + 2 * window] = base.splits[k, 1 + window]
+        for window in range(windows):
+            split = parts[record, SPLITS + 2 * window] = keys[k, BEFORE + 1 + window]
             if count > FEW:
                 if spec.shape == SLIDING:
                     _turn(spec, cells, record, window, NEVER)
@@ -1251,28 +1403,32 @@ def absorb(plan, memory, start, base, none):
     had come after all others. Return the number of the key before which there is no room."""
     spec, cells, registers = plan.spec, memory.cells, memory.registers
     records, parts, arena = cells.records, cells.parts, cells.arena
-    keys, slots = base.keys, base.slots
+    keys, windows = base.keys, spec.lengths.shape[0]
     for k in range(start, keys.shape[0]):
-        record = _find(memory.table, records, keys[k, 0])
-        needed = base.counts[k] + SLAB + (0 if record < 0 else parts[record, SIZE])
+        record = _find(memory.table, records, keys[k, HASH])
+        needed = keys[k, HELD] + SLAB + (0 if record < 0 else parts[record, SIZE])
         full = registers[TAIL] == memory.queue.shape[0]
         room = arena.shape[0] - registers[ARENA]
         if full or not _has_room(memory, record) or room < 8 * needed:
             return k
         if record < 0:
-            record = _arrive(memory, none, plan.keys, keys[k, 0], keys[k, 3])
+            record = _arrive(memory, none, plan.keys, keys[k, HASH], keys[k, UNIT])
         _touch(memory.queue, memory.stamps, registers, record)
         records[record, SEEN] = registers[CLOCK]
-        records[record, NEWEST] = max(records[record, NEWEST], keys[k, 1])
+        records[record, NEWEST] = max(records[record, NEWEST], keys[k, NEWEST])
         newest = min(records[record, NEWEST], registers[CLOCK]) // plan.resolution
-        for j in range(base.starts[k], base.starts[k] + base.counts[k]):
+        for j in range(keys[k, BEGIN], keys[k, BEGIN] + keys[k, HELD]):
             pos, new = _entry(spec, cells, registers, record, base.panes[j], newest)
             _merge(spec, arena, records[record, AT] + pos, OWN, base.aggregates, j, NIL)
             _update(spec, cells, record, pos, new, newest)
-        for s in range(slots.shape[1]):
-            after = slots[k, s] + keys[k, 3] - memory.bases[record]
-            if slots[k, s] > NONE and NONE < after <= LAST_PANE:
-                memory.slots[record, s] = max(memory.slots[record, s], after)
+        _tag(memory.tags, keys[k, HASH], NEVER, NIL, NIL)
+        last, dead, mark = newest >> plan.shift, _dead(spec, plan.shift, newest), keys[k, MARK]
+        for sketch in range(plan.sketches.shape[0]):
+            for _ in range(keys[k, BEFORE + 1 + windows + sketch]):
+                unit = np.int64(base.marks[mark] >> SLOT_BITS) + keys[k, UNIT]
+                slot = float(base.marks[mark] & (SLOTS - 1))
+                _mark(memory.slots, memory.bases, registers, record, sketch, slot, unit, last, dead)
+                mark += 1
         _expire(spec, cells, registers, record, newest)
         if registers[ENTRIES] > plan.panes:
             _forget_most(spec, memory, none, plan.panes, record)

@@ -187,8 +187,8 @@ class Planner:
 
 
 def _shift(length: int, resolution: int) -> int:
-    """Return in how coarse units, 2 ** shift panes, 29 bits count to the end of a window."""
-    return max((length // resolution).bit_length() - 29, 0)
+    """Return in how coarse units, 2 ** shift panes, 21 bits count to the end of a window."""
+    return max((length // resolution).bit_length() - 21, 0)
 
 
 __all__ = ["SHAPES", "Planner"]

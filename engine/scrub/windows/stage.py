@@ -126,12 +126,13 @@ class Window(Stage):
             if numbers and not source.slots:
                 values[:, i] = column.cast(pl.Float64, strict=False).to_numpy()
                 continue
-            if column.dtype.is_float():
-                column = column.fill_nan(None)
             values[:, i] = 1.0
             if source.slots:
                 values[:, i] = hashes(column.to_frame()) & np.uint64(SLOTS - 1)
-            if column.null_count():
+            if column.dtype.is_float():
+                own = column.to_numpy()  # NaN where null, too
+                np.copyto(values[:, i], np.nan, where=own != own)
+            elif column.null_count():
                 values[column.is_null().to_numpy(), i] = np.nan
         return values
 

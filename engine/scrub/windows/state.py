@@ -17,17 +17,22 @@ from engine.scrub.windows import kernels
 from engine.scrub.windows import results as columns_of
 from engine.scrub.windows.kernels import (
     ARENA,
+    BEFORE,
     BLOCK,
     CLOCK,
+    DUE,
     EMPTY,
     ENTRIES,
     FORGOTTEN,
     FREE_RECORD,
     HEAD,
+    HOT,
     KEYS,
     LATE,
     LIMIT,
     LINE,
+    MARKED,
+    MARKS,
     NEVER,
     NEXT,
     ORIGIN,
@@ -53,10 +58,13 @@ Arrays = dict[str, NDArray[Any]]
 
 CHUNK_ROWS = 65_536
 """Rows of a piece of the log."""
-MIN_LOG_BYTES = 8 << 20
+MIN_LOG_BYTES = 32 << 20
 """A new base is begun once the log is larger than this and than the base."""
 STEPS = 32
-"""Batches in which a base is made, so that none of them takes long."""
+"""Batches in which a base is made, so that none of them takes long; fewer for a small one."""
+MIN_STEP = 32_768
+"""The fewest keys and entries that are written with a batch, at most a millisecond: the sooner a
+base is made, the fewer keys change before and are written out of their order."""
 RESERVED = 512 << 20
 """Bytes of an array that are asked for at once, as far as the settings may need them: the system
 gives them when they are first used, and no copy is made to grow."""
@@ -104,7 +112,7 @@ class WindowState:
         self._clock = Clock.forward()
         self._pool, self._outputs = BufferPool(spare=len(Base._fields)), BufferPool(spare=4)
         self._log = RowLog(columns, BufferPool(spare=SPARE))
-        self._none = self._room_for(0, 0)
+        self._none = self._room_for(0, 0, 0)
         self._base: dict[str, Any] = {
             "clock": self._clock.snapshot(),
             "origin": NEVER,
@@ -220,14 +228,14 @@ class WindowState:
         """Begin a new base, of what is remembered now."""
         registers = self._memory.registers
         kernels.compact_queue(self._memory.queue, self._memory.stamps, registers)
-        keys, entries = int(registers[KEYS]), int(registers[ENTRIES])
-        registers[[NEXT, LIMIT, WRITTEN]] = 0, keys, 0
+        keys, entries, marks = (int(registers[at]) for at in (KEYS, ENTRIES, MARKS))
+        registers[[NEXT, LIMIT, WRITTEN, MARKED]] = 0, keys, 0, 0
         self._making = Making(
-            base=self._room_for(keys, entries),
+            base=self._room_for(keys, entries, marks),
             clock=self._clock,
             origin=int(registers[ORIGIN]),
             pieces=self._log.close(),
-            step=(keys + entries) // STEPS + 1,
+            step=max((keys + entries) // STEPS, MIN_STEP),
         )
 
     def _make(self, step: int) -> None:
@@ -248,7 +256,7 @@ class WindowState:
     def _shrink(self) -> None:
         """Take new memory if much of it lies in segments that no key has any more."""
         if self._making is None:
-            needed = kernels.room_for(_writable(self._base["counts"]))
+            needed = kernels.room_for(_writable(self._base["keys"]))
             if self._memory.registers[ARENA] > 1.5 * needed + CHUNK_ROWS:
                 self.restore(self.snapshot())
 
@@ -263,16 +271,14 @@ class WindowState:
         self._begin()
         self._finish()
 
-    def _room_for(self, keys: int, entries: int) -> Base:
+    def _room_for(self, keys: int, entries: int, marks: int) -> Base:
         plan, pool = self._plan, self._pool
+        words = BEFORE + 1 + len(plan.spec.lengths) + len(plan.sketches)
         return Base(
-            keys=_room(pool, (keys, 4), np.int64),
-            starts=_room(pool, (keys,), np.int64),
-            counts=_room(pool, (keys,), np.int64),
-            splits=_room(pool, (keys, 1 + len(plan.spec.lengths)), np.int64),
+            keys=_room(pool, (keys, words), np.int64),
             panes=_room(pool, (entries,), np.int64),
             aggregates=_room(pool, (entries, plan.spec.words), np.float64),
-            slots=_room(pool, (keys, SLOTS * len(plan.sketches)), np.int32),
+            marks=_room(pool, (marks,), np.int32),
         )
 
     def _loaded(self) -> Memory:
@@ -281,7 +287,8 @@ class WindowState:
         self._clock = Clock.restore(self._base["clock"])
         windows, keys = len(plan.spec.lengths), len(base.keys)
         registers = np.full(REGISTERS, -1)
-        registers[[KEYS, RECORDS, HEAD, TAIL, ENTRIES, NEXT, LIMIT]] = 0
+        registers[[KEYS, RECORDS, HEAD, TAIL, ENTRIES, MARKS, NEXT, LIMIT]] = 0
+        registers[DUE] = NEVER
         registers[[CLOCK, ORIGIN, ARENA]] = self._clock.time, self._base["origin"], BLOCK
         words, slots = max(SPLITS // 2 + windows, LINE // 8), SLOTS * len(plan.sketches)
         records = max(2 * keys, min(plan.keys, RESERVED // max(8 * words, 4 * slots)), 256)
@@ -297,7 +304,9 @@ class WindowState:
             queue=np.empty(max(3 * keys, CHUNK_ROWS), np.int32),
             stamps=np.empty(records, np.int32),
             slots=_aligned((sketched, slots), np.int32),
-            bases=np.empty(sketched, np.int64),
+            bases=np.empty((sketched, 1 + len(plan.sketches)), np.int64),
+            tags=np.full((HOT, 4), NEVER),
+            befores=np.empty((HOT, windows * plan.spec.words)),
             registers=registers,
         )
         if keys:
@@ -382,7 +391,7 @@ def _cells(records: Ints, arena: Floats, runs: Floats) -> Cells:
 
 def _grown(memory: Memory) -> Memory:
     """Return memory with more room where the walk ended for lack of it."""
-    cells, table, queue, stamps, slots, bases, registers = memory
+    cells, table, queue, stamps, slots, bases, tags, befores, registers = memory
     records, arena, runs = cells.records, cells.arena, cells.runs
     full = registers[TAIL] == len(queue)
     kernels.compact_queue(queue, stamps, registers)
@@ -396,7 +405,9 @@ def _grown(memory: Memory) -> Memory:
         kernels.fill_table(table, records, queue, stamps, int(registers[TAIL]))
     elif not full:
         arena, runs = _longer(arena), _longer(runs)
-    return Memory(_cells(records, arena, runs), table, queue, stamps, slots, bases, registers)
+    return Memory(
+        _cells(records, arena, runs), table, queue, stamps, slots, bases, tags, befores, registers
+    )
 
 
 def _aligned(shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:

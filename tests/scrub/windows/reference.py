@@ -165,9 +165,10 @@ class Reference:
         self, state: Key, rows: list[tuple[int, int, float | None]], own: Any, span: int
     ) -> int:
         pane, _, value = own
-        start = pane - span
+        late = min(state.newest, self.clock) // self.resolution - self.late
+        start = max(pane - span, late - max(self.spans))
         if self.shape == "tumbling":
-            start = pane // span * span - 1
+            start = max(pane, late) // span * span - 1
         elif self.shape == "session":
             times = [t for _, t, v in rows if v is not None]
             start = min(times) // self.resolution - 1 if times else pane

@@ -40,6 +40,7 @@ def folding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.scrub.windows.state.MIN_LOG_BYTES", 0)
     monkeypatch.setattr("engine.scrub.windows.state.CHUNK_ROWS", 7)
     monkeypatch.setattr("engine.scrub.windows.state.STEPS", 3)
+    monkeypatch.setattr("engine.scrub.windows.state.MIN_STEP", 1)
 
 
 def expected(options: dict[str, Any]) -> Reference:
@@ -132,6 +133,7 @@ def test_it_is_its_definition_for_every_cut(
 LONG: dict[str, dict[str, Any]] = {
     "sliding": {"length": [40, 150], "resolution": 1, "lateness": 25},
     "panes": {"length": [60, 200], "resolution": 2, "lateness": 31, "panes": 90},
+    "many rows of a pane": {"length": [70, 210], "resolution": 7, "lateness": 14},
     "tumbling": {"shape": "tumbling", "length": 120, "resolution": 1, "lateness": 60},
     "session": {"shape": "session", "gap": 25, "lateness": 80},
     "fading": {"shape": "fading", "halflife": 40, "lateness": 70, "own": True},
@@ -415,6 +417,21 @@ def test_distinct_values_are_estimated(run: Run) -> None:
         options = {"time": "t", "length": 1_500, "resolution": 1, "aggregates": {"x": ["distinct"]}}
         (done,) = run("window", options, table)
         assert done.frame["x_distinct_1500"][-1] == pytest.approx(values, rel=0.12)
+
+
+@pytest.mark.usefixtures("folding")
+def test_a_mark_holds_the_values_that_a_window_has(stage: Make, batch: Make) -> None:
+    """A hundred keys of three values each in their window, of many before: no room for 256."""
+    made = stage(
+        "window", by=["k"], time="t", length=30, resolution=1, aggregates={"x": ["distinct"]}
+    )
+    made.bind({"k": pl.Int64(), "t": pl.Int64(), "x": pl.Int64()})
+    for start in range(0, 2_000, 10):
+        rows = {"k": range(100), "t": [start] * 100, "x": range(start, start + 100)}
+        made.apply(batch(pl.DataFrame(rows)))
+    base = made.snapshot()["base"]
+    assert len(base["keys"]) == 100
+    assert 300 <= len(base["marks"]) <= 800
 
 
 def test_a_key_sees_the_same_whatever_stands_between_its_rows(stage: Make, batch: Make) -> None:
