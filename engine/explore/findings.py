@@ -18,6 +18,7 @@ from engine.columnar.statistics import Counts, Quantiles
 from engine.explore.distinct import ERROR
 from engine.explore.notation import DECIMAL_COMMA, reading, truth
 from engine.explore.survey import MAX_CORRELATED, VALUES, Column, Survey, TimeSlice
+from engine.explore.time_axis import certain_formats
 from engine.types import type_name
 from engine.types.arrays import Floats
 from engine.types.plural import counted
@@ -78,6 +79,7 @@ class ColumnProfile:
         special: how its texts write numbers, where no cast reads them; `reader`: what does.
         reads: whether its texts read as numbers, and lose nothing as such.
         time_kind: ``datetime`` or ``date``, if its texts read as those but for a few.
+        date_formats: how its texts write dates, for strptime; several where each may be it.
         decimal_comma: whether a setting of the source reads these numbers.
         but: which of its texts are no numbers or times, for the end of a sentence.
         mean, deviation: of numbers; None if all are too large.
@@ -105,6 +107,7 @@ class ColumnProfile:
     decimal_comma: bool = False
     reads: bool = False
     time_kind: str = ""
+    date_formats: tuple[str, ...] = ()
     but: str = ""
     mean: float | None = None
     deviation: float | None = None
@@ -349,11 +352,12 @@ def left_out(survey: Survey, limit: int | None) -> Iterator[str]:
         yield f"Correlations of the columns after the first {MAX_CORRELATED} numeric ones."
     if survey.clock is None:
         nearly = next((n for n, c in survey.columns.items() if c.time_kind), None)
-        why = (
-            "no column looks like a time"
-            if nearly is None
-            else f"not all of '{nearly}' reads as a time"
-        )
+        either = next((n for n, c in survey.columns.items() if len(_formats(survey, c)) > 1), None)
+        why = "no column looks like a time"
+        if either is not None:
+            why = f"whether the day or the month comes first in '{either}' is not certain"
+        if nearly is not None:
+            why = f"not all of '{nearly}' reads as a time"
         yield f"Order and gaps in time: {why}; --time says what it is."
     elif survey.clock.cut:
         far = counted(survey.clock.cut, "row that is", "rows that are")
@@ -426,6 +430,10 @@ def _others(survey: Survey, name: str, column: Column) -> ColumnProfile:
     )
 
 
+def _formats(survey: Survey, column: Column) -> tuple[str, ...]:
+    return certain_formats(column.dates or {}, survey.rows - column.null)
+
+
 def _special(survey: Survey, name: str, column: Column) -> dict[str, Any]:
     best = reading(
         column.notations,
@@ -435,6 +443,8 @@ def _special(survey: Survey, name: str, column: Column) -> dict[str, Any]:
         null_values=survey.null_values,
         decimal=survey.decimal,
     )
+    if formats := _formats(survey, column):
+        return {"date_formats": formats}
     if best is None and column.time_kind:
         known = survey.rows - column.null
         times = reading((), known, column.moments, column.words, null_values=survey.null_values)
@@ -620,6 +630,10 @@ def _of_texts(columns: Sequence[ColumnProfile], commas: Sequence[ColumnProfile])
             yield f"Text that reads as {kind}, to be declared so in [source.schema], in " + _listed(
                 those, lambda c: f"{c.name!r}{c.but}"
             )
+    if dates := [c for c in columns if c.date_formats]:
+        yield "Text that reads as dates, for a 'derive' stage to read, in " + _listed(
+            dates, lambda c: f"{c.name!r} ({' or '.join(c.date_formats)})"
+        )
     if commas:
         yield 'Numbers with a decimal comma, which [source] decimal = "," reads, in ' + _listed(
             commas, lambda c: f"{c.name!r}{c.but}"

@@ -96,11 +96,24 @@ def _unfit(column: ColumnProfile, findings: Findings, time: list[str]) -> str | 
         )
     if column.reads:
         return f'text that reads as numbers{column.but}: declare it "float64" in [source.schema]'
+    if column.date_formats:
+        return _dates(column)
     if kind := column.time_kind:
         return f'text that reads as {kind}{column.but}: declare it "{kind}" in [source.schema]'
     if column.distinct > UNIQUE_SHARE * rows:
         return "nearly every row has its own value"
     return None
+
+
+def _dates(column: ColumnProfile) -> str:
+    quoted = '"' + column.name.replace('"', '""') + '"'
+    sql = json.dumps(
+        f"EXTRACT(month FROM STRPTIME({quoted}, '{column.date_formats[0]}'))", ensure_ascii=False
+    )
+    return (
+        f"dates, written {' or '.join(column.date_formats)}: a [scrub.derive] makes numbers of "
+        f"them, as in columns = {{ month = {sql} }}"
+    )
 
 
 def _other(column: ColumnProfile) -> str:

@@ -18,7 +18,14 @@ from engine.columnar.statistics import MAX_WIDTH, Counts, Moments, Quantiles, ma
 from engine.errors import first_line
 from engine.explore.distinct import DistinctCounter, RowSet
 from engine.explore.notation import MOST_WORDS, counts, words
-from engine.explore.time_axis import TimeAxis, find_time, time_count, time_kind
+from engine.explore.time_axis import (
+    TimeAxis,
+    date_counts,
+    date_formats,
+    find_time,
+    time_count,
+    time_kind,
+)
 from engine.types import RESERVED, Schema, UserError, type_name
 from engine.types.arrays import Floats
 
@@ -72,6 +79,8 @@ class Column:
         padded: of `numbers`, those with zeros in front ("01234"), which a number would lose.
         time_kind: what its first texts read as, see `engine.explore.time_axis.time_kind`; None
             before the first; `moments`: texts that do.
+        dates: format of dates -> texts that have it, see `engine.explore.time_axis.DATES`; None
+            before the first text.
         low, high: smallest and largest, of times and of finite floats.
         lengths: of texts and bytes, in bytes: fewest, sum, most.
     """
@@ -90,6 +99,7 @@ class Column:
     padded: int = 0
     time_kind: str | None = None
     moments: int = 0
+    dates: dict[str, int] | None = None
     low: object = None
     high: object = None
     lengths: tuple[int, int, int] | None = None
@@ -303,6 +313,8 @@ def _add(column: Column, values: pl.Series) -> None:
         column.words = _few(column.words, values)
         if column.time_kind is None and values.null_count() < len(values):
             column.time_kind = time_kind(values)
+            column.dates = date_formats(values)
+        column.dates = date_counts(values, column.dates or {})
         if column.time_kind:
             column.moments += time_count(values, column.time_kind)
         column.padded += int(numbers.str.contains(r"^[+-]?0\d").sum())

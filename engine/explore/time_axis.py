@@ -22,6 +22,22 @@ SECONDS = (1e9, 5e9)
 larger ones are milliseconds."""
 
 
+ISO = "%Y-%m-%d"
+DATES = {
+    ISO: r"^\d{4}-\d{1,2}-\d{1,2}$",
+    "%d.%m.%Y": r"^\d{1,2}\.\d{1,2}\.\d{4}$",
+    "%d.%m.%y": r"^\d\d\.\d\d\.\d\d$",
+    "%m/%d/%Y": r"^\d{1,2}/\d{1,2}/\d{4}$",
+    "%d/%m/%Y": r"^\d{1,2}/\d{1,2}/\d{4}$",
+    "%m/%d/%y": r"^\d{1,2}/\d{1,2}/\d\d$",
+    "%d/%m/%y": r"^\d{1,2}/\d{1,2}/\d\d$",
+    "%d-%m-%Y": r"^\d{1,2}-\d{1,2}-\d{4}$",
+    "%m-%d-%Y": r"^\d{1,2}-\d{1,2}-\d{4}$",
+    "%Y/%m/%d": r"^\d{4}/\d{1,2}/\d{1,2}$",
+}
+"""How dates are written, for strptime -> the pattern that they have."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
     """Steps without a row.
@@ -48,16 +64,16 @@ def find_time(frame: pl.DataFrame) -> tuple[str, pl.Expr] | None:
             return column, pl.col(column).dt.epoch("us")
     dates = [c for c, dtype in schema.items() if dtype == pl.Date]
     texts = [c for c, dtype in schema.items() if dtype == pl.String]
+    days = {c: pl.col(c) for c in dates}
     for column in texts:
         whole = pl.col(column).str.to_datetime(strict=False, time_unit="us")
         if _reads(frame, column, whole) and _reads(frame, column, pl.col(column).str.find("T| ")):
             return column, whole.dt.replace_time_zone(None).dt.epoch("us")
-        if _reads(frame, column, _date(column)):
-            dates.append(column)
-    for column in dates:
-        day = (_date(column) if schema[column] == pl.String else pl.col(column)).cast(
-            pl.Datetime("us")
-        )
+        fitting = [f for f in DATES if _reads(frame, column, _date(column, f))]
+        if len(fitting) == 1:  # of several, none is certain
+            days[column] = _date(column, fitting[0])
+    for column, date in days.items():
+        day = date.cast(pl.Datetime("us"))
         for hour in texts:
             if hour != column and _reads(frame, hour, _hours(hour)):
                 return f"{column} + {hour}", day.dt.epoch("us") + _hours(hour)
@@ -71,8 +87,8 @@ def find_time(frame: pl.DataFrame) -> tuple[str, pl.Expr] | None:
     return None
 
 
-def _date(column: str) -> pl.Expr:
-    return pl.col(column).str.to_date("%Y-%m-%d", strict=False)
+def _date(column: str, written: str = ISO) -> pl.Expr:
+    return pl.col(column).str.extract(DATES[written], 0).str.to_date(written, strict=False)
 
 
 KINDS = {
@@ -124,6 +140,28 @@ def time_count(texts: pl.Series, kind: str) -> int:
         return int(texts.to_frame("x").select(KINDS[kind].is_not_null().sum()).item())
     except pl.exceptions.PolarsError:  # no format fits the first of them
         return 0
+
+
+def date_formats(texts: pl.Series) -> dict[str, int]:
+    """Return the formats of dates, other than ISO, that most of the first texts of a column have,
+    each with 0, to count."""
+    first = texts.drop_nulls().head(FIRST_TEXTS)
+    counts = date_counts(first, dict.fromkeys(DATES, 0))
+    return {f: 0 for f, n in counts.items() if f != ISO and 2 * n > len(first)}
+
+
+def date_counts(texts: pl.Series, before: dict[str, int]) -> dict[str, int]:
+    """Add the texts that each format of dates reads to the count before."""
+    if not before:
+        return before
+    read = texts.to_frame("x").select(_date("x", f).is_not_null().sum().alias(f) for f in before)
+    return {f: n + int(read[f].item()) for f, n in before.items()}
+
+
+def certain_formats(counts: dict[str, int], known: int) -> tuple[str, ...]:
+    """Return the formats that read nearly all texts of a column; several where each may be it."""
+    most = max(counts.values(), default=0)
+    return tuple(f for f, n in counts.items() if n == most and known and n >= 0.99 * known)
 
 
 class TimeAxis:
@@ -235,4 +273,7 @@ class TimeAxis:
             page[once] = True
 
 
-__all__ = ["Gap", "TimeAxis", "find_time", "time_count", "time_kind"]
+__all__ = [
+    "Gap", "TimeAxis", "certain_formats", "date_counts", "date_formats", "find_time", "time_count",
+    "time_kind",
+]  # fmt: skip

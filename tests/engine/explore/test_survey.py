@@ -197,6 +197,12 @@ TIMES: dict[str, tuple[dict[str, list[Any]], str | None]] = {
     "text": ({"at": ["2024-01-01T10:00:00", "2024-01-01T11:00:00"]}, "at"),
     "date and hour": ({"day": ["2024-01-01"], "hour": ["6:00-6:59"]}, "day + hour"),
     "date": ({"day": ["2024-01-01"], "x": ["a"]}, "day"),
+    "local date": ({"day": ["31.01.2024", "1.2.2024"], "hour": ["6:00", "7:00"]}, "day + hour"),
+    "short local date": ({"day": ["31.01.24", "01.02.24"]}, "day"),
+    "month first": ({"day": ["01/31/2024", "02/01/2024"]}, "day"),
+    "day first": ({"day": ["31/01/2024", "01/02/2024"]}, "day"),
+    "either first": ({"day": ["01/02/2024", "02/03/2024"]}, None),
+    "versions": ({"day": ["1.2.34", "1.2.35"]}, None),
     "seconds": ({"timestamp": [1_700_000_000]}, "timestamp"),
     "milliseconds": ({"ts": [1_700_000_000_000]}, "ts"),
     "a number that is none": ({"time": [12]}, None),
@@ -212,6 +218,35 @@ def test_a_time_is_told_by_its_columns(case: str) -> None:
     if told is not None:
         year = datetime.fromtimestamp(pl.DataFrame(columns).select(told[1]).item(0, 0) / 1e6)
         assert year.year in (2023, 2024)
+
+
+@pytest.mark.parametrize(
+    ("dates", "formats"),
+    [
+        (["31.01.2024", "01.02.2024", None], ("%d.%m.%Y",)),
+        (["01/31/24", "02/01/24", None], ("%m/%d/%y",)),
+        (["02-01-2024", "03-02-2024", None], ("%d-%m-%Y", "%m-%d-%Y")),
+        (["31.01.2024", "x", "y"], ()),
+    ],
+)
+def test_dates_as_people_write_them_are_told_with_what_reads_them(
+    dates: list[str | None], formats: tuple[str, ...]
+) -> None:
+    """They are no categories; where the day or the month may be first, both are named."""
+    times = [datetime(2024, 1, day) for day in (1, 2, 3)]
+    frame = pl.DataFrame({"at": times, "my day": dates})
+    made = found(frame)
+    assert made.columns[1].date_formats == formats
+    written = " or ".join(formats)
+    said = f"Text that reads as dates, for a 'derive' stage to read, in 'my day' ({written})."
+    assert (said in made.sentences) == bool(formats)
+    alone = found(frame.drop("at"))
+    told = "whether the day or the month comes first in 'my day' is not certain"
+    assert any(told in s for s in alone.left_out) == (len(formats) > 1)
+    if formats:
+        (line,) = (s for s in made.suggestion.splitlines() if "my day" in s)
+        (sql,) = tomllib.loads(line.partition("as in ")[2])["columns"].values()
+        assert frame.select(pl.sql_expr(sql)).to_series()[0] == 1
 
 
 @pytest.mark.parametrize(
