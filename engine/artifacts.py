@@ -14,7 +14,7 @@ import polars as pl
 
 from engine.assembly.parts import Parts
 from engine.assembly.saved_schema import SCHEMA_FILE, SavedSchema, resolved_folders, type_names
-from engine.assembly.served import result_settings, trusted_network
+from engine.assembly.served import TABLE, result_settings, trusted_network
 from engine.config import Pipeline
 from engine.quality import error_plot
 from engine.quality.threshold import MIN_ROWS, choose_threshold
@@ -25,7 +25,7 @@ from engine.running.totals import Totals
 from engine.running.work import report_quality
 from engine.scrub.fusion import FILLED_BEFORE_LEARNING
 from engine.system import atomic
-from engine.types import HeadraceError, Learner, Mark, Stage, UserError
+from engine.types import HeadraceError, Learner, Mark, Settings, Stage, UserError
 from engine.types.plural import counted
 
 if TYPE_CHECKING:  # an engine that only cleans or serves imports neither
@@ -189,6 +189,7 @@ def _write_model(parts: Parts, loop: Loop, files: dict[str, Path]) -> GateReport
     assert pipeline.export is not None, "asked before"
     try:
         files["model"] = export(parts, loop.mark)
+        log_outside(parts, files["model"])
     except UserError as error:
         raise HeadraceError(
             "The model is trained and its checkpoint is saved, but no model file is written: "
@@ -465,20 +466,51 @@ def _catch_up(parts: Parts, mark: Mark) -> None:
             stage.restore(mark.stages[stage.name])
 
 
+def log_outside(parts: Parts, model: Path) -> None:
+    """Say which stages a model file lacks, so that who serves it needs them too."""
+    if outside := [stage.where for stage in _outside(parts)]:
+        those = "that stage" if len(outside) == 1 else "those stages"
+        log.info(
+            "%s does not contain %s: a pipeline with [infer], and 'headrace predict', need %s too, "
+            "or rows that went through.", model, " and ".join(outside), those,
+        )  # fmt: skip
+
+
+def _outside(parts: Parts) -> list[Stage]:
+    """Return the stages that change rows and that no model file of the pipeline contains."""
+    stages = parts.scrub.stages[: parts.scrub.export_from]
+    return [stage for stage in stages if stage.transforms() != ()]
+
+
 def _metadata(parts: Parts, mark: Mark) -> dict[str, str]:
     """Return the metadata of a model file."""
-    scrub = parts.scrub
-    stages, exported = scrub.stages[: scrub.export_from], scrub.stages[scrub.export_from :]
-    outside = [stage for stage in stages if stage.transforms() != ()]
+    scrub, outside = parts.scrub, _outside(parts)
+    exported = scrub.stages[scrub.export_from :]
     return {
         "pipeline": parts.pipeline.name,
         "stages": json.dumps([stage.name for stage in exported]),
         "before": json.dumps([stage.name for stage in outside]),
-        "before_settings": json.dumps({stage.name: result_settings(stage) for stage in outside}),
+        "before_settings": json.dumps(
+            {
+                stage.name: {**result_settings(stage), TABLE: _table(parts, stage)}
+                for stage in outside
+            }
+        ),
         "columns": json.dumps(type_names(scrub.export_schema)),
         "parse_settings": json.dumps(parts.endpoints.source.parse_settings()),
         "mark": json.dumps(dict(mark.positions)),
     }
+
+
+def _table(parts: Parts, stage: Stage) -> dict[str, Any]:
+    """Return a stage's table as a pipeline file has it, without what is a default, or a secret."""
+    kind = (parts.pipeline.scrub.get(stage.name) or {}).get("kind", stage.name)
+    named = {} if kind == stage.name else {"kind": kind}
+    settings = stage.settings
+    if not isinstance(settings, Settings):  # a user's stage need not keep any
+        return named
+    given = settings.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return {**named, **{key: value for key, value in given.items() if value is not None}}
 
 
 def _annotate_threshold(parts: Parts, file: Path, rows: pl.DataFrame | None) -> None:
@@ -533,6 +565,7 @@ __all__ = [
     "export",
     "knows_something",
     "leave",
+    "log_outside",
     "nothing_left",
     "output_folders",
     "try_export",

@@ -223,7 +223,9 @@ class Run:
 
     def export(self, path: Path | None = None) -> Path:
         """Write the restored model, or the one the run left; see `engine.artifacts.export`."""
-        return artifacts.export(self.parts, self._mark, path)
+        file = artifacts.export(self.parts, self._mark, path)
+        artifacts.log_outside(self.parts, file)
+        return file
 
     # ------------------------------------------------------------------------------------- inside
 

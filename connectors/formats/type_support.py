@@ -34,8 +34,7 @@ def require_supported(schema: Mapping[str, pl.DataType], format: str, named: str
             instead = f"write {' or '.join(others)}, or " if others else ""
             raise UserError(
                 f"{named} cannot hold column '{column}' of {type_name(dtype)}{inside}: "
-                f"{instead}leave it out "
-                "of [sink] columns."
+                f"{instead}leave it out by [sink] columns."
             )
 
 

@@ -247,7 +247,7 @@ class Scrub:
         undeclared columns that no stage precedes: a guess from other rows may differ."""
         predictor, source = self._served.predictor, self._endpoints.source
         schema = calls.schema(source, declared)
-        self._served.require_processed(schema)
+        self._served.require_processed(schema, declared)
         if predictor is None or set(self._pipeline.scrub) - set(predictor.stages):
             return schema
         types: Schema = {

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
 from pydantic import BaseModel
 
 from engine.config import Pipeline
@@ -26,6 +27,10 @@ log = logging.getLogger("headrace.run")
 FOLDER_KEYS = frozenset(("poll_interval", "max_slowdown", "shadow", "canary", "canary_by"))
 """The keys of [infer] that only a folder of versions has a use for."""
 FILE = "digest of its file"
+TABLE = "table"
+"""Names the table of a stage among its settings in a model file."""
+LONGEST_TABLE = 400
+"""The characters of a stage's settings beyond which a sentence leaves them out."""
 
 
 class LoadedModel:
@@ -50,9 +55,8 @@ class LoadedModel:
         predictor = self._opened(settings)
         if missing := self._missing_stages(predictor):
             log.warning(
-                "%s was trained after %s, which no model file can contain: pass it rows that these "
-                "stages have processed, or add the stages to this pipeline.",
-                settings.model, missing,
+                "%s was trained after %s, which it does not contain: %s.",
+                settings.model, missing, self._what_to_do(predictor),
             )  # fmt: skip
         return predictor
 
@@ -61,20 +65,50 @@ class LoadedModel:
         names = [f"[scrub.{n}]" for n in predictor.before if n not in self._pipeline.scrub]
         return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
-    def require_processed(self, schema: Schema) -> None:
-        """Raises: UserError for a column that the source has as it was before a stage that is
-        missing here: lists of which it has the text."""
+    def _what_to_do(self, predictor: Predictor) -> str:
+        """Return what brings the missing stages back, as the end of a sentence."""
+        from models.serving.settings import toml_value
+
+        names = [name for name in predictor.before if name not in self._pipeline.scrub]
+        given = {name: predictor.before_settings.get(name, {}).get(TABLE) for name in names}
+        tables = [f"[scrub] {name} = {toml_value(table)}" for name, table in given.items() if table]
+        tables = [table for table in tables if len(table) <= LONGEST_TABLE]
+        shown = f", by {' and '.join(tables)}" if tables else ""
+        stages = "it" if len(names) == 1 else "them"
+        return (
+            f"add {stages} to a pipeline with [infer], as in the training{shown}, or pass rows "
+            f"that went through {stages}"
+        )
+
+    def require_processed(self, schema: Schema, declared: Schema) -> None:
+        """Check that no column is as it was before a stage that is missing here: text of which the
+        model learned lists, or numbers that the stage made; or not there at all.
+
+        Args:
+            schema: the columns of the source, as they are found.
+            declared: those whose type the user says.
+
+        Raises: UserError
+        """
         predictor = self.predictor
         if predictor is None or not (missing := self._missing_stages(predictor)):
             return
+        own = self._pipeline.scrub.keys() - predictor.stages  # may make the columns themselves
+        absent = [] if own else [predictor.before_settings.get(n, {}) for n in predictor.before]
+        read = () if own else predictor.columns_read(schema)
         for column, dtype in predictor.columns.items():
             got = schema.get(column)
-            if got is not None and dtype.is_nested() and not got.is_nested():
+            if got is None:
+                wrong, found = column in read, "does not have it"
+            else:
+                unlike = got == pl.String() and dtype.is_numeric() and column not in declared
+                wrong = dtype.is_nested() and not got.is_nested()
+                wrong |= unlike and any(_names(settings, column) for settings in absent)
+                found = f"has it as {type_name(got)}"
+            if wrong:
                 raise UserError(
                     f"The model of [infer] learned column '{column}' as {type_name(dtype)}, as "
-                    f"{missing} left it, and the source has it as {type_name(got)}: add what is "
-                    "missing to a pipeline with [infer], as in the training, or pass rows that "
-                    "these stages have processed."
+                    f"{missing} left it, and the source {found}: {self._what_to_do(predictor)}."
                 )
 
     def log_cold(self, stages: Iterable[Stage]) -> None:
@@ -192,6 +226,15 @@ def trusted_network(module: Any) -> Network | None:
     return made
 
 
+def _names(settings: object, column: str) -> bool:
+    """Return whether a stage's settings name a column."""
+    if isinstance(settings, Mapping):
+        return any(key == column or _names(value, column) for key, value in settings.items())
+    if isinstance(settings, list | tuple):
+        return any(_names(value, column) for value in settings)
+    return settings == column
+
+
 def result_settings(stage: Stage) -> dict[str, Any]:
     """Return the settings of a stage that decide what it returns, as plain values: not what it
     still learns, nor where a file lies that it reads, but the file's digest."""
@@ -201,4 +244,4 @@ def result_settings(stage: Stage) -> dict[str, Any]:
     return {**kept, FILE: stage.digest()}
 
 
-__all__ = ["LoadedModel", "result_settings", "trusted_network"]
+__all__ = ["TABLE", "LoadedModel", "result_settings", "trusted_network"]

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -171,10 +172,18 @@ SPOKEN = {
         "[sink] path": "--output",
         "[sink] format": "--format",
         "[infer] model": "MODEL",
+        "The model of [infer]": "MODEL",
+        "the model of [infer]": "MODEL",
     },
     "_explore": {"[source] path": "FILE"},
 }
 """Names of pipeline keys in commands that have no pipeline file."""
+KEY_AND_VALUE = re.compile(
+    r"(?P<set>\bset )?\[(?P<table>(?:source|loader|scrub|infer|sink|dead_letters)(?:\.\w+)*)\] "
+    r"(?P<key>\w+)\b"
+    r"(?: = (?P<value>\{(?:[^{}]|\{[^{}]*\})*\}|\[[^\]]*\]|\"[^\"]*\"|'[^']*'|[\w%]+(?:\.\w+)*))?"
+)
+"""A key of a table in a sentence, such as ``set [sink] path = "x"``."""
 COMMAND_SYNONYMS = {
     "serve": "run (a pipeline with [infer] serves)",
     "infer": "run (a pipeline with [infer] serves)",
@@ -241,9 +250,8 @@ def _done(options: argparse.Namespace) -> int:
     except HeadraceError as error:
         from engine.running.reject_limit import TooManyRejects
 
-        return _say(
-            error, EXIT["too_many_rejects" if isinstance(error, TooManyRejects) else "failed"]
-        )
+        code = EXIT["too_many_rejects" if isinstance(error, TooManyRejects) else "failed"]
+        return _say(_spoken(str(error), options), code)
     except ReaderLeft:
         return EXIT["reader_left"]
     except BaseException as error:  # noqa: BLE001 - the last line of defence: one sentence, details on demand
@@ -821,13 +829,30 @@ def _spoken(sentence: str, options: argparse.Namespace) -> str:
         sentence,
     )
     for key, word in named.items():
-        sentence = re.sub(rf"{re.escape(key)}\b", word, sentence)
-    sentence = re.sub(r"\bset \[(\w+)\] (\w+) (?:to|=) ", r"give --set \1.\2=", sentence)
-    sentence = re.sub(r"\bset \[(\w+)\] (\w+)", r"give --set \1.\2=VALUE", sentence)
-    sentence = re.sub(
-        r"\[(source|loader|infer|sink)\] (?!has |needs |is )(\w+)", r"--set \1.\2", sentence
-    )
+        sentence = re.sub(rf'{re.escape(key)} = (?=")', f"{word} ", sentence)
+        sentence = re.sub(rf"{re.escape(key)}(?!\w)", word, sentence)
+    sentence = re.sub(r"\bset \[(\w+)\] (\w+) to ", r"set [\1] \2 = ", sentence)
+    sentence = KEY_AND_VALUE.sub(_as_option, sentence)
     return sentence.replace("[source.schema]", "--set source.schema.COLUMN=TYPE")
+
+
+def _as_option(match: re.Match[str]) -> str:
+    """Return a key of a table as --set; what names no key stays as it is."""
+    table, key, value = match["table"], match["key"], match["value"]
+    if key not in _keys_of(table) and not (table == "scrub" and value):
+        return match[0]
+    option = f"{table}.{key}" if value is None else f"{table}.{key}={value}"
+    if match["set"] and value is None:
+        option = f"{option}=VALUE"
+    return f"{'give ' if match['set'] else ''}--set {shlex.quote(option)}"
+
+
+def _keys_of(table: str) -> set[str]:
+    """Return the keys of a table of any kind."""
+    from engine.commands.reference import tables  # imports every kind
+
+    sections = (table, f"{table.rpartition('.')[0]}.NAME")
+    return {key.name for one in tables() if one.section in sections for key in one.entries()}
 
 
 def _say(error: object, code: int) -> int:

@@ -198,15 +198,15 @@ class GraphInputs:
         return {value.name: fitting[0]} if len(fitting) == 1 else {}
 
     def _unmatched(self, missing: Sequence[GraphValue]) -> str:
-        named = ", ".join(f"{toml_key(value.name)} = ..." for value in missing)
+        named = ", ".join(f"{toml_key(value.name)} = [...]" for value in missing)
         columns = ", ".join(f"{c} ({type_name(t)})" for c, t in self._schema.items())
         some = (
             ", ".join(value.name for value in missing) if len(missing) < len(self._values) else ""
         )
         which = f", and no column is called {some}" if some else ""
         return (
-            f"{self._where} reads {listed(self._values)}{which}: say by inputs = {{{named}}} in "
-            f"[infer] which columns they read, in their order; there are {columns or 'none'}."
+            f"{self._where} reads {listed(self._values)}{which}: say which columns they read, in "
+            f"their order, by [infer] inputs = {{{named}}}; there are {columns or 'none'}."
         )
 
     def _require_lengths(self) -> None:

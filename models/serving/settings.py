@@ -166,6 +166,18 @@ def toml_key(name: str) -> str:
     return name if BARE_KEY.fullmatch(name) else json.dumps(name, ensure_ascii=False)
 
 
+def toml_value(value: object) -> str:
+    """Return a value of TOML on one line."""
+    if isinstance(value, Mapping):
+        pairs = ", ".join(f"{toml_key(str(key))} = {toml_value(v)}" for key, v in value.items())
+        return f"{{{pairs}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 __all__ = [
     "InferSettings",
     "InputSettings",
@@ -174,5 +186,6 @@ __all__ = [
     "input_table",
     "output_table",
     "toml_key",
+    "toml_value",
     "validated",
 ]

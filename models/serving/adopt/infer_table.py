@@ -16,7 +16,7 @@ from models.column_arrays import POLARS_TYPES
 from models.serving.adopt.adoption import Adoption
 from models.serving.answers import ANSWERS
 from models.serving.inspection import GraphFile
-from models.serving.settings import InputSettings, toml_key
+from models.serving.settings import InputSettings, toml_key, toml_value
 from models.serving.signature import GraphValue
 
 ADDED = ("model", "inputs", "outputs")
@@ -100,19 +100,19 @@ def infer_table(
         given: the keys of [infer] that a user has said; they stay as they are.
     """
     given = given or {}
-    keys = {key: _toml(value) for key, value in given.items() if key not in ADDED}
+    keys = {key: toml_value(value) for key, value in given.items() if key not in ADDED}
     said, answers = given.get("inputs") or {}, given.get("outputs") or {}
     reads, served = ["[infer.inputs]"], adoption.served
     for value in served.inputs:
         default = InputSettings(columns=(value.name,))
         text = (
-            _toml(said[value.name])
+            toml_value(said[value.name])
             if value.name in said
             else _reads(inputs.get(value.name, default))
         )
         reads.append(f"{toml_key(value.name)} = {text}  # {value}")
     gives = [f"[infer.outputs]  # answer = {', '.join(ANSWERS)}"]
-    gives += [f"{toml_key(name)} = {_toml(table)}" for name, table in answers.items()]
+    gives += [f"{toml_key(name)} = {toml_value(table)}" for name, table in answers.items()]
     for value in () if answers else served.outputs:
         answer = _answer(value, adoption.graph)
         if answer is None:
@@ -155,18 +155,6 @@ def _answer(value: GraphValue, graph: GraphFile) -> str | None:
         return f'{{{column}, answer = "classes", {names}}}'
     answer = "value" if not widths and value.shape is not None else "vector"
     return f'{{{column}, answer = "{answer}"}}'
-
-
-def _toml(value: object) -> str:
-    """Return a value of TOML on one line."""
-    if isinstance(value, Mapping):
-        pairs = ", ".join(f"{toml_key(str(key))} = {_toml(v)}" for key, v in value.items())
-        return f"{{{pairs}}}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, str):
-        return _text(value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _text(text: str) -> str:

@@ -227,8 +227,8 @@ def test_the_one_column_that_fits_is_taken(opened: Open) -> None:
 def test_which_columns_side_by_side_is_not_guessed(opened: Open) -> None:
     said = sentence(lambda: opened(graphs.LINEAR))
     assert said.endswith(
-        "reads x (float32, n x 2): say by inputs = {x = ...} in [infer] which columns "
-        "they read, in their order; there are a (float64), b (float64)."
+        "reads x (float32, n x 2): say which columns they read, in their order, by [infer] "
+        "inputs = {x = [...]}; there are a (float64), b (float64)."
     )
 
 
@@ -242,7 +242,7 @@ def test_which_columns_side_by_side_is_not_guessed(opened: Open) -> None:
          "expected numbers, got string in column 'a'."),
         (graphs.TAKES_EACH, NUMBERS, {}, "expected whole numbers, got float64 in column 'b'."),
         (graphs.TAKES_EACH, {"a": pl.Float64(), "c": pl.Int8(), "d": pl.Int8()}, {},
-         "b (int64, n), and no column is called b: say by inputs = {b = ...}"),
+         "b (int64, n), and no column is called b: say which columns they read, in their order"),
         (graphs.BRIGHTNESS, {"image": pl.Array(pl.UInt8(), (4, 4, 1))}, {},
          "expected images of that shape, got images of 4 x 4 x 1 in column 'image'."),
         (graphs.BRIGHTNESS, {"image": pl.Binary()}, {}, "expected a row of that shape, got bytes"),

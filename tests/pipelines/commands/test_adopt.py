@@ -142,7 +142,7 @@ def test_what_infer_says_is_kept_and_filled_in(
 
 
 REFUSED = {
-    "no word of it": ("", (), "say by inputs = {pair = ...} in [infer] which columns"),
+    "no word of it": ("", (), "in their order, by [infer] inputs = {pair = [...]}; there are"),
     "a wrong column": ('[infer]\ninputs = {pair = ["a", "c"]}', (), "needs column 'c'"),
     "a wrong key": ("[infer]\nthreds = 1", (), "has no key 'threds'. Did you mean 'threads'?"),
     "a key of folders": (
@@ -224,7 +224,7 @@ def test_a_table_that_cannot_be_written_leaves_no_file(
     ("text", "shapes", "refused"),
     [
         ("g (float[1, 2] nowhere) => (float[1, 3] y) { y = MatMul(nowhere, w) }",
-         ["--shape", "nowhere=n,2"], "say by inputs"),
+         ["--shape", "nowhere=n,2"], "say which columns"),
         ("g (float[1] a, float[1] b) => (float[1] double) { double = Add(a, b) }",
          [], "'double'"),
     ],
@@ -289,7 +289,7 @@ def test_what_run_would_refuse_is_refused(
     before = pipeline.read_text()
     code, out, err = headrace("adopt", model, *words)
     assert code == 2, out
-    assert (refused if not pipelined else "say by inputs") in err
+    assert (refused if not pipelined else "say which columns") in err
     assert ("[infer.inputs]" in out) is not pipelined
     assert pipeline.read_text() == before
 

@@ -16,6 +16,8 @@ import pytest
 from engine.commands.cli import EXIT
 from engine.run import Run
 from tests.forks import Command
+from tests.models.serving import graphs
+from tests.models.serving.graphs import saved
 from tests.pipelines.conftest import Headrace, Rows, Small, rows_of, small_in
 
 EXPORT = "[export]\nholdout = 0.3\nholdout_rows = 2000\n"
@@ -334,6 +336,16 @@ def test_predict_without_its_columns_names_the_first(
             ["predict", "{model}", "--input", "{odd}", "--output", "{out}", "--set", "source.x=1"],
             "--set source.x: [source] has no key 'x'", "--set source.has",
         ),
+        (
+            ["predict", "{graph}", "--input", "{csv}", "--output", "{out}"],
+            "m.onnx' reads x (float32, n x 2): say which columns they read, in their order, by "
+            "--set 'infer.inputs={x = [...]}'; there are", "[infer]",
+        ),
+        (
+            ["predict", "{graph}", "--input", "{csv}", "--output", "{out}", "--format", "csv",
+             "--set", "infer.inputs.x=[a,b]"],
+            "--format \"csv\" cannot hold column 'scores'", "--format =",
+        ),
     ],
 )  # fmt: skip
 def test_a_command_without_a_pipeline_file_speaks_of_its_own_words(
@@ -342,7 +354,8 @@ def test_a_command_without_a_pipeline_file_speaks_of_its_own_words(
     model, odd = tmp_path / "model.onnx", tmp_path / "rows.odd"
     odd.write_text("a,b\n1,2\n")
     csv = odd.rename(tmp_path / "rows.csv") if "{csv}" in arguments else odd
-    places = {"model": model, "odd": odd, "csv": csv, "out": tmp_path / "out"}
+    graph = saved(tmp_path / "m.onnx", graphs.LINEAR) if "{graph}" in arguments else model
+    places = {"model": model, "graph": graph, "odd": odd, "csv": csv, "out": tmp_path / "out"}
     filled = [word.format(**places) for word in arguments]
     code, _, err = headrace(*filled)
     assert code == 2

@@ -415,7 +415,7 @@ def test_a_model_file_that_is_not_ours(
     cut = f"[model]{_between(small(data), '[model]', '[evaluation]')}[evaluation]\nwindow = 1000\n"
     for name, sentence in (
         ("text.onnx", "text.onnx' cannot be served: it is no ONNX model"),
-        ("other.onnx", "other.onnx' reads x (float32, n): say by inputs"),
+        ("other.onnx", "other.onnx' reads x (float32, n): say which columns"),
         ("none.onnx", "none.onnx"),
     ):
         file = small(data, (cut, f'[infer]\nmodel = "{tmp_path / name}"\n'))

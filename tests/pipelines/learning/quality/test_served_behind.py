@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import polars as pl
@@ -111,8 +112,43 @@ def test_rows_as_they_were_before_a_missing_stage_are_refused(
     code, _, err = headrace(*words)
     assert code == 2
     assert "learned column 't' as list[int64], as [scrub.past] left it, and the source" in err
-    stage = '{kind="tokens", columns=["t"], size=64}'
-    code, _, err = headrace(*words, "--set", f"scrub.past={stage}")
+    assert option_in(err) == 'scrub.past={kind = "tokens", columns = ["t"], size = 64}'
+    code, _, err = headrace(*words, "--set", option_in(err))
+    assert code == 0, err
+
+
+def option_in(sentence: str) -> str:
+    """What a sentence advises behind --set, as a shell reads it."""
+    words = shlex.split(sentence[sentence.rindex("--set ") :])
+    return words[1].removesuffix(",")
+
+
+@pytest.mark.parametrize(
+    ("made", "source"),
+    [
+        ("a = \"CAST(REPLACE(a, '%', '') AS DOUBLE)\"", "has it as string"),
+        ('b = "LENGTH(a)"', "does not have it"),
+    ],
+)
+def test_columns_that_a_missing_stage_makes_are_named(
+    headrace: Headrace, tmp_path: Path, made: str, source: str
+) -> None:
+    """The run that exports says so too; the advice, as it stands, mends it."""
+    rows = pl.DataFrame({"a": [f"{n}%" for n in range(64)], "y": range(64)})
+    rows.write_csv(tmp_path / "learn.csv")
+    served_behind(
+        tmp_path, f"kind = 'derive'\ncolumns = {{{made}}}", LEARN.replace('"b"', f'"{made[0]}"')
+    )
+    code, _, err = headrace("run", tmp_path / "learn.toml")
+    assert code == 0, err
+    assert "model.onnx does not contain [scrub.past]: a pipeline with [infer]" in err
+    model_file, data = tmp_path / "learn" / "model.onnx", tmp_path / "learn.csv"
+    words = ("predict", model_file, "--input", data, "--output", tmp_path / "out")
+    code, _, err = headrace(*words)
+    assert code == 2
+    assert f"MODEL learned column '{made[0]}' as " in err
+    assert f"as [scrub.past] left it, and the source {source}: add it to a pipeline" in err
+    code, _, err = headrace(*words, "--set", option_in(err))
     assert code == 0, err
 
 
