@@ -92,6 +92,23 @@ DECIMAL_COMMA = Notation(
     decimal=",",
 )
 """The notation that a CSV's own settings read."""
+CURRENCY = "(?:[\u20ac$\u00a3\u00a5]|EUR|USD|GBP|CHF|JPY)"
+"""The signs and codes of currencies that are known."""
+
+
+def _price(words: str, whole: str, cents: str, sql: str, decimal: str = "") -> Notation:
+    """Return the notation of prices: one or two digits after the decimal point, as more are groups
+    of thousands."""
+    number = rf"(?:{whole}|\d+)(?:{cents}\d{{1,2}})?"
+    bare = rf"REGEXP_REPLACE({{}}, '\s*{CURRENCY}\s*', '')"
+    return Notation(
+        words=f"in a currency, {words}",
+        pattern=rf"^[+-]?(?:{CURRENCY}\s*)?[+-]?{number}(?:\s*{CURRENCY})?$",
+        sql=f"CAST({sql.replace('{}', bare)} AS DOUBLE)",
+        decimal=decimal,
+    )
+
+
 NOTATIONS = (
     Notation(
         words="with a comma between thousands",
@@ -121,6 +138,33 @@ NOTATIONS = (
         words="in percent",
         pattern=r"^[+-]?\d+([.,]\d+)?\s?%$",
         sql="CAST(TRIM(REPLACE(REPLACE({}, '%', ''), ',', '.')) AS DOUBLE) / 100",
+    ),
+    _price(
+        "with a comma between thousands",
+        r"\d{1,3}(?:,\d{3})+",
+        r"\.",
+        "REPLACE({}, ',', '')",
+        ".",
+    ),
+    _price(
+        "with a point between thousands and a decimal comma",
+        r"\d{1,3}(?:\.\d{3})+",
+        ",",
+        "REPLACE(REPLACE({}, '.', ''), ',', '.')",
+        ",",
+    ),
+    _price(
+        "with a space between thousands",
+        r"\d{1,3}(?: \d{3})+",
+        "[.,]",
+        "REPLACE(REPLACE({}, ' ', ''), ',', '.')",
+    ),
+    _price(
+        "with an apostrophe between thousands",
+        r"\d{1,3}(?:'\d{3})+",
+        r"\.",
+        "REPLACE({}, '''', '')",
+        ".",
     ),
 )
 """The notations; of those that fit equally well, the first applies."""

@@ -30,8 +30,12 @@ NULL_WORDS = (
 """Words that often stand for a missing value among numbers or times."""
 FIRST = 64
 """The values of a column that a type is tried with before all are."""
-OTHER_NUMBER = r"^[+-]?\d{1,3}([.,' \u00a0\u202f]?\d{3})*([.,]\d+)?$"
-"""A number in any notation."""
+CURRENCY = "(?:[\u20ac$\u00a3\u00a5]|EUR|USD|GBP|CHF|JPY)"
+OTHER_NUMBER = (
+    rf"^[+-]?(?:{CURRENCY}\s*)?[+-]?\d{{1,3}}([.,' \u00a0\u202f]?\d{{3}})*([.,]\d+)?"
+    rf"(?:\s*(?:%|{CURRENCY}))?$"
+)
+"""A number in any notation, perhaps a price or in percent."""
 GROUPED = r"^[+-]?([1-9]\d{0,2}(\.\d{3})+|\d{1,3})$"
 """A whole number with points between thousands."""
 ODD_SHARE = 0.1

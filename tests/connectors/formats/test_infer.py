@@ -212,6 +212,10 @@ def test_an_odd_value_is_quoted_as_it_is_written(
         ("16.741 802", "1 of 2 values, the first '16.741', is a number in a notation"),
         ("16.741 12.500", "2 of 2 values, the first '16.741', are numbers in a notation"),
         ("089.123 089.124", ""),
+        (
+            "1.101,50\u20ac 5%",
+            "2 of 2 values, the first '1.101,50\u20ac', are numbers in a notation",
+        ),
         ("16.741 x", ""),
         ("1.2.3 4.5.6", ""),
     ],
