@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -516,7 +517,7 @@ def _table(parts: Parts, stage: Stage) -> dict[str, Any]:
 def _annotate_threshold(parts: Parts, file: Path, rows: pl.DataFrame | None) -> None:
     """Choose the threshold on the held-out rows, as the finished model scores them, and write it
     into the model file."""
-    from models.export.model_files import annotate
+    from models.export.model_files import annotate, metadata
     from models.serving.predictor import OnnxPredictor
 
     features, threshold = parts.model.features, None
@@ -538,7 +539,10 @@ def _annotate_threshold(parts: Parts, file: Path, rows: pl.DataFrame | None) -> 
             "it stays 0.5. Train longer, or raise [export] holdout.",
             MIN_ROWS,
         )
-    annotate(file, {"threshold": repr(0.5 if threshold is None else threshold)})
+    if threshold is not None:  # another threshold answers other classes: another version
+        version = f"{metadata(file)['version']} {threshold!r}".encode()
+        chosen = {"threshold": repr(threshold), "version": hashlib.sha256(version).hexdigest()[:8]}
+        annotate(file, chosen)
 
 
 def _ranges(rows: pl.DataFrame | None) -> dict[str, tuple[float, float]]:

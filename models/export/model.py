@@ -30,6 +30,7 @@ from models.export.front import StageGraph, columns_of
 from models.export.front_tensors import write_front
 from models.export.model_files import FORMAT, SCORE, STATE_AFTER, VECTOR, write
 from models.export.onnx_graph import Graph
+from models.export.properties import Properties
 
 log = logging.getLogger("headrace.export")
 
@@ -109,6 +110,8 @@ def make(
     model = graph.model(outputs, properties)
     if "version" not in properties:
         content = model.graph.SerializeToString(deterministic=True)
+        answers = {k: properties[k] for k in {*Properties.model_fields, *packed} & {*properties}}
+        content += json.dumps(answers, sort_keys=True).encode()  # classes, threshold, torch weights
         model.metadata_props.add(key="version", value=hashlib.sha256(content).hexdigest()[:8])
     if graph.has_appended and rows is not None and rows.height:
         from models.export import proof  # onnxruntime and torch

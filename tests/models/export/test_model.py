@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -729,6 +730,25 @@ def test_the_same_learner_makes_the_same_graph(tmp_path: Path) -> None:
     ]
     sums = {zlib.crc32(onnx.load(file).graph.SerializeToString()) for file in files}
     assert len(sums) == 1
+
+
+def test_the_version_is_of_all_that_decides_the_answers(tmp_path: Path) -> None:
+    """Classes, threshold and columns beside the graph; not the time or the mark of the export."""
+
+    def version(given: Mapping[str, str] = MappingProxyType({}), **keys: Any) -> str:
+        features = replace(features_of("binary", numeric=("x",), categories={}), **keys)
+        return properties(bare(export(tmp_path / "m.onnx", tabular(features), [], given)))[
+            "version"
+        ]
+
+    known = version()
+    assert version({"mark": '{"p": 3}', "created": "later"}) == known
+    others = [
+        version(classes=("0", "1")),
+        version(threshold=0.25),
+        version({"parse_settings": '{"words": ["none"]}'}),
+    ]
+    assert len({known, *others}) == 4
 
 
 def test_written_whole(tmp_path: Path) -> None:

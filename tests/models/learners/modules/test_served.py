@@ -12,6 +12,7 @@ import pytest
 
 from engine.types import Batch, Features, UserError
 from models.challenge.challenger import ChampionChallenger
+from models.export.model import make
 from models.learners.modules.learner import ModuleLearner, ModuleSettings, ModuleTraining
 from models.learners.modules.served import network_of
 from models.learners.sampling import ResampledLearner, SamplingSettings
@@ -76,6 +77,18 @@ def test_it_scores_as_the_learner_did(
     assert served.predict(rows) == pytest.approx(
         learner.predict(rows), rel=tolerance, abs=tolerance
     )
+
+
+def test_the_version_follows_the_weights(make_features: Make, make_batches: Batches) -> None:
+    """They are no part of the graph, which is what stands before the network."""
+    features = make_features("regression", inputs=("numeric",))
+    learner, versions = learned(features, [], "Branching"), []
+    for batch in make_batches(features, 2):
+        learner.learn(batch)
+        known = {prop.key: prop.value for prop in make(learner, [], {}).metadata_props}
+        assert known["body"] == "torch"
+        versions.append(known["version"])
+    assert versions[0] != versions[1]
 
 
 def test_no_other_code_of_the_file_is_run(make_features: Make, make_batches: Batches) -> None:
