@@ -19,8 +19,8 @@ The contract; a difference between it and the code is a bug in the code.
     that alone is more; each further channel that is no entry can add one item, which the channel
     before it still counts in its consumer's hand. The item for which a `put` waits is
     in the producer's hand and not counted: memory is the budget plus one item.
-6.  Waiting. `get` waits until there is something to tell, at most `timeout` seconds, then raises
-    `Empty`. Nobody polls: every wait ends by a notification or at its timeout.
+6.  Waiting. `get` waits until there is something to tell, at most `timeout` seconds or until a
+    `poke`, then raises `Empty`. Nobody polls: every wait ends by a notification or at its timeout.
 7.  The end. After `finish` the consumer gets what is left, then `EndOfStream`, every time.
 8.  Failure. After `fail` the consumer gets what was put before, in order, then that same exception
     with its original traceback, every time. Any BaseException will do. The first of `finish` and
@@ -116,6 +116,7 @@ class Channel(Generic[T]):
         self._items: deque[tuple[T, int]] = deque()
         self._held_bytes: int | None = None
         self._waited = 0.0
+        self._poked = False
         self._end: BaseException | None = None
         self._traceback: TracebackType | None = None
         self._closed = False
@@ -200,6 +201,13 @@ class Channel(Generic[T]):
             raise outcome.with_traceback(self._traceback if outcome is self._end else None)
         return outcome[0]
 
+    def poke(self) -> None:
+        """Let the `get` that waits, or the next one that would, raise `Empty` before its timeout.
+        Any thread may call it."""
+        with self._lock:
+            self._poked = True
+            self._filled.notify()
+
     def finish(self) -> None:
         """Mark the end of the stream. Called by the producer."""
         self._stop(EndOfStream())
@@ -281,7 +289,10 @@ class Channel(Generic[T]):
         try:
             item, self._held_bytes = self._items.popleft()
         except IndexError:
-            return Closed(self.name) if self._closed else self._end
+            poked, self._poked = self._poked, False
+            if self._closed or self._end is not None or not poked:
+                return Closed(self.name) if self._closed else self._end
+            return Empty(self.name)
         if self._max_items is not None:
             # the queue got shorter, although the bytes are still held
             self._account.wakeup.notify()

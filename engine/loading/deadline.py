@@ -1,11 +1,17 @@
-"""Decides when a batch must be closed so that its oldest record is done in time."""
+"""Decides when to close a batch: soon enough for its oldest record, and not long before the model
+is ready for it."""
 
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 
 import numpy as np
 
+RECENT = 0.2
+"""The weight of the newest batch in the averages of what the consumer takes for one, and what its
+preparation takes."""
 SIZES = 32
 """Classes of batch size: 1, 2, 3-4, 5-8, ... rows."""
 WEIGHT = 0.05
@@ -75,8 +81,42 @@ class Deadline:
         return arrived if takes is None else arrived + self.objective - takes
 
 
+class Demand:
+    """Foresees when the consumer is ready for the next batch. One that is closed long before only
+    lies there, and what arrives meanwhile waits behind it; one that is closed just in time takes
+    all of that along.
+
+    The consumer calls it; any thread may read `due`.
+
+    Attributes:
+        due: `time.monotonic` seconds from which on a batch may be closed: as long before the
+            consumer is ready as preparing one takes; 0 while the consumer waits.
+        on_ask: called when the consumer asks for a batch.
+    """
+
+    def __init__(self) -> None:
+        self.due = 0.0
+        self.on_ask: Callable[[], object] = lambda: None
+        self._taken: float | None = None
+        self._work = self._preparing = 0.0
+
+    def ask(self) -> None:
+        """Note that the consumer is done with its batch and asks for one."""
+        if self._taken is not None:
+            self._work += RECENT * (time.monotonic() - self._taken - self._work)
+            self._taken = None
+        self.due = 0.0
+        self.on_ask()
+
+    def take(self, preparing: float) -> None:
+        """Note that the consumer begins with a batch, whose preparation took so many seconds."""
+        self._taken = time.monotonic()
+        self._preparing += RECENT * (preparing - self._preparing)
+        self.due = self._taken + max(0.0, self._work - self._preparing)
+
+
 def _class(rows: int) -> int:
     return min(SIZES - 1, (max(1, rows) - 1).bit_length())
 
 
-__all__ = ["Deadline"]
+__all__ = ["Deadline", "Demand"]

@@ -43,7 +43,7 @@ from engine.loading.autotune import DecodeThreads, QueueDepth
 from engine.loading.budget import Budget
 from engine.loading.channel import Channel
 from engine.loading.collate import Collate
-from engine.loading.deadline import Deadline
+from engine.loading.deadline import Deadline, Demand
 from engine.loading.decoder import Decoder
 from engine.loading.nodes import Items, Node
 from engine.loading.prefetch import PrefetchNode
@@ -444,6 +444,7 @@ class BatchesNode(PrefetchNode[Batch]):
 
     Args:
         deadline: learns how long batches take.
+        demand: is told when batches are asked for.
     """
 
     def __init__(
@@ -451,9 +452,11 @@ class BatchesNode(PrefetchNode[Batch]):
         node: ScrubNode,
         make_channel: Callable[[], Channel[Any]],
         deadline: Deadline | None,
+        demand: Demand | None,
     ) -> None:
         super().__init__(node, make_channel, "prepare")
         self._deadline = deadline
+        self._demand = demand
         self._in_use: tuple[int, float] | None = None
 
     def next(self) -> Batch:
@@ -461,7 +464,11 @@ class BatchesNode(PrefetchNode[Batch]):
         if taken is not None and self._deadline is not None:
             rows, cut = taken
             self._deadline.observe(rows, time.monotonic() - cut)
+        if self._demand is not None:
+            self._demand.ask()
         batch = super().next()
+        if self._demand is not None and batch.raw_rows:
+            self._demand.take(batch.ready - batch.cut)
         self._in_use = (batch.raw_rows, batch.cut)
         return batch
 
@@ -525,6 +532,7 @@ class Loader(Items[Batch]):
         channel = partial(_channel, self.budget, metrics, timer, settings.prefetch_bytes)
         objective = settings.latency_objective
         deadline = None if objective is None else Deadline(objective)
+        demand = Demand() if settings.answers_soon else None
         self._fetching = SourceNode(source, settings, timer)
         fetch: PrefetchNode[Records | None] = PrefetchNode(
             self._fetching,
@@ -540,7 +548,7 @@ class Loader(Items[Batch]):
         if settings.shuffle_rows:
             node = ShuffleNode(fetch, decoder, settings, self.budget, metrics, timer)
         else:
-            rebatch = RebatchNode(fetch, settings, self.budget, deadline)
+            rebatch = RebatchNode(fetch, settings, self.budget, deadline, demand)
             late = None if labels is None else decoder_of(labels)
             node = DecodeNode(rebatch, decoder, metrics, timer, keep_records, late)
         self._scrub = scrub = ScrubNode(
@@ -552,7 +560,7 @@ class Loader(Items[Batch]):
             _batch_bytes,
             max_items=1 if settings.answers_soon else None,
         )
-        self._prepared = BatchesNode(scrub, prepared, deadline)
+        self._prepared = BatchesNode(scrub, prepared, deadline, demand)
         super().__init__(self._prepared)
         collect_as_usual()  # from here on batches are made
         if mark is not None:

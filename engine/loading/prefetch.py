@@ -65,6 +65,11 @@ class PrefetchNode(Node[T], Generic[T]):
         item, self._state = taken
         return item
 
+    def poke(self) -> None:
+        """Let a `next_within` that waits raise Empty before its time. Any thread may call it."""
+        if self._channel is not None:
+            self._channel.poke()
+
     def get_state(self) -> dict[str, Any] | None:
         return self._state
 

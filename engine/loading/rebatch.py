@@ -13,7 +13,7 @@ from engine.columnar.row_sizes import ends_of
 from engine.config import LoaderSettings
 from engine.loading.budget import Budget
 from engine.loading.channel import Empty
-from engine.loading.deadline import Deadline
+from engine.loading.deadline import Deadline, Demand
 from engine.loading.nodes import Node
 from engine.loading.prefetch import PrefetchNode
 from engine.types import Records
@@ -79,6 +79,7 @@ class RebatchNode(Node[RawBatch]):
     Args:
         budget: what it keeps of former items counts there, as ``rebatch``.
         deadline: says when a batch must go; None: only `max_delay` does.
+        demand: says when the consumer is ready for a batch that is not full; None: always.
     """
 
     idle = 0.2
@@ -89,9 +90,13 @@ class RebatchNode(Node[RawBatch]):
         settings: LoaderSettings,
         budget: Budget,
         deadline: Deadline | None = None,
+        demand: Demand | None = None,
     ) -> None:
         super().__init__()
         self._node = node
+        self._demand = demand
+        if demand is not None:
+            demand.on_ask = self._look_again
         self._rows = settings.batch_rows
         self._bytes = settings.batch_limit
         self._delay = settings.max_delay
@@ -99,6 +104,8 @@ class RebatchNode(Node[RawBatch]):
         self._budget = budget
         self._account = budget.open("rebatch", drains=False)
         self._pieces: list[Records] = []
+        self._held = 0
+        """The bytes of the pieces in memory."""
         self._rest: Records | None = None
         self._left, self._room = self._rows, self._bytes
         self._positions: dict[str, int] = {}
@@ -108,7 +115,7 @@ class RebatchNode(Node[RawBatch]):
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
         super().reset(initial_state)
-        self._pieces, self._rest, self._ended = [], None, False
+        self._pieces, self._held, self._rest, self._ended = [], 0, None, False
         self._left, self._room = self._rows, self._bytes
         self._positions = dict(initial_state or {})
         self._ahead = dict(self._positions)
@@ -138,15 +145,20 @@ class RebatchNode(Node[RawBatch]):
 
     def halt(self) -> None:
         self._node.halt()
-        self._pieces, self._rest = [], None
+        self._pieces, self._held, self._rest = [], 0, None
         self._left, self._room = self._rows, self._bytes
         self._budget.hold(self._account, 0)
 
     def close(self) -> None:
         self._node.close()
 
+    def _look_again(self) -> None:
+        """Close a batch that waits for the consumer. Another thread calls it."""
+        if self._pieces:
+            self._node.poke()
+
     def _cut(self, start: float, reason: str, batches: int) -> RawBatch:
-        pieces, self._pieces = tuple(self._pieces), []
+        pieces, self._pieces, self._held = tuple(self._pieces), [], 0
         self._left, self._room = self._rows, self._bytes
         self._positions = dict(self._ahead)
         return RawBatch(
@@ -179,6 +191,7 @@ class RebatchNode(Node[RawBatch]):
         """Move the first n rows into the batch; the others stay for the next."""
         piece = records if n == len(records) else records.slice(0, n)
         self._pieces.append(piece)
+        self._held += piece.nbytes
         self._ahead |= piece.end_positions
         self._rest = records.slice(n, len(records)) if n < len(records) else None
 
@@ -202,10 +215,12 @@ class RebatchNode(Node[RawBatch]):
         while True:
             close, why = self._close_by(start)
             timeout = max(0.0, close - time.monotonic())
-            self._budget.hold(self._account, sum(piece.nbytes for piece in self._pieces))
+            self._budget.hold(self._account, self._held)
             try:
                 records = self._node.next_within(timeout)
             except Empty:
+                if timeout:  # the time is over, or the consumer asks
+                    continue
                 return why
             except StopIteration:
                 self._ended = True
@@ -219,7 +234,13 @@ class RebatchNode(Node[RawBatch]):
                 return why
 
     def _close_by(self, start: float) -> tuple[float, str]:
-        """Return the latest time to close the batch, and the reason."""
+        """Return the latest time to close the batch, and the reason: not before the consumer is
+        ready for it."""
+        close, why = self._due(start)
+        return (close if self._demand is None else max(close, self._demand.due)), why
+
+    def _due(self, start: float) -> tuple[float, str]:
+        """Return when to close the batch for a consumer that waits, and the reason."""
         ends = [(start + self.idle, "idle")]
         if not self._pieces:
             return ends[0]

@@ -187,9 +187,11 @@ class Reporter:
         """Export the bottleneck of the last seconds."""
         if self._diagnose is None:
             return
+        if time.perf_counter() - self._last_diagnosis.at < BOTTLENECK_SECONDS:
+            return  # a snapshot looks at every thread
         snapshot = self.timer.snapshot()
         timing = snapshot.since(self._last_diagnosis)
-        if timing.at < BOTTLENECK_SECONDS or (bottleneck := self._diagnose(timing)) is None:
+        if (bottleneck := self._diagnose(timing)) is None:
             return
         self._last_diagnosis = snapshot
         self.notes.diagnosed(bottleneck)

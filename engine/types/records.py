@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -101,6 +102,27 @@ class Values:
         same = self.data is other.data and self.tail == other.tail
         return same and bool(self.bounds[-1] == other.bounds[0])
 
+    @classmethod
+    def joined(cls, parts: Sequence[Values]) -> Values:
+        """Return the values of all parts, which have the same `tail`; copied unless they follow
+        each other in one buffer."""
+        nulls = [np.zeros(len(one), np.bool_) if one.null is None else one.null for one in parts]
+        null = None if all(one.null is None for one in parts) else np.concatenate(nulls)
+        if all(one.is_before(other) for one, other in pairwise(parts)):
+            data = parts[0].data
+            bounds = [parts[0].bounds, *(one.bounds[1:] for one in parts[1:])]
+        else:
+            data = np.concatenate([one.data[one.bounds[0] : one.bounds[-1]] for one in parts])
+            starts = accumulate((one.nbytes for one in parts[:-1]), initial=0)
+            bounds = [
+                np.zeros(1, np.int64),
+                *(
+                    one.bounds[1:] - one.bounds[0] + start
+                    for one, start in zip(parts, starts, strict=True)
+                ),
+            ]
+        return cls(data=data, bounds=np.concatenate(bounds), null=null, tail=parts[0].tail)
+
     def take(self, at: NDArray[np.int64]) -> list[bytes | None]:
         """Return some of the values, each copied: for the few, not for the many."""
         values: list[bytes | None] = []
@@ -195,13 +217,25 @@ class Records:
         )
 
 
+SMALL_BYTES = 1 << 16
+"""Pieces of at most so many bytes are copied together: that is sooner done than decoding one more
+piece."""
+
+
 def joined(pieces: Iterable[Records]) -> list[Records]:
-    """Return the pieces in their order, those as one that were cut out of one read and follow each
-    other there: what is paid for each piece is paid once. They are for a format, which reads
-    neither `origins` nor the counter."""
+    """Return the pieces in their order, as few as are cheap to make: what is paid for each piece
+    is paid once. Those that were cut out of one read and follow each other there share its memory;
+    small ones of one partition are copied together. They are for a format, which reads neither
+    `origins` nor the counter."""
+    return _grouped(_grouped(pieces, _is_before), _are_small)
+
+
+def _grouped(
+    pieces: Iterable[Records], together: Callable[[Records, Records], bool]
+) -> list[Records]:
     groups: list[list[Records]] = []
     for piece in pieces:
-        if groups and _is_before(groups[-1][-1], piece):
+        if groups and together(groups[-1][-1], piece):
             groups[-1].append(piece)
         else:
             groups.append([piece])
@@ -210,39 +244,67 @@ def joined(pieces: Iterable[Records]) -> list[Records]:
 
 def _is_before(a: Records, b: Records) -> bool:
     """Return whether the second piece follows the first one in all of its buffers."""
-    if a.partition != b.partition or (a.timestamps is None) != (b.timestamps is None):
-        return False
-    pairs = ((a.values, b.values), (a.keys, b.keys), (a.headers, b.headers))
-    return isinstance(a.values, Values) and all(
-        one.is_before(other)
-        if isinstance(one, Values) and isinstance(other, Values)
-        else one is None is other
-        for one, other in pairs
+    return _are_alike(a, b) and all(
+        isinstance(one, Values) and one.is_before(other)
+        for one, other in zip(_parts(a), _parts(b), strict=True)
+        if one is not None
     )
 
 
-def _joined(pieces: Sequence[Records]) -> Records:
-    def values(of: Sequence[Any]) -> Any:
-        first = of[0]
-        if first is None:
-            return None
-        bounds = np.concatenate([first.bounds, *(one.bounds[1:] for one in of[1:])])
-        nulls = [np.zeros(len(one), np.bool_) if one.null is None else one.null for one in of]
-        null = None if all(one.null is None for one in of) else np.concatenate(nulls)
-        return replace(first, bounds=bounds, null=null)
+def _are_small(a: Records, b: Records) -> bool:
+    """Return whether the second piece may be copied behind the first one, as both are small."""
+    return (
+        max(a.nbytes, b.nbytes) <= SMALL_BYTES
+        and _are_alike(a, b)
+        and a.epoch_offset == b.epoch_offset
+        and bool(a.positions[-1:] < b.positions[:1])
+    )
 
+
+def _are_alike(a: Records, b: Records) -> bool:
+    """Return whether two pieces are of one partition, and have the same parts."""
+    if a.partition != b.partition or (a.timestamps is None) != (b.timestamps is None):
+        return False
+    for one, other in zip(_parts(a), _parts(b), strict=True):
+        if type(one) is not type(other):
+            return False
+        if isinstance(one, pl.DataFrame) and (one.columns, one.dtypes) != (
+            other.columns,
+            other.dtypes,
+        ):
+            return False
+        if isinstance(one, Values) and one.tail != other.tail:
+            return False
+    return True
+
+
+def _parts(records: Records) -> tuple[Any, Any, Any]:
+    return records.values, records.keys, records.headers
+
+
+def _joined(pieces: Sequence[Records]) -> Records:
     times = [piece.timestamps for piece in pieces if piece.timestamps is not None]
+    parts = zip(*map(_parts, pieces), strict=True)
+    values, keys, headers = map(_joined_values, parts)
+    assert values is not None
     return replace(
         pieces[-1],
         positions=np.concatenate([piece.positions for piece in pieces]),
         arrived=min(piece.arrived for piece in pieces),
-        values=values([piece.values for piece in pieces]),
-        keys=values([piece.keys for piece in pieces]),
-        headers=values([piece.headers for piece in pieces]),
+        values=values,
+        keys=keys,
+        headers=headers,
         timestamps=np.concatenate(times) if times else None,
         origins=None,
         counted=pieces[0].counted,
     )
+
+
+def _joined_values(parts: Sequence[Any]) -> Any:
+    first = parts[0]
+    if isinstance(first, pl.DataFrame):
+        return pl.concat(parts)
+    return None if first is None else Values.joined(parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,12 +330,17 @@ class Rejects:
 def in_utc(frame: pl.DataFrame) -> pl.DataFrame:
     """Return the frame with times in UTC if they have no zone, so that text output is ISO 8601
     with T and offset, also inside lists and objects."""
-    columns = {c: _each(pl.col(c), dtype, _utc) for c, dtype in frame.schema.items()}
-    return frame.with_columns(
+    timed = {c: dtype for c, dtype in frame.schema.items() if dtype.is_nested() or _is_naive(dtype)}
+    columns = {c: _each(pl.col(c), dtype, _utc) for c, dtype in timed.items()}
+    changed = [
         converted.alias(c) for c, converted in columns.items() if not converted.meta.eq(pl.col(c))
-    )
+    ]
+    return frame.with_columns(changed) if changed else frame
 
 
 def _utc(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    naive = isinstance(dtype, pl.Datetime) and dtype.time_zone is None
-    return value.dt.replace_time_zone("UTC") if naive else value
+    return value.dt.replace_time_zone("UTC") if _is_naive(dtype) else value
+
+
+def _is_naive(dtype: pl.DataType) -> bool:
+    return isinstance(dtype, pl.Datetime) and dtype.time_zone is None

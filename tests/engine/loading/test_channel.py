@@ -201,6 +201,20 @@ def test_room_given_back_by_another_holder_wakes_a_put() -> None:
     assert budget.held() == {"sink": 7, "raw": 3}
 
 
+def test_a_poke_ends_the_wait_of_a_get_or_of_the_next_that_waits() -> None:
+    channel = ints(100)
+    channel.poke()
+    channel.put(1)
+    assert channel.get() == 1  # there was no need to wait
+    with pytest.raises(Empty):
+        channel.get(HANG)
+    channel.finish()
+    channel.poke()
+    for _ in range(2):
+        with pytest.raises(EndOfStream):
+            channel.get(HANG)
+
+
 def test_put_waits_while_max_items_are_waiting() -> None:
     channel = ints(1_000, max_items=2)
     put_waits, _ = announce(channel)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.loading.deadline import Deadline
+from engine.loading import deadline as deadlines
+from engine.loading.deadline import RECENT, Deadline, Demand
 
 
 def learned(objective: float, times: dict[int, float], batches: int = 400) -> Deadline:
@@ -68,3 +69,52 @@ def test_whatever_it_saw_its_answer_is_a_time(seen: list[tuple[int, float]], row
     takes = deadline.seconds(rows)
     assert (takes is None) == (not any(n for n, _ in seen))
     assert takes is None or 0 < takes < np.inf
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(deadlines, "time", clock)
+    return clock
+
+
+def test_a_batch_is_due_when_it_can_just_be_ready_in_time(clock: Clock) -> None:
+    demand = Demand()
+    for _ in range(100):
+        demand.take(preparing=0.01)
+        clock.now += 0.05  # the model is at work
+        demand.ask()
+        clock.now += 1.0  # it waits
+    assert demand.due == 0.0  # whatever is there may go
+    demand.take(preparing=0.01)
+    assert demand.due - clock.now == pytest.approx(0.04)
+
+
+def test_a_batch_that_takes_longer_to_prepare_than_to_use_is_due_at_once(clock: Clock) -> None:
+    demand = Demand()
+    for _ in range(100):
+        demand.take(preparing=0.08)
+        clock.now += 0.05
+        demand.ask()
+    demand.take(preparing=0.08)
+    assert demand.due == clock.now
+
+
+def test_who_closes_batches_hears_of_each_question(clock: Clock) -> None:
+    demand, dues = Demand(), [0.0]
+    demand.on_ask = lambda: dues.append(demand.due)
+    demand.take(preparing=0.0)
+    clock.now += 1.0
+    demand.ask()
+    assert dues == [0.0, 0.0]
+    demand.take(preparing=0.0)
+    assert demand.due == pytest.approx(clock.now + RECENT * 1.0)

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from connectors.formats.ndjson import Ndjson
+from connectors.formats.values.columns import Columns
 from engine.loading.autotune import DecodeThreads
 from engine.loading.decoder import ROWS_PER_THREAD, Decoder
 from engine.types import Format, Records, Rejects, Schema, Values
@@ -76,34 +77,80 @@ def test_closed_it_leaves_no_thread_and_works_again() -> None:
         assert threading.active_count() == before
 
 
+class Counted(Ndjson):
+    """Notes how many records each call decodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[int] = []
+
+    def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
+        self.calls.append(len(records))
+        return super().decode(records, schema)
+
+
 def test_pieces_of_one_read_are_decoded_together() -> None:
     """As where rows and labels are read in turns, a few of each."""
-    calls: list[int] = []
-
-    class Counted(Ndjson):
-        def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
-            calls.append(len(records))
-            return super().decode(records, schema)
-
-    read, other = records(lines(200, 1), 1), records(lines(50, 300), 300)
+    counted = Counted()
+    read, other = records(lines(200, 1), 1), records(lines(5_000, 300), 300)
     null = np.isin(np.arange(200), [3, 60])
     read = replace(
         read,
         values=replace(read.values, null=null),  # type: ignore[type-var]
         timestamps=np.arange(200),
     )
-    other = replace(other, timestamps=np.arange(50))
+    other = replace(other, timestamps=np.arange(5_000))
     cuts = [0, 1, 20, 55, 200]
     pieces = [read.slice(a, b) for a, b in pairwise(cuts)]
-    made, whole = Decoder(Counted(), SCHEMA), Decoder(Ndjson(), SCHEMA)
+    made, whole = Decoder(counted, SCHEMA), Decoder(Ndjson(), SCHEMA)
     frame, rejects = made.decode([*pieces, other])
-    assert calls == [200, 50]
+    assert counted.calls == [200, 5_000]
     expected, bad = whole.decode([read, other])
     assert frame.equals(expected)
     assert rows_of(rejects).equals(rows_of(bad))
-    calls.clear()
-    made.decode([pieces[0], pieces[2], replace(pieces[3], partition="q"), *pieces[1:3]])
-    assert calls == [1, 35, 145, 54]  # only what is next to each other, of one partition
+    counted.calls.clear()
+    made.decode([pieces[2], pieces[0], replace(pieces[3], partition="q"), *pieces[1:3]])
+    assert counted.calls == [35, 1, 145, 54]  # only what is in order, of one partition
+
+
+@pytest.mark.parametrize("null", [False, True])
+def test_small_pieces_of_several_reads_are_decoded_together(null: bool) -> None:
+    """As a topic gives them that brings a record now and then."""
+    counted, plain = Counted(), Ndjson()
+    pieces = [records(lines(n, at), at) for n, at in [(1, 0), (2, 1), (1, 7), (3, 20)]]
+    times = [replace(piece, timestamps=piece.positions * 10) for piece in pieces]
+    if null:
+        at = np.array([False, True])
+        times[1] = replace(times[1], values=replace(times[1].values, null=at))  # type: ignore[type-var]
+    times = [times[0], times[1].slice(1, 2), *times[2:]]
+    frame, rejects = Decoder(counted, SCHEMA).decode(times)
+    assert counted.calls == [6]
+    apart = [plain.decode(piece, SCHEMA) for piece in times]
+    assert frame.equals(pl.concat([rows for rows, _ in apart]))
+    assert rows_of(rejects).equals(rows_of(tuple(r for _, each in apart for r in each)))
+
+
+def test_small_frames_are_decoded_together_where_their_columns_are_the_same() -> None:
+    calls: list[int] = []
+
+    class Plain(Columns):
+        def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
+            calls.append(len(records))
+            return super().decode(records, schema)
+
+    def piece(at: int, values: pl.DataFrame, lap: int = 0) -> Records:
+        return replace(
+            records(lines(1)), positions=np.array([at]), next=at + 1 + lap, values=values,
+            epoch_offset=lap,
+        )  # fmt: skip
+
+    small, wide = pl.DataFrame({"a": [1]}), pl.DataFrame({"a": pl.Series([1], dtype=pl.Int32)})
+    pieces = [
+        piece(0, small), piece(1, small), piece(2, wide), piece(3, wide), piece(4, wide, 1_000),
+    ]  # fmt: skip
+    frame, _ = Decoder(Plain(), {"a": pl.Int64()}).decode(pieces)
+    assert calls == [2, 2, 1]
+    assert frame["_position"].to_list() == [0, 1, 2, 3, 4]
 
 
 def test_nothing_gives_an_empty_frame() -> None:
