@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import polars as pl
 
 from engine.types import UserError, type_name
@@ -47,7 +48,8 @@ def warn_about_nulls(frame: pl.DataFrame, warned: set[str]) -> None:
     for column in frame.get_columns():
         if not column.dtype.is_float() or column.name in warned:
             continue
-        n = len(column) - int(column.is_finite().sum()) - column.null_count()
+        finite = np.count_nonzero(np.isfinite(column.to_numpy()))
+        n = len(column) - int(finite) - column.null_count()
         if n:
             warned.add(column.name)
             log.warning(

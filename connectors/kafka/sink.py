@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -41,6 +42,8 @@ from engine.types.changes import Free, Warned
 
 TRACEPARENT = "traceparent"
 """W3C's header, which the rows of a traced batch carry."""
+PLACE = re.compile(r"(?s)(.*)/(\d+)\Z")
+"""A partition's name: topic and number."""
 PREVIEW_CHARS = 2_000
 """The characters of a rejected row in its dead letter."""
 
@@ -268,13 +271,19 @@ def _places(positions: pl.DataFrame | None) -> dict[str, pl.Series]:
     """Return headers that say where each row was read."""
     if positions is None:
         return {}
-    parts = pl.col(PARTITION).str.extract_groups(r"^(?<topic>.*)/(?<number>\d+)$")
-    columns = positions.select(
-        pl.coalesce(parts.struct["topic"], PARTITION).alias("headrace.topic"),
-        parts.struct["number"].fill_null("").alias("headrace.partition"),
-        pl.col(POSITION).cast(pl.String).alias("headrace.offset"),
-    )
-    return columns.to_dict()
+    partitions = positions.get_column(PARTITION)
+    names = partitions.unique() if len(partitions) > 1 else partitions
+    parts = [PLACE.match(name) for name in names]
+    topics = [name if part is None else part[1] for name, part in zip(names, parts, strict=True)]
+    numbers = ["" if part is None else part[2] for part in parts]
+    headers = {"headrace.topic": topics, "headrace.partition": numbers}
+    columns = {
+        header: pl.Series([texts[0]]).new_from_index(0, len(partitions))
+        if len(names) == 1
+        else partitions.replace_strict(names, pl.Series(texts))
+        for header, texts in headers.items()
+    }
+    return {**columns, "headrace.offset": positions.get_column(POSITION).cast(pl.String)}
 
 
 __all__ = ["KafkaSink"]

@@ -183,10 +183,11 @@ class Features:
             pairs = zip(self.prediction_names, columns, strict=True)
             return [pl.Series(name, np.ascontiguousarray(column)) for name, column in pairs]
         two = scores.ndim == 1
-        codes = pl.Series(predicted_classes(scores, self.threshold))
-        if not two and (codes < 0).any():
-            codes = codes.set(codes < 0, None)
-        labels = pl.Series("prediction", self.classes, pl.String).gather(codes)
+        codes = predicted_classes(scores, self.threshold)
+        none = codes < 0
+        at = pl.Series(np.where(none, 0, codes).astype(np.uint32))
+        at = at.set(pl.Series(none), None) if none.any() else at
+        labels = pl.Series("prediction", self.classes, pl.String)[at]
         probability = scores if two else scores.max(axis=1, initial=0.0)
         each = [1 - scores, scores] if two else list(scores.T)
         named = zip(self.prediction_names[2:], each, strict=False)

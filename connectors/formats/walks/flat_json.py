@@ -103,18 +103,20 @@ class FlatJson:
         if (verdicts == WIDE).any():
             taken &= is_utf8(values)
         columns = []
+        present = seen == VALUE
+        complete = present.all(axis=1)
         for i, (name, dtype) in enumerate(self._schema.items()):
-            slot, present = self._slots[i], seen[i] == VALUE
-            if kinds[i] == TEXT:
-                column = _text(values.data, texts[0, slot], texts[1, slot], present & taken)
-            else:
-                raw = {FLOAT: floats, BOOL: bools}.get(int(kinds[i]), ints)[slot]
-                column = pl.Series(raw)
-                if not present.all():
-                    column = column.zip_with(
-                        pl.Series(present), pl.Series([None], dtype=column.dtype)
-                    )
-            columns.append(column.cast(dtype).alias(name))
+            kind, slot = int(kinds[i]), self._slots[i]
+            if kind == TEXT:
+                column = _text(values.data, texts[0, slot], texts[1, slot], present[i] & taken)
+                columns.append(column.alias(name))
+                continue
+            raw = {FLOAT: floats, BOOL: bools}.get(kind, ints)[slot]
+            column = pl.Series(name, raw)
+            if not complete[i]:
+                nothing = pl.Series(name, [None], dtype=column.dtype)
+                column = column.zip_with(pl.Series(present[i]), nothing)
+            columns.append(column.cast(dtype) if kind == INT32 else column)
         return pl.DataFrame(columns), taken
 
 
