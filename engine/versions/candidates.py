@@ -147,7 +147,7 @@ class Candidates:
 
     def _require_answers(self, candidate: ServedVersion, now: ServedVersion) -> None:
         """Check that it answers the rows that the current version answers."""
-        batch = self._rows.batch()
+        batch = now.predictor.collate(self._rows.batch())  # both read the same feed
         current = now.predictor.apart()
         lost = len(current.predict(batch)) - len(candidate.predictor.predict(batch))
         if lost > 0:
@@ -162,7 +162,7 @@ class Candidates:
         current = now.predictor.apart() if self._threads == 1 else self._again(now, candidate)
         if current is None:
             return
-        batch = self._rows.batch(self._rows.sizes()[-1])
+        batch = now.predictor.collate(self._rows.batch(self._rows.sizes()[-1]))
         pairs = [
             [_seconds(predictor, batch) for predictor in (current, candidate.predictor)]
             for _ in range(ROUNDS)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Self
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -46,7 +46,7 @@ class Version:
     kept_back: str = ""
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path) -> Version:
         """Read the details of a version. Raises: TornVersion."""
         where = f"{path.parent.name}/{path.name}"
         try:
@@ -61,7 +61,7 @@ class Version:
             raise TornVersion(f"{where} is damaged (it lacks {', '.join(lacking)})")
         known = {f.name: given[f.name] for f in fields(cls) if f.name in given}
         try:
-            return TypeAdapter(cls).validate_python(known)
+            return _reader().validate_python(known)
         except ValidationError as error:
             name, said = error.errors()[0]["loc"][0], error.errors()[0]["msg"]
             raise TornVersion(f"{where} is damaged ({name}: {said})") from None
@@ -77,6 +77,13 @@ class Details:
     precision: str = "float32"
     positions: Mapping[str, int] = field(default_factory=dict)
     kept_back: str = ""
+
+
+@functools.cache
+def _reader() -> TypeAdapter[Version]:
+    """Return what checks the fields. Made once: that takes as long as opening a model, and holds
+    the interpreter's lock while others answer."""
+    return TypeAdapter(Version)
 
 
 __all__ = ["Details", "TornVersion", "Version"]
