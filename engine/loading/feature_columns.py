@@ -3,6 +3,7 @@ a network's named inputs."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,8 +40,8 @@ def tabular_features(
     for column in model.categories:
         if column not in sizes:
             raise UserError(
-                f"No [scrub] stage of kind 'categories' encodes [model] category '{column}'."
-                f"{nearest(column, sizes)}"
+                f"No [scrub] stage of kind 'categories' encodes [model] category '{column}'"
+                f"{_encoded(column, sizes)}"
             )
     numeric = model.numeric and expand_columns(model.numeric, schema, where="[model] numeric")
     return {
@@ -128,6 +129,15 @@ def _columns(
     return (name,)
 
 
+def _encoded(column: str, sizes: Mapping[str, int]) -> str:
+    """Return what encodes a column, as the end of a sentence."""
+    name = json.dumps(column, ensure_ascii=False)
+    return (
+        f": add {name} to the columns of one, or write [scrub.categories] columns = [{name}]."
+        f"{nearest(column, sizes)}"
+    )
+
+
 def _where(name: str) -> str:
     return f"[model] {name}" if name in KEYS else f"[model.inputs.{name}]"
 
@@ -139,8 +149,8 @@ def _read(
     coded = column in sizes and not dtype.is_nested()
     if name == "categories" and not coded:
         raise UserError(
-            f"No [scrub] stage of kind 'categories' encodes {where} '{column}'."
-            f"{nearest(column, sizes)}"
+            f"No [scrub] stage of kind 'categories' encodes {where} '{column}'"
+            f"{_encoded(column, sizes)}"
         )
     if coded and name != "numeric":
         return "categories", sizes[column]

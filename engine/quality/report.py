@@ -32,6 +32,8 @@ PARTS = ("validation", "test")
 """The parts of a split that are never learned."""
 MAX_CONFUSION = 10
 """With more classes than this, the confusion matrix is in report.json only."""
+MAX_ABSENT = 5
+"""The classes without a row that a remark names."""
 BLOCKS, JUDGED = 0.9, 100
 """Rows come in blocks of a class where so much of their agreement with the row before is beyond
 chance (Cohen's kappa), over so many rows or more."""
@@ -82,7 +84,24 @@ def rare_classes(report: Mapping[str, Any]) -> list[str]:
 
 def remarks(report: Mapping[str, Any]) -> list[str]:
     """Return what a reader of the figures should not miss."""
-    return [*_no_better(report), *_blocks(report["all"])]
+    return [*_no_better(report), *_absent(report), *_blocks(report["all"])]
+
+
+def _absent(report: Mapping[str, Any]) -> list[str]:
+    """Return a remark where no row is of some class; not of classes that come as rows do."""
+    whole = report["all"]
+    if not whole.get("rows") or "outside_confusion" in whole:
+        return []
+    counts = [sum(row) for row in whole.get("confusion", [])]
+    absent = [name for name, n in zip(report["classes"], counts, strict=False) if not n]
+    if not absent:
+        return []
+    named = ", ".join(f"'{name}'" for name in absent[:MAX_ABSENT])
+    more = f" and {len(absent) - MAX_ABSENT:,} more" if len(absent) > MAX_ABSENT else ""
+    return [
+        f"No row has {len(absent):,} of the {len(counts):,} classes, {named}{more}: "
+        "the figures do not say how well the model tells them apart."
+    ]
 
 
 def _blocks(whole: Mapping[str, Any]) -> list[str]:

@@ -128,14 +128,19 @@ def task_of(dtype: pl.DataType | type[pl.DataType], classes: int) -> str:
 
 
 def few_numbers(values: Collection[str], target: str, where: str) -> str | None:
-    """Return a remark on a regression target whose numbers may be classes; None if they are
-    many, or fractions.
+    """Return a remark on a regression target whose numbers may be classes, or are all the same;
+    None if they are many, or fractions.
 
     Args:
         values: its different values, as text.
         where: in which rows, in words.
     """
     numbers = [label_value(value) for value in values]
+    if len(numbers) == 1:
+        return (
+            f"[model] task is regression, as '{target}' holds numbers, and it is "
+            f"{next(iter(values))} in {where}: nothing can be learned of one value."
+        )
     if not 1 < len(numbers) <= FEW or any(n is None or n % 1 for n in numbers):
         return None
     task = "binary" if len(numbers) == 2 else "multiclass"

@@ -48,3 +48,17 @@ def test_rows_in_blocks_of_a_class_are_told(labels: list[int], told: bool) -> No
     lines = [line for line in remarks(report_of(labels)) if "class of the row before" in line]
     assert len(lines) == told
     assert all("shuffle_files" in line for line in lines)
+
+
+def test_classes_without_a_row_are_told() -> None:
+    assert remarks(report_of([1, 1, 1]))[-1] == (
+        "No row has 1 of the 2 classes, 'no': the figures do not say how well the model tells them "
+        "apart."
+    )
+    many = report_of([7] * 9)
+    many["classes"] = list("abcdefgh")
+    assert "No row has 7 of the 8 classes, 'a', 'b', 'c', 'd', 'e' and 2 more" in remarks(many)[-1]
+    grows = report_of([1, 1])
+    grows["all"]["outside_confusion"] = [0, 0]
+    for report in (report_of([0, 1]), grows):
+        assert not any("No row has" in line for line in remarks(report))

@@ -109,7 +109,9 @@ BROKEN: dict[str, tuple[Changes, str, str]] = {
         [('target = "y"', 'target = "hollow"')], "", "sampled rows are rejected, and none is left",
     ),
     "a category that nobody encodes": (
-        [('categories = ["key"]', 'categories = ["label"]')], "", "of kind 'categories' encodes",
+        [('categories = ["key"]', 'categories = ["label"]')], "",
+        "encodes [model] category 'label': add \"label\" to the columns of one, or write "
+        "[scrub.categories] columns = [\"label\"].",
     ),
     "loss that does not fit": (
         [('optimizer = "adam"', 'loss = "cross_entropy"')], "", "does not fit [model] task",

@@ -166,7 +166,7 @@ def test_equal_numbers_are_one_class() -> None:
         ([1.0, 0.0, None], "", "set [model] task = 'binary'."),
         ([1, 2, 3], "", "set [model] task = 'multiclass'."),
         ([1.5, 0.0], "", ""),
-        ([7], "", ""),
+        ([7], "", "and it is 7 in {} 200 {}: nothing can be learned of one value."),
         ([1, 0], 'task = "regression"', ""),
     ],
 )
