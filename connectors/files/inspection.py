@@ -194,12 +194,15 @@ class Inspection:
         _tell_some(sentences, "of several types")
 
     def _tell_odd(self, declared: Schema) -> None:
-        sentences = [
-            self._of_odd(column, few)
+        odd = {
+            column: few
             for column, few in self.odd.items()
             if column not in declared and self.schema.get(column) == pl.String
-        ]
-        _tell_some(sentences, "text for a few values")
+        }
+        few = [self._of_odd(c, odd[c]) for c in odd if odd[c].few]
+        _tell_some(few, "text for a few values")
+        many = [self._of_odd(c, odd[c]) for c in odd if not odd[c].few]
+        _tell_some(many, "numbers in a notation that no cast reads", level=logging.INFO)
 
     def _of_odd(self, column: str, few: OddValues) -> str:
         start = (
@@ -232,15 +235,16 @@ class Inspection:
         _tell_some(sentences, "perhaps numbers with points between thousands")
 
 
-def _tell_some(sentences: Sequence[str], more: str) -> None:
-    """Log the first sentences as warnings, the others where somebody asks for them."""
+def _tell_some(sentences: Sequence[str], more: str, *, level: int = logging.WARNING) -> None:
+    """Log the first sentences, as warnings or less, the others where somebody asks for them."""
     for sentence in sentences[:MAX_FILES_NAMED]:
-        log.warning("%s", sentence)
+        log.log(level, "%s", sentence)
     for sentence in sentences[MAX_FILES_NAMED:]:
         log.debug("%s", sentence)
     if len(sentences) > MAX_FILES_NAMED:
         more_columns = len(sentences) - MAX_FILES_NAMED
-        log.warning("%d more columns are %s; --log-level debug lists them.", more_columns, more)
+        text = "%d more columns are %s; --log-level debug lists them."
+        log.log(level, text, more_columns, more)
 
 
 @contextmanager

@@ -83,6 +83,11 @@ class OddValues:
     numbers: bool = False
 
     @property
+    def few(self) -> bool:
+        """Whether most of the values are of another type."""
+        return self.count <= ODD_SHARE * self.seen
+
+    @property
     def commas(self) -> bool:
         """Whether the first of them is a number that certainly has a decimal comma."""
         return bool(re.fullmatch(r"[+-]?\d+,(\d{1,2}|\d{4,})|[+-]?0,\d+", self.value))
