@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from connectors.files.readers.text import compression, readable
 from connectors.formats.registry import EXTENSIONS, FILES, spec_of
@@ -161,11 +162,7 @@ def _extension(path: Path) -> str:
 
 
 def _below(folder: str, format: str | None) -> dict[str, Path]:
-    paths: list[Path] = []
-    for parent, folders, names in os.walk(folder, onerror=_unlisted):
-        folders[:] = [name for name in folders if name[0] not in HIDDEN_PREFIXES]
-        paths += [Path(parent) / name for name in names if name[0] not in HIDDEN_PREFIXES]
-    files = {_shown(p): p for p in sorted(paths, key=os.fsencode) if p.is_file()}
+    files = {_shown(p): p for p in sorted(map(Path, _listed(folder)), key=os.fsencode)}
     fitting = {name: path for name, path in files.items() if _fits(path, format)}
     if not fitting:
         of_format = "" if format is None else f" of format '{format}'"
@@ -186,7 +183,25 @@ def _below(folder: str, format: str | None) -> dict[str, Path]:
     return fitting
 
 
-def _unlisted(error: OSError) -> None:
+def _listed(folder: str) -> Iterator[str]:
+    """Yield the files below a folder, but hidden ones and those behind links to folders. The
+    listing says what is a file: there may be too many to ask for each."""
+    try:
+        with os.scandir(folder) as listing:
+            entries = [entry for entry in listing if entry.name[0] not in HIDDEN_PREFIXES]
+    except OSError as error:
+        _unlisted(error)
+    for entry in entries:
+        if entry.is_symlink():
+            if Path(entry.path).is_file():
+                yield entry.path
+        elif entry.is_dir(follow_symlinks=False):
+            yield from _listed(entry.path)
+        elif entry.is_file(follow_symlinks=False):
+            yield entry.path
+
+
+def _unlisted(error: OSError) -> NoReturn:
     raise UserError(
         f"[source] path leads to the folder '{readable(error.filename)}', which cannot be listed: "
         f"{error.strerror}; grant it, or name the files by a pattern."

@@ -23,7 +23,7 @@ from connectors.formats.kernels.bytes import (
     TAB,
     ZERO,
 )
-from connectors.formats.kernels.swar import compiled
+from connectors.formats.kernels.swar import compiled, copy
 
 FITS, SUSPECT, UNSURE, DEEP = 0, 1, 2, 3
 """The verdict on a line: the parser takes it; a value may not fit its column; only the parser
@@ -298,17 +298,10 @@ def quote_texts(data, places, out):
     at = 0
     for i in range(len(places)):
         stop = places[i]
-        _move(data, at, stop, out, at + i)
+        copy(data, at, stop - at, out, at + i)
         out[stop + i] = QUOTE
         at = stop
-    _move(data, at, len(data), out, at + len(places))
-
-
-@numba.njit(nogil=True, cache=True)
-def _move(data, start, stop, out, to):
-    """Copy bytes. Slices take seconds to compile: their sizes may differ."""
-    for i in range(stop - start):
-        out[to + i] = data[start + i]
+    copy(data, at, len(data) - at, out, at + len(places))
 
 
 @numba.njit(nogil=True, cache=True)

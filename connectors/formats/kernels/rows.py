@@ -98,11 +98,14 @@ def preview(raw: pl.Series) -> pl.Series:
     """Return bytes as text for a dead letter, without the line end; other than UTF-8 as
     ``\\xff``."""
     head = raw.bin.slice(0, PREVIEW_BYTES)
-    text = decode_utf8(head)
-    if text.null_count() > head.null_count():
-        odd = (text.is_null() & head.is_not_null()).arg_true()
-        shown = [value.decode("utf-8", "backslashreplace") for value in head.gather(odd)]
-        text = text.scatter(odd, pl.Series(shown, dtype=pl.String))
+    try:
+        text = head.cast(pl.String)
+    except PolarsError:
+        text = pl.Series(
+            raw.name,
+            [None if v is None else v.decode("utf-8", "backslashreplace") for v in head],
+            dtype=pl.String,
+        )
     return text.str.strip_chars_end("\r\n")
 
 
