@@ -136,7 +136,7 @@ def _transformed(
     kernel: Callable[..., None], columns: Sequence[pl.Series], *parameters: Floats
 ) -> list[pl.Series]:
     """Return the kernel's results for columns of equal length, each with parameters of its own,
-    shape (columns,). They share one piece of memory, which costs half of one for each. Null stays
+    shape (columns,). They share one piece of memory, at half the cost of one piece each. Null stays
     null, NaN NaN."""
     out = np.empty((len(columns), len(columns[0]) if columns else 0))
     own = zip(*(values.tolist() for values in parameters), strict=True)
