@@ -23,7 +23,7 @@ import onnx
 import polars as pl
 from onnx import TensorProto
 
-from engine.types import Features, Learner, Scales, Schema, Transform, UserError
+from engine.types import Codes, Features, Learner, Scales, Schema, Transform, UserError
 from engine.user_code.calls import Calling, named
 from models.export.body import NotExportable
 from models.export.front import StageGraph, columns_of
@@ -33,6 +33,8 @@ from models.export.onnx_graph import Graph
 from models.export.properties import Properties
 
 log = logging.getLogger("headrace.export")
+FEW = 1_000
+"""The most categories of a column that a file lists, so that who serves it counts unknown ones."""
 
 
 def export(
@@ -97,6 +99,9 @@ def make(
         score = ""
     shape: list[int | str] = ["n"] if features.outputs == 1 else ["n", features.outputs]
     properties = {**metadata, **packed, **_properties(features, front, ranges or {})}
+    properties["vocabularies"] = json.dumps(
+        {t.column: t.values for t in transforms if isinstance(t, Codes) and len(t.values) <= FEW}
+    )
     if packed:
         graph, _, outputs = write_front(features, transforms, schema or {})
     else:

@@ -55,6 +55,7 @@ class Properties(BaseModel):
         before_settings: such a stage -> its settings that decide what it returns.
         columns: column -> name of the type in which it was learned.
         parse_settings: how cells were read, see `engine.types.Source.parse_settings`.
+        vocabularies: column of categories -> the values that have a code, where they are few.
         lengths: column of lists or arrays -> the most values that are kept; null keeps all.
         buckets: the lengths to which lists are padded, as in [model].
         body: what runs the network: the graph, or torch behind it; see
@@ -79,6 +80,7 @@ class Properties(BaseModel):
     before_settings: Json[dict[str, dict[str, Any]]] = {}
     columns: Json[dict[str, str]] = {}
     parse_settings: Json[dict[str, str | tuple[str, ...] | dict[str, str]]] = {}
+    vocabularies: Json[dict[str, tuple[str, ...]]] = {}
     lengths: Json[dict[str, int | None]] = {}
     buckets: Json[tuple[int, ...]] = ()
     body: Literal["onnx", "torch"] = "onnx"

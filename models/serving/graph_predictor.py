@@ -202,7 +202,7 @@ class GraphPredictor(SessionPredictor):
             added = [column for answer in self._answers for column in answer.columns(arrays)]
         else:  # of a size that the file leaves open nothing is known
             added = [pl.Series(name, [], dtype) for name, dtype in self._added.items()]
-        batch = batch.counted(STAGE, **self._missing.count(batch.frame))
+        batch = batch.counted(STAGE, **self._missing.count(batch.frame, {}))
         return batch.with_frame(batch.frame.hstack([*added, self.version(len(batch))]))
 
     @property

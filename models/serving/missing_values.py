@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import polars as pl
+from numpy.typing import NDArray
 
 from engine.types import MISSING_VALUES, Schema
 from engine.types.plural import counted
@@ -16,6 +20,8 @@ log = logging.getLogger("headrace.predictor")
 NAMED = 50
 """The columns that are counted by name; a wide table must not become a metric for each column."""
 OTHERS = "other columns"
+UNKNOWN_VALUES = "unknown "
+"""Begins the names of counts of categories without a code; the column follows."""
 MAX_FLOAT32 = 3.4028235e38
 GONE_ROWS = 1_000
 """The rows without a value after which a column is reported."""
@@ -24,14 +30,20 @@ RENAMED_ROWS = 100
 
 
 class MissingValues:
-    """Counts nulls and NaN in the columns that a model reads.
+    """Counts nulls and NaN in the columns that a model reads, and categories without a code.
 
     Args:
         columns: that it reads.
+        vocabularies: column -> the categories that have a code, where they are known.
     """
 
-    def __init__(self, columns: Sequence[str]) -> None:
+    def __init__(
+        self,
+        columns: Sequence[str],
+        vocabularies: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> None:
         self._columns = columns
+        self._coded = {name: frozenset((*values, "")) for name, values in vocabularies.items()}
         self._twins: dict[str, str] = {}
         self._gone = dict.fromkeys(columns, 0)
         self._told: set[str] = set()
@@ -43,19 +55,27 @@ class MissingValues:
         others = {name.casefold(): name for name in schema if name not in self._gone}
         self._twins = {c: others[c.casefold()] for c in self._columns if c.casefold() in others}
 
-    def count(self, frame: pl.DataFrame) -> dict[str, int]:
+    def count(self, frame: pl.DataFrame, feed: Mapping[str, NDArray[Any]]) -> dict[str, int]:
         """Return what to count of rows that are answered, by event; warn of columns without a
-        value, once each."""
+        value, once each.
+
+        Args:
+            feed: of these rows; text as Python strings, "" for null.
+        """
         counts: dict[str, int] = {}
         for at, name in enumerate(self._columns):
             column = frame.get_column(name)
             n = column.null_count()
             if column.dtype.is_float() and math.isnan(column.sum()):  # the cheapest look for NaN
                 n += int(column.is_nan().sum())
+            shown = name if at < NAMED else OTHERS
             if n:
                 self._filled.add(name)
-                event = f"{MISSING_VALUES}{name if at < NAMED else OTHERS}"
+                event = f"{MISSING_VALUES}{shown}"
                 counts[event] = counts.get(event, 0) + n
+            if name in self._coded and (n_unknown := _unknown(feed.get(name), self._coded[name])):
+                event = f"{UNKNOWN_VALUES}{shown}"
+                counts[event] = counts.get(event, 0) + n_unknown
             if n < len(column):
                 self._gone[name] = 0
             elif n:
@@ -86,6 +106,14 @@ class MissingValues:
                 "%s: the model answers without it. See that it is still written under that name.",
                 last,
             )
+
+
+def _unknown(values: NDArray[Any] | None, known: frozenset[str]) -> int:
+    """Return how many values, Python strings of shape (n,), are not known."""
+    texts = [] if values is None else values.tolist()
+    if known.issuperset(texts):
+        return 0
+    return sum(n for value, n in Counter(texts).items() if value not in known)
 
 
 def _reasons(frame: pl.DataFrame, columns: Sequence[str]) -> pl.Series:

@@ -129,7 +129,7 @@ class OnnxPredictor(SessionPredictor):
         self._score = score_of(self._session)
         properties = Properties.read(self.metadata, path)
         self._inputs = OnnxInputs.of(properties)
-        self._missing = MissingValues(tuple(self._inputs.kinds))
+        self._missing = MissingValues(tuple(self._inputs.kinds), properties.vocabularies)
         self._body: TorchBody | None = None
         if properties.body == "torch":
             self._body = self._behind(path, properties.module, network)
@@ -230,9 +230,11 @@ class OnnxPredictor(SessionPredictor):
                 [*self._prediction_columns(scores, vectors), self.version(len(batch))]
             )
         )
+        feed = batch.feed or {}
         if finite.all():
-            return done.counted("predict", **self._missing.count(done.frame))
-        counts = self._missing.count(done.frame.filter(pl.Series(finite)))
+            return done.counted("predict", **self._missing.count(done.frame, feed))
+        answered = {name: array[finite] for name, array in feed.items()}
+        counts = self._missing.count(done.frame.filter(pl.Series(finite)), answered)
         detail = self._missing.reasons(done.frame)
         done = done.reject(pl.Series(finite), stage="predict", reason="non_finite", detail=detail)
         return done.counted("predict", **counts)

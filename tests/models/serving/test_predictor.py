@@ -159,8 +159,11 @@ def test_what_a_batch_carries_stays(model: Model) -> None:
     batch = batch_of(rows(5)).counted("fill", filled=3)
     done = predictor_of(model("binary")).predict(batch)
     assert (done.mark, done.arrived, done.raw_rows) == (batch.mark, 5.0, 5)
+    unknown = int((done.frame["key"] == "never").sum())
     lacks = {("predict", "missing a"): 2, ("predict", "missing key"): 2}
-    assert done.counts == {("fill", "filled"): 3, **lacks}
+    assert done.counts == {("fill", "filled"): 3, **lacks} | (
+        {("predict", "unknown key"): unknown} if unknown else {}
+    )
     assert done.rejects == ()
     assert batch.frame.columns == ["_partition", "_position", *rows(1).columns]
 
@@ -233,7 +236,8 @@ def test_values_that_the_file_fills_are_counted_by_column(model: Model) -> None:
     )
     done = predictor_of(model("binary")).predict(batch_of(frame))
     assert done.frame.get_column("_position").to_list() == [0, 1, 2]
-    assert done.counts == {("predict", "missing a"): 2, ("predict", "missing key"): 1}
+    missing = {("predict", "missing a"): 2, ("predict", "missing key"): 1}
+    assert done.counts == {**missing, ("predict", "unknown key"): 1}
 
 
 def test_a_column_that_stops_coming_is_reported_once(
