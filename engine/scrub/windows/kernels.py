@@ -1177,7 +1177,9 @@ def _goes_on(spec, memory, record, key, pane, newest):
     at, first, end = records[record, AT], parts[record, FIRST], parts[record, END]
     if spec.shape == SLIDING:
         tags, hot = memory.tags, key & (HOT - 1)
-        known = tags[hot, 0] == key and tags[hot, 1] == pane == newest
+        if end == first or pane != newest or panes[at + end - 1, 0] != pane:
+            return NO  # as mostly where keys have few rows: the tags are not read
+        known = tags[hot, 0] == key and tags[hot, 1] == pane
         return at + end - 1 if known and tags[hot, 2] == first and tags[hot, 3] == end else NO
     if end - first != 1 or pane > newest - spec.late_panes:
         return NO
