@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from engine.types import NANOSECONDS, Schema, Snapshot, UserError, nanoseconds, require, type_name
-from engine.types.arrays import Bools, Ints, read_only
+from engine.types.arrays import Ints, read_only
 
 PER_TICK = {"ns": 1, "us": 1_000, "ms": 1_000_000}
 NEVER = -(1 << 62)
@@ -20,11 +20,11 @@ AGREE = 8
 """Times in sequence that are far from the clock until it goes there."""
 SPARSE = 4
 """A step of the clock is no surprise where it is up to so many times as long as those before it."""
-AT, NEAR, BACK, NEWEST_BACK, LONGEST, SINCE, WAITING, FIRST = range(8)
-"""Places in the state: the clock; how many times were near it, up to `AGREE`; how many in sequence
-were far behind, and the newest of them; the longest of the last steps that were longer than
-`ahead`, and how many times came since such a step; how many in sequence are far ahead, and the
-first of those."""
+AT, BEGUN, TOLD, LONGEST, SINCE, WAITING, FIRST = range(7)
+"""Places in the state: the clock; whether eight times have come; how many were
+told to be far ahead before; the longest of the last steps that
+were longer than `ahead`, and how many times came since such a step; how many in sequence are far
+ahead, or came before it had begun, and the first of those."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +136,7 @@ def times_in_ticks(column: pl.Series) -> Ints:
 
 def _begun() -> Ints:
     state = np.zeros(FIRST + AGREE, np.int64)
-    state[AT] = state[NEWEST_BACK] = NEVER
+    state[AT] = NEVER
     return state
 
 
@@ -147,14 +147,16 @@ class Clock:
     A time that is more than `ahead` ticks after the clock waits until eight in sequence do. Then
     the clock goes to the newest that at least four of those after it confirm, as they are not
     earlier; the others are tried again. So up to four wrong ones among them, or seven in sequence
-    elsewhere, move nothing.
+    elsewhere, move nothing. It never goes back.
+
+    It begins with eight times in the same way; where that is far behind most of them, which are
+    near each other, at the newest of those. Whoever needs a clock `at_once` has a guess before: the
+    newest of the most times that are near each other, of the earliest of as many. One wrong first
+    time rules until the second.
 
     Where the times of a stream are further apart than that, its first eight say so: from then on a
     step of up to four times the longest of the last ones is followed at once, until eight times in
     sequence are close to each other. The longest fades by an eighth with each such step.
-
-    Eight in sequence that are far behind move it back, unless eight were near it: then they are
-    late.
 
     Attributes:
         state: see `AT` and the others, shape (FIRST + AGREE,).
@@ -162,28 +164,36 @@ class Clock:
 
     state: Ints = field(default_factory=_begun)
 
-    @classmethod
-    def forward(cls) -> Self:
-        """Return a new clock that never goes back."""
-        state = _begun()
-        state[NEAR] = AGREE
-        return cls(state=state)
-
     @property
     def time(self) -> int:
-        """The clock; NEVER before it has begun."""
+        """The clock, or the guess; NEVER before there is one."""
         return int(self.state[AT])
 
-    def walk(self, times: Ints, ahead: int, *, at_once: bool) -> tuple[Self, Ints, Bools]:
-        """Return the clock after these times, the clock with each of them, and which are far ahead
-        of it; shape (n,). A time of NEVER changes nothing.
+    @property
+    def has_begun(self) -> bool:
+        """Whether eight times have come."""
+        return bool(self.state[BEGUN])
+
+    def begins(self, times: Ints) -> int:
+        """Return the first of these times with which it has begun: 0 if it has before, their number
+        if it does not."""
+        if self.has_begun:
+            return 0
+        timed = np.flatnonzero(times > NEVER)
+        missing = AGREE - int(self.state[WAITING])
+        return len(times) if len(timed) < missing else int(timed[missing - 1])
+
+    def walk(self, times: Ints, ahead: int, *, at_once: bool) -> tuple[Self, Ints, int]:
+        """Return the clock after these times, the clock with each of them, shape (n,), and how many
+        are far ahead of it; with the eighth time of all, how many of the eight are that were not
+        told before. A time of NEVER changes nothing.
 
         Args:
-            at_once: whether the first time begins it; otherwise eight have to be there.
+            at_once: whether there is a guess before it has begun.
         """
-        state, clocks, far = self.state.copy(), np.empty_like(times), np.zeros(len(times), np.bool_)
-        _walk(read_only(times), ahead, at_once, state, clocks, far)
-        return type(self)(state=state), clocks, far
+        state, clocks = self.state.copy(), np.empty_like(times)
+        far = _walk(read_only(times), ahead, at_once, state, clocks)
+        return type(self)(state=state), clocks, int(far)
 
     def snapshot(self) -> Snapshot:
         """Return plain values."""
@@ -212,8 +222,8 @@ def without_future(times: Ints, ahead: int) -> Ints:
 
 
 @numba.njit(nogil=True, cache=True)
-def _walk(times, ahead, at_once, state, clocks, far):  # type: ignore[no-untyped-def]
-    clock, calm = state[AT], False
+def _walk(times, ahead, at_once, state, clocks):  # type: ignore[no-untyped-def]
+    clock, calm, far = state[AT], False, 0
     for i in range(times.shape[0]):
         time = times[i]
         if calm and -ahead <= time - clock <= ahead:  # as nearly always: only the clock moves
@@ -221,62 +231,99 @@ def _walk(times, ahead, at_once, state, clocks, far):  # type: ignore[no-untyped
             continue
         state[AT] = clock
         if time != NEVER:
-            if clock == NEVER and at_once:
-                state[AT] = time
-            _see(state, time, ahead)
-            if state[WAITING] == AGREE:
-                _agree(state, ahead)
-            far[i] = state[AT] != NEVER and time - state[AT] > ahead
+            far += _see(state, time, ahead) if state[BEGUN] else _begin(state, time, ahead, at_once)
         clock = clocks[i] = state[AT]
-        waits = state[WAITING] + state[LONGEST] + state[BACK]
-        calm = clock != NEVER and waits == 0 and state[NEAR] == AGREE
+        calm = state[BEGUN] == 1 and state[WAITING] + state[LONGEST] == 0
     state[AT] = clock
+    return far
+
+
+@numba.njit(nogil=True, cache=True)
+def _begin(state, time, ahead, at_once):  # type: ignore[no-untyped-def]
+    """Take one of the first eight times; return whether it is far ahead of the guess, or with the
+    last one how many of the eight are that were not told."""
+    state[FIRST + state[WAITING]] = time
+    state[WAITING] += 1
+    if state[WAITING] == AGREE:
+        first = state[FIRST:].copy()
+        state[BEGUN] = 1
+        _agree(state, ahead)
+        newest, near = _most(np.sort(first), ahead)
+        if near > AGREE // 2 and newest - state[AT] > ahead:  # held back by a time of the past
+            state[FIRST:], state[LONGEST] = first, 0
+            _go(state, newest, ahead)
+        return max(np.count_nonzero(first - state[AT] > ahead) - state[TOLD], 0)
+    if not at_once:
+        return 0
+    state[AT], _ = _most(np.sort(state[FIRST : FIRST + state[WAITING]]), ahead)
+    far = np.int64(time - state[AT] > ahead)
+    state[TOLD] += far
+    return far
+
+
+@numba.njit(nogil=True, cache=True)
+def _most(times, ahead):  # type: ignore[no-untyped-def]
+    """Return the newest of the most times, ascending, whose steps are no longer than `ahead`, and
+    how many they are."""
+    newest, most, start = times[0], 0, 0
+    for i in range(times.shape[0]):
+        if times[i] - times[max(i - 1, 0)] > ahead:
+            start = i
+        if i + 1 - start > most:
+            newest, most = times[i], i + 1 - start
+    return newest, most
 
 
 @numba.njit(nogil=True, cache=True)
 def _see(state, time, ahead):  # type: ignore[no-untyped-def]
+    """Follow one time, or let it wait, and go where eight are; return whether it is far ahead."""
+    _follow(state, time, ahead)
+    if state[WAITING] == AGREE:
+        _agree(state, ahead)
+    return time - state[AT] > ahead
+
+
+@numba.njit(nogil=True, cache=True)
+def _follow(state, time, ahead):  # type: ignore[no-untyped-def]
     """Follow one time, or let it wait."""
     step = time - state[AT]
     longest = state[LONGEST]
     expected = step <= ahead or (longest > 0 and step // SPARSE <= longest)
-    if state[AT] == NEVER or not expected:
-        state[BACK], state[NEWEST_BACK] = 0, NEVER
+    if not expected:
         state[FIRST + state[WAITING]] = time
         state[WAITING] += 1
         return
     state[WAITING] = 0
-    if step >= -ahead:
-        state[BACK], state[NEWEST_BACK] = 0, NEVER
-        if step > ahead:
-            state[LONGEST], state[SINCE] = max(step, longest - longest // AGREE), 0
-        elif longest > 0:
-            state[SINCE] += 1
-            if state[SINCE] == AGREE:
-                state[LONGEST] = 0
-        state[AT], state[NEAR] = max(state[AT], time), min(state[NEAR] + 1, AGREE)
-    elif state[NEAR] < AGREE:
-        state[BACK], state[NEWEST_BACK] = state[BACK] + 1, max(state[NEWEST_BACK], time)
-        if state[BACK] == AGREE:
-            state[AT], state[NEAR] = state[NEWEST_BACK], AGREE
-            state[BACK], state[NEWEST_BACK] = 0, NEVER
+    if step > ahead:
+        state[LONGEST], state[SINCE] = max(step, longest - longest // AGREE), 0
+    elif step >= -ahead and longest > 0:
+        state[SINCE] += 1
+        if state[SINCE] == AGREE:
+            state[LONGEST] = 0
+    state[AT] = max(state[AT], time)
 
 
 @numba.njit(nogil=True, cache=True)
 def _agree(state, ahead):  # type: ignore[no-untyped-def]
     """Go where eight times in sequence are."""
-    waiting = state[FIRST:].copy()
-    lowest = waiting.copy()  # of each and those after it
+    lowest = state[FIRST:].copy()  # of each and those after it
     for i in range(AGREE - 2, -1, -1):
         lowest[i] = min(lowest[i], lowest[i + 1])
     confirmed = AGREE // 2
     longest = 0
     for i in range(1, confirmed):
         longest = max(longest, lowest[i] - lowest[i - 1])
-    state[AT], state[NEAR] = lowest[confirmed - 1], AGREE
     state[LONGEST], state[SINCE] = longest if longest > ahead else 0, 0
-    state[WAITING] = 0
+    _go(state, lowest[confirmed - 1], ahead)
+
+
+@numba.njit(nogil=True, cache=True)
+def _go(state, time, ahead):  # type: ignore[no-untyped-def]
+    """Go to a time, and try those again that waited."""
+    waiting = state[FIRST:].copy()
+    state[AT], state[WAITING] = time, 0
     for i in range(AGREE):
-        _see(state, waiting[i], ahead)
+        _follow(state, waiting[i], ahead)
 
 
 __all__ = [

@@ -182,7 +182,7 @@ class LabelJoin:
         label_times, label_numbers = self.labels.find(keys, self.oldest)
         was = row_times.copy(), row_numbers.copy(), label_times.copy(), label_numbers.copy()
         order = np.argsort(np.concatenate((rows.turns, labels.turns)), kind="stable")
-        self._clock, _, far = self._clock.walk(times[order], self._horizon, at_once=False)
+        self._clock, _, ahead = self._clock.walk(times[order], self._horizon, at_once=False)
         duplicates, pairs = np.zeros(len(group), np.bool_), np.empty((2, len(group)), np.int64)
         found = _walk(
             order, group, times, len(rows), self.rows.next, self.labels.next, row_times,
@@ -197,7 +197,7 @@ class LabelJoin:
         return Added(
             duplicate_rows=duplicates[:n],
             duplicate_labels=duplicates[n:],
-            ahead=int(np.count_nonzero(far)),
+            ahead=ahead,
         )
 
     def settle(self) -> Settled:

@@ -23,7 +23,7 @@ import polars as pl
 
 from engine.types import HeadraceError, Snapshot
 
-LAYOUT = 11
+LAYOUT = 12
 """The version of the layout; increase it with every change to a state's keys or their meaning."""
 NAMED = b"headrace checkpoint "
 MAGIC = NAMED + b"%d\n" % LAYOUT

@@ -136,7 +136,7 @@ class EventReader:
         self._odd.note_keyless(records, at[~rows.whole])
         name = IN_ORDER if self._side.lags() is None else records.partition
         times = rows.valid[kept]
-        clock, seen, far = self._clock(name).walk(times, self._lengths.ahead, at_once=False)
+        clock, seen, ahead = self._clock(name).walk(times, self._lengths.ahead, at_once=False)
         self._clocks[name] = clock
         order = self._order + at[kept]
         self._order += len(records)
@@ -154,7 +154,7 @@ class EventReader:
             "events": len(kept),
             "events_late": int(late.sum()),
             "events_missed": int(missed.sum()),
-            "events_ahead": int(far.sum()),
+            "events_ahead": ahead,
             "unreadable": len(records) - len(kept),
             "events_forgotten": self._recent.add(events, oldest),
         }

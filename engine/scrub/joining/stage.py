@@ -170,20 +170,23 @@ class Join(SideStage):
         assert self._time is not None
         assert self._lengths is not None
         lengths, times = self._lengths, self._time.read(frame)
-        self._clock, clocks, far = self._clock.walk(times, lengths.ahead, at_once=True)
+        begins = self._clock.begins(times)
+        self._clock, clocks, ahead = self._clock.walk(times, lengths.ahead, at_once=True)
         timed = times > NEVER
         floor = clocks - lengths.lateness - lengths.within
+        oldest = np.maximum(times - lengths.within, floor)
+        floor[:begins] = NEVER  # the guess may be wrong: no event is dropped for it
         asked = Asked(
             keys=hashes(frame, self._by),
             whole=timed & ~null_keys(frame[list(self._by)]),
             times=times,
-            oldest=np.maximum(times - lengths.within, floor),
+            oldest=oldest,
             newest=times + lengths.wait,
             until=np.minimum(times, clocks) + lengths.wait + lengths.lateness,
             floor=floor,
         )
         late = timed & (times < clocks - lengths.lateness)
-        counts = {"late": late.sum(), "ahead": far.sum(), "no_time": (~timed).sum()}
+        counts = {"late": late.sum(), "ahead": ahead, "no_time": (~timed).sum()}
         return asked, Counter({what: int(n) for what, n in counts.items()})
 
     def _read(self, asked: Asked) -> Mapping[str, int]:

@@ -65,8 +65,8 @@ its newest and oldest value, `MOMENTS` count, mean and the sum of squared differ
 SUM it adds up; from MAX to START it is a maximum: MIN and START are kept negated."""
 
 HASH, NEWEST, SEEN, AT = range(4)
-"""Words of 64 bits of a key's record: its hash; its newest time; the stream's time at its last row;
-where its segment begins in `arena` (or the next free record)."""
+"""Words of 64 bits of a key's record: its hash; its newest time, without those far ahead; the
+stream's time at its last row; where its segment begins in `arena` (or the next free record)."""
 SIZE, FIRST, END, SPLITS = 8, 9, 10, 12
 """Words of 32 bits: the size of its segment, its first entry and the end of its entries; then for
 each window its split, and where it began last, to search from there."""
@@ -734,7 +734,7 @@ def _has_room(memory, record):
 def _mark(slots, bases, registers, record, sketch, slot, unit, newest, dead):
     """Note in a key's sketch that a slot was seen in a unit of panes; the newest may be before it,
     if that is far ahead of the stream. A mark that is not after the unit `dead` has no use."""
-    if newest - bases[record, 0] > LAST_PANE:
+    if not NONE < newest - bases[record, 0] <= LAST_PANE:  # or before a wrong first time
         _move_base(slots, bases, record, newest - PAST)
     after = min(unit - bases[record, 0], LAST_PANE)
     if after <= NONE:
@@ -1129,7 +1129,9 @@ def walk(plan, memory, base, start, keys, times, values, clocks, seen):
             continue
         else:
             record = _record(memory, key, i)
-            newest_time = time if record < 0 else max(memory.cells.records[record, NEWEST], time)
+            newest_time = NEVER if record < 0 else memory.cells.records[record, NEWEST]
+            if time - clock <= plan.ahead or newest_time == NEVER:  # a wrong time makes none late
+                newest_time = max(newest_time, time)
             pane, newest_time = time // plan.resolution, min(newest_time, clock)
             newest = pane if newest_time == time else newest_time // plan.resolution
             e = _goes_on(spec, memory, record, key, pane, newest)
@@ -1213,7 +1215,8 @@ def _take(plan, memory, base, record, e, i, key, time, pane, newest, values, see
         _save_first(memory, base, record)
     _touch(memory.queue, memory.stamps, registers, record)
     records[record, SEEN] = registers[CLOCK]
-    records[record, NEWEST] = max(records[record, NEWEST], time)
+    if time - registers[CLOCK] <= plan.ahead:
+        records[record, NEWEST] = max(records[record, NEWEST], time)
     if e >= 0 and spec.shape != SLIDING and cells.panes[e, 0] != pane:
         _age(spec, cells, e, pane)
     first, end, again = parts[record, FIRST], parts[record, END], True

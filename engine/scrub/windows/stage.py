@@ -38,7 +38,7 @@ class Window(Stage):
     the longest time of more than `keys` keys, or `panes` panes; the latter is counted as
     ``forgotten``. A row more than `ahead` after the stream's time does not move that, unless
     eight in sequence are, and is counted as ``ahead``: one time far in the future does not forget
-    everything (`engine.columnar.event_time.Clock`). All that
+    everything, nor make later rows late (`engine.columnar.event_time.Clock`). All that
     is exact to the row and does not depend on how the stream is cut. Keys are compared by a 64-bit
     hash.
     """

@@ -34,10 +34,12 @@ from engine.scrub.windows.kernels import (
     MARKED,
     MARKS,
     NEVER,
+    NEWEST,
     NEXT,
     ORIGIN,
     RECORDS,
     REGISTERS,
+    SEEN,
     SLAB,
     SLOTS,
     SPLITS,
@@ -109,7 +111,7 @@ class WindowState:
 
     def __init__(self, plan: Plan, results: Results, columns: int) -> None:
         self._plan, self._results = plan, results
-        self._clock = Clock.forward()
+        self._clock = Clock()
         self._pool, self._outputs = BufferPool(spare=len(Base._fields)), BufferPool(spare=4)
         self._log = RowLog(columns, BufferPool(spare=SPARE))
         self._none = self._room_for(0, 0, 0)
@@ -148,15 +150,36 @@ class WindowState:
 
     def _walk(self, rows: Arrays) -> tuple[Floats, int]:
         """Remember rows; return what each sees, shape (n, words), and how many are far ahead."""
-        n, at = len(rows["keys"]), 0
-        self._clock, clocks, far = self._clock.walk(rows["times"], self._plan.ahead, at_once=True)
+        n, begun, times = len(rows["keys"]), self._clock.has_begun, rows["times"]
+        first = self._clock.begins(times)
+        self._clock, clocks, ahead = self._clock.walk(times, self._plan.ahead, at_once=True)
         seen = self._outputs.empty((n, self._results.width), np.float64)
-        while at < n:
+        # Before the clock has begun, it may be wrong: no key is silent for too long by then.
+        self._pass(self._plan._replace(idle=-NEVER), rows, 0, first, clocks, seen)
+        if first < n and not begun:
+            self._begin_at(int(clocks[first]))
+        self._pass(self._plan, rows, first, n, clocks, seen)
+        return seen, ahead
+
+    def _pass(
+        self, plan: Plan, rows: Arrays, at: int, stop: int, clocks: Ints, seen: Floats
+    ) -> None:
+        """Walk over the rows at ... stop."""
+        whole = [array[:stop] for array in (*rows.values(), clocks)]
+        while at < stop:
             base = self._none if self._making is None else self._making.base
-            at = kernels.walk(self._plan, self._memory, base, at, *rows.values(), clocks, seen)
-            if at < n:
+            at = kernels.walk(plan, self._memory, base, at, *whole, seen)
+            if at < stop:
                 self._grow()
-        return seen, int(np.count_nonzero(far))
+
+    def _begin_at(self, clock: int) -> None:
+        """Take back what keys note by a clock that had not begun: all are seen by now, and those
+        whose newest time is far ahead have none."""
+        records = self._memory.cells.records[: self._memory.registers[RECORDS]]
+        records[:, SEEN] = clock
+        newest = records[:, NEWEST]
+        newest[newest - clock > self._plan.ahead] = NEVER
+        self._memory.registers[DUE] = NEVER
 
     def _grow(self) -> None:
         """Make more room."""
@@ -198,8 +221,11 @@ class WindowState:
         other._renew()
         added = _base_of(other._base)
         origin, registers = other._base["origin"], self._memory.registers
-        self._clock = max(self._clock, other._clock, key=lambda clock: clock.time)
+        begun = self._clock.has_begun
+        self._clock = max(self._clock, other._clock, key=lambda c: (c.has_begun, c.time))
         registers[CLOCK] = self._clock.time
+        if self._clock.has_begun and not begun:
+            self._begin_at(self._clock.time)
         if registers[ORIGIN] == NEVER:
             registers[ORIGIN] = origin
         for op, _, word in self._plan.spec.kept:  # times count from the same origin

@@ -29,7 +29,7 @@ Seen = list[dict[str, float | None]]
 class Key:
     """What is remembered of a key: its panes, ascending, each with its rows (pane, time, value)."""
 
-    newest: int
+    newest: int | None
     seen: int
     panes: dict[int, list[tuple[int, int, float | None]]] = field(default_factory=dict)
     slots: dict[int, int] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Reference:
     panes: int = 1 << 30
     names: Sequence[str] = NAMES
     memory: OrderedDict[Any, Key] = field(default_factory=OrderedDict)
-    event_time: Clock = field(default_factory=Clock.forward)
+    event_time: Clock = field(default_factory=Clock)
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("late", "ahead", "forgotten", "no_time"), 0)
     )
@@ -76,12 +76,16 @@ class Reference:
             if len(self.memory) == self.keys:
                 self.memory.popitem(last=False)
                 self.counts["forgotten"] += 1
-            self.memory[key] = Key(time, self.clock)
+            self.memory[key] = Key(None, self.clock)
         state = self.memory[key]
         self.memory.move_to_end(key)
         state.seen = self.clock
-        state.newest = max(state.newest, time)
-        newest_time = min(state.newest, self.clock)
+        newest_time = time if state.newest is None else max(state.newest, time)
+        if not self._is_ahead(time):
+            state.newest = newest_time
+        elif state.newest is not None:
+            newest_time = state.newest
+        newest_time = min(newest_time, self.clock)
         self.counts["late"] += time < newest_time - self.lateness
         pane, newest = time // self.resolution, newest_time // self.resolution
         own = (pane, time, value)
@@ -89,7 +93,7 @@ class Reference:
         for length, span in zip(self.lengths, self.spans, strict=True):
             rows = self._rows(state, pane, span) + [own] * self.own
             numbers = self._aggregates(rows, own, length)
-            numbers["distinct"] = self._distinct(state, rows, own, span)
+            numbers["distinct"] = self._distinct(state, rows, own, span, newest)
             seen.append({name: numbers[name] for name in self.names})
         horizon = newest - self.late
         if self.shape != "sliding" or pane > horizon - max(self.spans):
@@ -110,10 +114,22 @@ class Reference:
         assert self.ahead is not None
         assert self.idle is not None
         times = np.array([time], np.int64)
-        self.event_time, _, far = self.event_time.walk(times, self.ahead, at_once=True)
-        self.counts["ahead"] += int(far[0])
-        for key in [k for k, v in self.memory.items() if self.clock - v.seen > self.idle]:
+        begun = self.event_time.has_begun
+        self.event_time, _, ahead = self.event_time.walk(times, self.ahead, at_once=True)
+        self.counts["ahead"] += ahead
+        if not self.event_time.has_begun:
+            return
+        for key in [k for k, v in self.memory.items() if begun and self.clock - v.seen > self.idle]:
             del self.memory[key]
+        if not begun:
+            for state in self.memory.values():
+                state.seen = self.clock
+                if state.newest is not None and self._is_ahead(state.newest):
+                    state.newest = None
+
+    def _is_ahead(self, time: int) -> bool:
+        assert self.ahead is not None
+        return time - self.clock > self.ahead
 
     def _joined(self, older: int, newer: int, span: int) -> bool:
         if self.shape == "tumbling":
@@ -162,10 +178,15 @@ class Reference:
                 self._fold(state, older, others[0])
 
     def _distinct(
-        self, state: Key, rows: list[tuple[int, int, float | None]], own: Any, span: int
+        self,
+        state: Key,
+        rows: list[tuple[int, int, float | None]],
+        own: Any,
+        span: int,
+        newest: int,
     ) -> int:
         pane, _, value = own
-        late = min(state.newest, self.clock) // self.resolution - self.late
+        late = newest - self.late
         start = max(pane - span, late - max(self.spans))
         if self.shape == "tumbling":
             start = max(pane, late) // span * span - 1

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.columnar.hashing import hashes
-from engine.scrub.windows.kernels import ARENA, LOWER
+from engine.scrub.windows.kernels import ARENA, KEYS, LOWER
 from engine.types import Batch
 from tests.scrub.windows.reference import NAMES, Reference, Row, close
 from tests.size import examples
@@ -271,6 +271,43 @@ def test_examples(run: Run, case: str) -> None:
         (column,) = [c for c in done.frame.columns if c.startswith(f"x_{name}_")]
         for ours, theirs in zip(done.frame[column], expected_values, strict=True):
             assert close(ours, theirs), (name, done.frame[column].to_list(), expected_values)
+
+
+@pytest.mark.parametrize("each", [1, 200])
+@pytest.mark.parametrize("place", [0, 1, 20])
+@pytest.mark.parametrize("wrong", [10**9, -(10**6)])
+@pytest.mark.parametrize("case", SMALL)
+def test_a_wrong_time_takes_no_other_row_its_past(
+    stage: Make, batch: Make, case: str, wrong: int, place: int, each: int
+) -> None:
+    """Also where it is all that is known, and of its own key; silent keys are forgotten as if it
+    were not there."""
+    options = SMALL[case] | {"lateness": 2, "idle": 50, "ahead": 60}
+    rng, now, rows = np.random.default_rng(7), 0, []
+    for n in range(200):
+        now += int(rng.integers(0, 3))
+        rows.append((f"k{n // 50 * 3 + rng.integers(3)}", now - int(rng.integers(0, 4)), float(n)))
+    spoilt = [*rows[:place], (rows[place + 1][0], wrong, None), *rows[place:]]
+    clean, other = built(stage, options), built(stage, options)
+    seen, counted = [], []
+    for made, given_rows in ((clean, rows), (other, spoilt)):
+        frame = pl.DataFrame(given_rows, schema=SCHEMA, orient="row")
+        done = [made.apply(batch(part)) for part in frame.iter_slices(each)]
+        seen.append(pl.concat([part.frame for part in done]))
+        totals = {"late": 0, "ahead": 0, "forgotten": 0, "no_time": 0}
+        for part in done:
+            for (_, what), n in part.counts.items():
+                totals[what] += n
+        counted.append(totals)
+    left = pl.concat([seen[1].head(place), seen[1].slice(place + 1)])
+    for c in left.columns:
+        if c != "_position":
+            assert left[c].to_list() == seen[0][c].to_list(), c
+    assert counted[1]["ahead"] == 1 if wrong > 0 else counted[1]["late"] <= counted[0]["late"] + 1
+    if wrong > 0:
+        assert counted[1] == counted[0] | {"ahead": 1}
+    keys = [int(made._state._memory.registers[KEYS]) for made in (clean, other)]
+    assert keys[0] == keys[1] < 12
 
 
 def test_it_is_what_polars_rolls_over_the_finished_rows(stage: Make, batch: Make) -> None:
