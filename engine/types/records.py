@@ -225,8 +225,8 @@ piece."""
 def joined(pieces: Iterable[Records]) -> list[Records]:
     """Return the pieces in their order, as few as are cheap to make: what is paid for each piece
     is paid once. Those that were cut out of one read and follow each other there share its memory;
-    small ones of one partition are copied together. They are for a format, which reads neither
-    `origins` nor the counter."""
+    small ones of one partition are copied together. Rows of a replay, which have `origins`, stay as
+    they are. They are for a format, which does not read the counter."""
     return _grouped(_grouped(pieces, _is_before), _are_small)
 
 
@@ -262,7 +262,9 @@ def _are_small(a: Records, b: Records) -> bool:
 
 
 def _are_alike(a: Records, b: Records) -> bool:
-    """Return whether two pieces are of one partition, and have the same parts."""
+    """Return whether two pieces are of one partition, have the same parts, and no origins."""
+    if a.origins is not None or b.origins is not None:
+        return False
     if a.partition != b.partition or (a.timestamps is None) != (b.timestamps is None):
         return False
     for one, other in zip(_parts(a), _parts(b), strict=True):
@@ -295,7 +297,6 @@ def _joined(pieces: Sequence[Records]) -> Records:
         keys=keys,
         headers=headers,
         timestamps=np.concatenate(times) if times else None,
-        origins=None,
         counted=pieces[0].counted,
     )
 

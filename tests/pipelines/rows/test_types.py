@@ -287,7 +287,9 @@ def test_a_model_says_which_stages_its_file_does_not_hold(
     (tmp_path / "new.csv").write_text("c\n1\n")
     source = {"kind": "files", "path": str(tmp_path / "new.csv")}
     Run(Pipeline.of({**serving, "scrub": {}, "source": source})).assemble()
-    assert "was trained after [scrub.twice] and [scrub.late], which no model file" in caplog.text
+    assert (
+        "was trained after [scrub.twice] and [scrub.late], which it does not contain" in caplog.text
+    )
 
 
 def test_a_run_that_is_stopped_says_how_its_model_is_written(
