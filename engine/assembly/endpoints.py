@@ -226,7 +226,8 @@ class Endpoints:
             self.configured[section], source = configure(pipeline, section, table, SOURCES, Source)
         except MissingFile as error:
             named = paths_in(pipeline.table())  # it is none of the files that have their place
-            raise error.besides(Path(path).resolve() for path in named) from None
+            files = (path for path in named if "\0" not in path)  # which no file's name has
+            raise error.besides(Path(path).resolve() for path in files) from None
         source.keep_metadata()  # for the dead letters
         return source
 

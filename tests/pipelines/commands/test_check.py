@@ -52,6 +52,7 @@ BROKEN: dict[str, tuple[Changes, str, str]] = {
         [("batch_rows = 100", 'memory_budget = "64 apples"')], "", 'expected bytes ("64MiB"',
     ),
     "no file at the path": ([("path = {data}", 'path = "none.csv"')], "", "is no file."),
+    "path that no file has": ([("path = {data}", 'path = "\\u0000"')], "", "is no file."),
     "no path at all": (
         [("path = {data}", "path = []")], "", "(1 or more) for 'path', got [].",
     ),
