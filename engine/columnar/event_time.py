@@ -21,10 +21,10 @@ AGREE = 8
 SPARSE = 4
 """A step of the clock is no surprise where it is up to so many times as long as those before it."""
 AT, BEGUN, TOLD, LONGEST, SINCE, WAITING, FIRST = range(7)
-"""Places in the state: the clock; whether eight times have come; how many were
-told to be far ahead before; the longest of the last steps that
-were longer than `ahead`, and how many times came since such a step; how many in sequence are far
-ahead, or came before it had begun, and the first of those."""
+"""Places in the state: the clock; whether eight times have come; how many of those were told to be
+far ahead; the longest of the last steps that were longer than `ahead`, and how many times came
+since such a step; how many in sequence are far ahead, or came before it had begun, and the first of
+those."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
