@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import json
 import logging
 import re
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +130,34 @@ def test_under_load_each_batch_is_answered_by_one_version_that_was_current(
     assert 'version="v0"' in infos[0]
     assert "headrace_model_event_timestamp_seconds 100.0" in page
     assert "headrace_model_freshness_seconds_count 5.0" in page
+
+
+def test_a_version_is_not_slow_because_the_machine_was_busy(versions: Versions, add: Add) -> None:
+    """Of two files of one speed, the second answers a hundred times as late at first."""
+    add(0)
+
+    def busy_at_first(path: Path, threads: int | None) -> Predictor:
+        predictor = opened(path, threads)
+        if path == versions.model(2):
+            predict, calls = predictor.predict, itertools.count()
+
+            def late(batch: Batch) -> Batch:
+                end = time.thread_time() + 0.02 * (next(calls) < 8)
+                while time.thread_time() < end:
+                    pass
+                return predict(batch)
+
+            predictor.predict = late  # type: ignore[method-assign]
+        return predictor
+
+    predictor = SwappingPredictor(versions, busy_at_first, poll=1.0, threads=1, max_slowdown=20.0)
+    predictor.bind(SCHEMA)
+    metrics = predictor.succession.metrics = Metrics()
+    assert answers(predictor, batch_of(1))[0] == "v0"
+    add(1)
+    predictor.look()
+    assert answers(predictor, batch_of(1))[0] == "v1"
+    assert outcomes(metrics) == {"swapped": 1}
 
 
 def test_a_hundred_swaps_hold_no_more_than_three_models(versions: Versions, add: Add) -> None:
