@@ -320,13 +320,10 @@ def schema() -> dict[str, Any]:
     definitions["labels"]["properties"]["source"] |= {"anyOf": of_labels}
     for kind in ("lookup", "join"):
         definitions[f"scrub.{kind}"]["properties"]["source"] |= {"anyOf": of_labels}
-    columns: list[dict[str, Any]] = [
-        {"type": "string"},
-        {"type": "array", "items": {"type": "string"}},
-    ]
+    column: dict[str, Any] = {"type": "string"}
     given = {
-        "inputs": [*columns, _to("infer.inputs.NAME")],
-        "outputs": [columns[0], *(_to(f"infer.outputs.{answer}") for answer in ANSWERS)],
+        "inputs": [column, {"type": "array", "items": column}, _to("infer.inputs.NAME")],
+        "outputs": [column, *(_to(f"infer.outputs.{answer}") for answer in ANSWERS)],
     }
     for key, any_of in given.items():
         table_of = {"additionalProperties": {"anyOf": any_of}}

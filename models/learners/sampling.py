@@ -110,8 +110,9 @@ class ResampledLearner(WrappedLearner):
         if not len(target):
             return Step.empty(scores)
         own = np.flatnonzero(tensors.to_learn)
+        step = Step(scores=scores, loss=float("nan"), steps=0)
         if not len(own):
-            return Step(scores=scores, loss=float("nan"), steps=0)
+            return step
         self._batches += 1
         rng = np.random.default_rng((self.settings.seed, self._batches))
         seen = self._seen + np.bincount(target[own], minlength=len(self._seen))
@@ -119,7 +120,6 @@ class ResampledLearner(WrappedLearner):
         chosen = np.repeat(own, times)
         tensors = dataclasses.replace(tensors, learned=None)
         drawn = self._interpolated(tensors.take(chosen), chosen, rng)
-        step = Step(scores=scores, loss=float("nan"), steps=0)
         if len(chosen):
             self._keep_pace()
             step = self.learner.learn(dataclasses.replace(batch, tensors=drawn))
