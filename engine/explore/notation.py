@@ -181,16 +181,17 @@ BOOLEAN_PAIRS = (
 def counts(texts: pl.Series) -> list[int]:
     """Count the texts that each of `NOTATIONS` reads; null is not counted."""
     stripped = texts.str.strip_chars()
-    return [int(stripped.str.contains(one.pattern).sum()) for one in NOTATIONS]
+    digits = stripped.filter(stripped.str.contains(r"\d"))  # each reads a number
+    return [int(digits.str.contains(one.pattern).sum()) for one in NOTATIONS]
 
 
 def words(texts: pl.Series) -> dict[str, int]:
     """Return texts without a digit that no cast reads as a number -> how many; null is not
     counted."""
     stripped = texts.drop_nulls().str.strip_chars().rename("word")
-    without = stripped.filter(~stripped.str.contains(r"\d"))
-    matching = without.filter(without.cast(pl.Float64, strict=False).is_null())
-    return dict(matching.value_counts(sort=True).iter_rows())
+    tally = stripped.filter(~stripped.str.contains(r"\d")).value_counts(sort=True)
+    numbers = tally.get_column("word").cast(pl.Float64, strict=False)
+    return dict(tally.filter(numbers.is_null()).iter_rows())
 
 
 def reading(

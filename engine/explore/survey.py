@@ -294,14 +294,17 @@ def _column(dtype: pl.DataType) -> Column:
 def _add(column: Column, values: pl.Series) -> None:
     column.null += values.null_count()
     dtype = column.dtype
+    known = len(values) - values.null_count()
     if dtype.is_float():
-        column.nan += int(values.is_nan().sum())
-        column.infinite += int(values.is_infinite().sum())
-        column.too_large += int((values.is_finite() & (values.abs() >= MAX_ABS)).sum())
-        _stretch(column, values.filter(values.is_finite()))
+        finite = values.filter(values.is_finite())
+        infinite = 0 if len(finite) == known else int(values.is_infinite().sum())
+        nan = known - len(finite) - infinite
+        known -= nan
+        column.infinite += infinite
+        column.nan += nan
+        column.too_large += int((finite.abs() >= MAX_ABS).sum())
+        _stretch(column, finite)
     if column.counts is not None:
-        known = len(values) - values.null_count()
-        known -= int(values.is_nan().sum()) if dtype.is_float() else 0
         column.known += known
         column.counts = column.counts.update(values.to_frame())
         if column.counts.tables[0]["count"].sum() != column.known:

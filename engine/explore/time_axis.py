@@ -260,7 +260,8 @@ class TimeAxis:
         self.off += int((rest != 0).sum())
         slot = slot[rest == 0]
         number, place = np.divmod(slot, PAGE)
-        for n in np.unique(number).tolist():
+        turns = number[np.diff(number, prepend=number[:1] - 1) != 0]  # most rows stand in order
+        for n in np.unique(turns).tolist():
             at = place[number == n]
             page = self._pages.get(n)
             if page is None:
@@ -268,9 +269,9 @@ class TimeAxis:
                     self.cut += len(at)
                     continue
                 page = self._pages[n] = np.zeros(PAGE, np.bool_)
-            once = np.unique(at)
-            self.repeated += len(at) - len(once) + int(page[once].sum())
-            page[once] = True
+            before = np.count_nonzero(page)
+            page[at] = True
+            self.repeated += len(at) - int(np.count_nonzero(page) - before)
 
 
 __all__ = [
