@@ -6,7 +6,6 @@ import codecs
 import csv
 import dataclasses
 import io
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
@@ -22,6 +21,7 @@ from connectors.formats.inference.infer import NULL_WORDS
 from connectors.formats.inference.sniff import below_title, sniff_dialect, unclear
 from connectors.formats.registry import FILES, require_option
 from engine.types import Schema, Snapshot, UserError
+from engine.types.toml import toml_value
 
 CSV_SETTINGS = ("delimiter", "quote", "decimal", "comment", "null_values")
 """The settings of the CSV dialect."""
@@ -130,8 +130,8 @@ class CsvDialects:
         known = self.sniffed is not None and "delimiter" not in self.declared
         if known and named != self.dialect.delimiter:
             raise UserError(
-                f"{name} names its delimiter {json.dumps(named)} (sep=), and the files before it "
-                f"have {json.dumps(self.dialect.delimiter)}: expected one delimiter; read them "
+                f"{name} names its delimiter {toml_value(named)} (sep=), and the files before it "
+                f"have {toml_value(self.dialect.delimiter)}: expected one delimiter; read them "
                 "apart, or convert one."
             )
 
@@ -246,7 +246,7 @@ def _must_differ(roles: Mapping[str, Any], names: Sequence[str], where: str) -> 
     for first, other in combinations(names, 2):
         if roles.get(first) and roles.get(first) == roles.get(other):
             raise UserError(
-                f"{where} {first} and {other} are both {json.dumps(roles[first])}: expected "
+                f"{where} {first} and {other} are both {toml_value(roles[first])}: expected "
                 f"different characters; set [source] {first} or {other} to another."
             )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -39,6 +38,7 @@ from engine.types import (
     is_pattern,
     type_name,
 )
+from engine.types.toml import toml_value
 
 if TYPE_CHECKING:  # lxml is imported where XML is read
     from lxml import etree
@@ -217,9 +217,9 @@ class Inspection:
             noun = "a number" if few.count == 1 else "numbers"
             return f"{start} {noun} in a notation that no cast reads; {reader} them all."
         return (
-            f"{start} no {type_name(few.dtype)}, which the others are; declare {_key(column)} = "
-            f'"{type_name(few.dtype)}" in [source.schema] to reject such rows (in CSV, [source] '
-            "null_values makes them null)."
+            f"{start} no {type_name(few.dtype)}, which the others are; declare "
+            f'{toml_value(column)} = "{type_name(few.dtype)}" in [source.schema] to reject such '
+            "rows (in CSV, [source] null_values makes them null)."
         )
 
     def _tell_grouped(self, declared: Schema) -> None:
@@ -228,7 +228,7 @@ class Inspection:
         sentences = [
             f"Column '{column}' is read with decimal points, as in {value}, and all of them stand "
             "before three digits, as points between thousands do: where they are that, set "
-            f'[source] decimal = ","; where not, declare {_key(column)} = "float64" in '
+            f'[source] decimal = ","; where not, declare {toml_value(column)} = "float64" in '
             "[source.schema]."
             for column, value in columns.items()
         ]
@@ -326,8 +326,9 @@ def require_shared(
         header = next(csv_reader([str(delimiter).join(columns)], delimiter=other))
         if not known.keys().isdisjoint(header):
             raise UserError(
-                f"{start}. Its columns stand between {_key(other)}, and the files are read with "
-                f"delimiter {_key(str(delimiter))}: read it apart from the others, or convert it."
+                f"{start}. Its columns stand between {toml_value(other)}, and the files are read "
+                f"with delimiter {toml_value(str(delimiter))}: read it apart from the others, or "
+                "convert it."
             )
     raise UserError(f"{start}: correct its header, or leave the file out.")
 
@@ -540,11 +541,6 @@ def raw_lines(records: Records) -> bytes:
         return values.data[values.bounds[0] : values.bounds[-1]].tobytes()
     rows = values.take(np.arange(len(records)))
     return b"\n".join(row.replace(b"\n", b" ") for row in rows if row is not None)
-
-
-def _key(column: str) -> str:
-    """Return a column's name as a key of TOML."""
-    return json.dumps(column, ensure_ascii=False)
 
 
 def _quoted(columns: Iterable[str]) -> str:

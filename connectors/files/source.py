@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -45,6 +44,7 @@ from engine.types import (
     UnreadableFile,
     UserError,
 )
+from engine.types.toml import toml_value
 
 PARSE_SETTINGS = ("coerce", "paths", "decimal", "null_values")
 """The settings that decide how a cell is parsed."""
@@ -341,7 +341,7 @@ def _log_learned(settings: Mapping[str, Any]) -> None:
     """Say which settings come from the model that serves."""
     usual = {name: field.default for name, field in FilesSettings.model_fields.items()}
     parts = [
-        f"{name} = {json.dumps(value, ensure_ascii=False)}"
+        f"{name} = {toml_value(value)}"
         for name, value in settings.items()
         if value and value != usual[name]
     ]

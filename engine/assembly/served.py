@@ -17,6 +17,7 @@ from engine.config import Pipeline
 from engine.observing.metrics import Metrics
 from engine.types import Learner, Predictor, Schema, Stage, UserError, type_name
 from engine.types.changes import neutral_keys
+from engine.types.toml import toml_value
 
 if TYPE_CHECKING:
     from engine.versions.swapping import SwappingPredictor
@@ -67,7 +68,6 @@ class LoadedModel:
 
     def _what_to_do(self, predictor: Predictor) -> str:
         """Return what brings the missing stages back, as the end of a sentence."""
-        from models.serving.settings import toml_value
 
         names = [name for name in predictor.before if name not in self._pipeline.scrub]
         given = {name: predictor.before_settings.get(name, {}).get(TABLE) for name in names}

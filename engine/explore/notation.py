@@ -3,7 +3,6 @@ it."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import polars as pl
 
 from engine.types import Source
 from engine.types.plural import counted
+from engine.types.toml import toml_value
 
 MIN_SHARE = 0.99
 """The share of a column's texts that must have the notation."""
@@ -39,7 +39,7 @@ class Notation:
         do not fit become null."""
         quoted = '"' + column.replace('"', '""') + '"'
         sql = self.sql if all_fit else self.sql.replace("CAST(", "TRY_CAST(", 1)
-        key, sql = (json.dumps(text, ensure_ascii=False) for text in (column, sql.format(quoted)))
+        key, sql = (toml_value(text) for text in (column, sql.format(quoted)))
         return f"{key} = {sql}"
 
 
@@ -78,7 +78,7 @@ class Reading:
             parts.insert(0, counted(self.odd, "value that is none", "values that are none"))
         exceptions = f" but for {', '.join(parts)}" if parts else ""
         if self.words and self.null_values:
-            values = json.dumps(list(self.words), ensure_ascii=False)
+            values = toml_value(list(self.words))
             exceptions += f": [source] null_values = {values} reads words as missing"
         return exceptions
 
@@ -269,7 +269,7 @@ def hint(column: str, texts: pl.Series, *, null_values: bool, decimal: object = 
         )
     if not matching.but:
         return None
-    declared = f'{json.dumps(column, ensure_ascii=False)} = "float64" in [source.schema]'
+    declared = f'{toml_value(column)} = "float64" in [source.schema]'
     return f"'{column}' is text: numbers{matching.but}; with {declared} such rows are rejected."
 
 

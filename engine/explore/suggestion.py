@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 
 from engine.explore.findings import ColumnProfile, Findings, classes
 from engine.types.plural import counted
+from engine.types.toml import toml_value
 
 SPARSE = 0.6
 """The share of missing values above which a column is left out."""
@@ -45,7 +45,7 @@ def _lines(findings: Findings) -> Iterator[str]:
         else:
             texts.append(column)
     for name, why in left.items():
-        yield f"# left out: {json.dumps(name, ensure_ascii=False)}, {why}"
+        yield f"# left out: {toml_value(name)}, {why}"
     if left:
         yield ""
     if findings.target is None:
@@ -107,9 +107,7 @@ def _unfit(column: ColumnProfile, findings: Findings, time: list[str]) -> str | 
 
 def _dates(column: ColumnProfile) -> str:
     quoted = '"' + column.name.replace('"', '""') + '"'
-    sql = json.dumps(
-        f"EXTRACT(month FROM STRPTIME({quoted}, '{column.date_formats[0]}'))", ensure_ascii=False
-    )
+    sql = toml_value(f"EXTRACT(month FROM STRPTIME({quoted}, '{column.date_formats[0]}'))")
     return (
         f"dates, written {' or '.join(column.date_formats)}: a [scrub.derive] makes numbers of "
         f"them, as in columns = {{ month = {sql} }}"
@@ -118,7 +116,7 @@ def _dates(column: ColumnProfile) -> str:
 
 def _other(column: ColumnProfile) -> str:
     """Return what makes features of a column that is neither number nor text."""
-    dtype, name = column.kind, json.dumps(column.name, ensure_ascii=False)
+    dtype, name = column.kind, toml_value(column.name)
     if dtype.startswith("list[") and "[" not in (inner := dtype[5:-1]):
         if inner.startswith("float"):
             return f"lists of numbers: [model] ragged or padded = [{name}] reads them"
@@ -131,8 +129,8 @@ def _other(column: ColumnProfile) -> str:
         path = f"{column.name}.{field[1]}"
         return (
             "an object: [source.paths] makes columns of what is in it, as in "
-            f"{json.dumps(path.replace('.', '_'), ensure_ascii=False)} = "
-            f"{json.dumps(path, ensure_ascii=False)}"
+            f"{toml_value(path.replace('.', '_'))} = "
+            f"{toml_value(path)}"
         )
     if dtype == "bytes":
         return (
@@ -156,13 +154,13 @@ def _duplicates(findings: Findings, time: list[str]) -> Iterator[str]:
     if times is not None and copied and 0 < times.repeated <= 0.1 * findings.rows:
         same = counted(times.repeated, "row has", "rows have")
         yield f"[scrub.duplicates] # {same} an earlier row's time"
-        yield f"by = {json.dumps(time, ensure_ascii=False)}"
+        yield f"by = {toml_value(time)}"
         yield ""
     elif 0 < findings.repeated <= COPIES * findings.rows:
         names = [c.name for c in findings.columns if c.missing < findings.rows]
         copies = counted(findings.repeated, "row is a copy", "rows are copies")
         yield f"[scrub.duplicates] # {copies}"
-        yield f"by = {json.dumps(names, ensure_ascii=False)}"
+        yield f"by = {toml_value(names)}"
         yield ""
 
 
@@ -172,7 +170,7 @@ def _missing(numbers: list[ColumnProfile], findings: Findings) -> Iterator[str]:
         return
     most = max(lacking, key=lambda column: column.missing)
     share = most.missing / findings.rows
-    yield f"[scrub.missing] # up to {share:.2%} of the rows, in {json.dumps(most.name)}"
+    yield f"[scrub.missing] # up to {share:.2%} of the rows, in {toml_value(most.name)}"
     yield f"columns = {_names(lacking)}"
     yield 'strategy = "median"'
     if share > 0.05:
@@ -184,7 +182,7 @@ def _outliers(numbers: list[ColumnProfile], findings: Findings) -> Iterator[str]
     far = [c for c in numbers if c.outliers > 0.001 * findings.rows or c.infinite or c.too_large]
     if far:
         n, most = max((max(c.outliers, c.infinite + c.too_large), c.name) for c in far)
-        yield f"[scrub.outliers] # about {n:,} in {json.dumps(most)}"
+        yield f"[scrub.outliers] # about {n:,} in {toml_value(most)}"
         yield f"columns = {_names(far)}"
         yield 'method = "iqr"'
         yield ""
@@ -228,7 +226,7 @@ def _balance(findings: Findings) -> Iterator[str]:
 
 
 def _names(columns: list[ColumnProfile]) -> str:
-    return json.dumps([column.name for column in columns], ensure_ascii=False)
+    return toml_value([column.name for column in columns])
 
 
 __all__ = ["suggestion"]

@@ -3,7 +3,6 @@ a network's named inputs."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from engine.config import ModelSettings
 from engine.loading.nested_tensors import array_shape, float_images, image_shape, nested_features
 from engine.scrub.columns import expand_columns
 from engine.types import Schema, UserError, nearest, type_name
+from engine.types.toml import toml_value
 
 LIST_LENGTH = 256
 """Values of a list that are kept unless [model] says another number."""
@@ -131,7 +131,7 @@ def _columns(
 
 def _encoded(column: str, sizes: Mapping[str, int]) -> str:
     """Return what encodes a column, as the end of a sentence."""
-    name = json.dumps(column, ensure_ascii=False)
+    name = toml_value(column)
     return (
         f": add {name} to the columns of one, or write [scrub.categories] columns = [{name}]."
         f"{nearest(column, sizes)}"

@@ -9,10 +9,11 @@ import numpy as np
 import polars as pl
 
 from engine.types import PART, RESERVED, Batch, Schema, UserError, nearest, type_name
+from engine.types.toml import toml_key
 from models.column_arrays import Array
 from models.serving.feeders import EXAMPLE_LENGTH, Constant, Feeder, ListFeeder, MaskFeeder
 from models.serving.fitting import Fitting
-from models.serving.settings import InputSettings, toml_key
+from models.serving.settings import InputSettings
 from models.serving.signature import TEXT, GraphValue, listed
 
 MASK = "_mask"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, Self, TypeVar
 
@@ -12,7 +10,6 @@ from pydantic import ByteSize, Field, PositiveFloat, field_validator, model_vali
 from engine.types import Duration, Name, Names, Settings
 
 S = TypeVar("S", bound=Settings)
-BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class InferSettings(Settings):
@@ -161,23 +158,6 @@ def output_table(given: object) -> Mapping[str, Any] | None:
     return given if isinstance(given, Mapping) else None
 
 
-def toml_key(name: str) -> str:
-    """Return a name as a key of TOML."""
-    return name if BARE_KEY.fullmatch(name) else json.dumps(name, ensure_ascii=False)
-
-
-def toml_value(value: object) -> str:
-    """Return a value of TOML on one line."""
-    if isinstance(value, Mapping):
-        pairs = ", ".join(f"{toml_key(str(key))} = {toml_value(v)}" for key, v in value.items())
-        return f"{{{pairs}}}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(toml_value, value))}]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 __all__ = [
     "InferSettings",
     "InputSettings",
@@ -185,7 +165,5 @@ __all__ = [
     "Validate",
     "input_table",
     "output_table",
-    "toml_key",
-    "toml_value",
     "validated",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from connectors.formats.values.casts import cast, swap_points_and_commas
 from connectors.formats.wrapping import WrappingFormat
 from engine.types import POSITION, Format, Records, Rejects, Schema, type_name
 from engine.types.plural import counted
+from engine.types.toml import toml_value
 
 log = logging.getLogger("headrace.files")
 
@@ -42,7 +42,7 @@ class InferenceMisses:
         return (
             f"{counted(self.rows, 'row')} rejected: the type of column '{column}' is a guess, "
             f"{type_name(self.dtype)}, and '{self.value[:80]}' is none; declare "
-            f'{json.dumps(column)} = "{type_name(self.taker)}" in [source.schema].'
+            f'{toml_value(column)} = "{type_name(self.taker)}" in [source.schema].'
         )
 
 

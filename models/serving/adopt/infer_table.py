@@ -12,11 +12,12 @@ from typing import Any
 import polars as pl
 
 from engine.types import Schema, UserError
+from engine.types.toml import toml_key, toml_value
 from models.column_arrays import POLARS_TYPES
 from models.serving.adopt.adoption import Adoption
 from models.serving.answers import ANSWERS
 from models.serving.inspection import GraphFile
-from models.serving.settings import InputSettings, toml_key, toml_value
+from models.serving.settings import InputSettings
 from models.serving.signature import GraphValue
 
 ADDED = ("model", "inputs", "outputs")
