@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -29,6 +30,8 @@ from engine.types import EndOfStream, Records, Snapshot, UserError
 
 log = logging.getLogger("headrace.files")
 
+STILL_WRITTEN = 60.0
+"""Seconds after its last change in which a file may still be written."""
 OpenSplit = Callable[[InputSplit, int], Readable]
 """Opens the file or files of a split as rows, in the order of an epoch."""
 
@@ -71,7 +74,7 @@ class SplitStream(RowStream):
                 if records is not None:
                     self._yielded = True
                     return self._with_epoch(split, records)
-                self._tell_waiting(split)
+                self._tell_unfinished(split)
                 self.close()
                 if not self._yielded and not position:
                     del self._totals[split.name]  # no row, so it is on no mark
@@ -166,14 +169,28 @@ class SplitStream(RowStream):
             return watched.fingerprint
         return watched.at(position, self._totals.get(split.name), EPOCH_STRIDE)
 
-    def _tell_waiting(self, split: InputSplit) -> None:
-        if isinstance(self._file, TextFile) and self._file.waiting:
+    def _tell_unfinished(self, split: InputSplit) -> None:
+        """Tell of a last line without a line end, where it waits, or may still be written."""
+        file = self._file
+        if not isinstance(file, TextFile):
+            return
+        if file.waiting:
             log.warning(
                 "%s ends in a line without a line end, at position %d: it is not read until it has "
                 "one (last_line).",
                 split.name,
-                self._file.next,
+                file.next,
             )
+        elif file.unfinished and self._yielded:
+            age = time.time() - self._catalog.files[split.file].stat().st_mtime
+            if age < STILL_WRITTEN:
+                log.warning(
+                    "%s was written to %d s ago and ends in a line without a line end: it is read "
+                    'as it stands; [source] last_line = "wait" leaves such a line until it has '
+                    "one.",
+                    split.name,
+                    age,
+                )
 
 
 class JoinedStream(SplitStream):

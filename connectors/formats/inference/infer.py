@@ -49,6 +49,8 @@ DIGITS = r"^[+-]?\d+$"
 DATED = r"^\d{4}-\d\d-\d\d"
 INTEGERS = (pl.Int64(), pl.UInt64())
 MOMENTS = (pl.Date(), pl.Datetime("us"))
+NANOSECONDS = r"[.,]\d{6}\d*[1-9]"
+"""A fraction of a second that microseconds do not hold."""
 NOTHING_YET = pl.Null()
 UNITS: tuple[Unit, ...] = ("ms", "us", "ns")
 RANGES: dict[pl.DataType, tuple[int, int]] = {
@@ -265,7 +267,16 @@ def infer_type(values: pl.Series, decimal: str = ".") -> pl.DataType:
             return integer
     if _all(values, pl.Float64()) and _are_floats(values):
         return pl.Float64()
-    return next((dtype for dtype in MOMENTS if _all(values, dtype)), pl.String())
+    return _moment(values, MOMENTS)
+
+
+def _moment(texts: pl.Series, kinds: Iterable[pl.DataType]) -> pl.DataType:
+    """Return the first of these types of moments that accepts all texts, in nanoseconds where they
+    have some; text if none does."""
+    found = next((dtype for dtype in kinds if _all(texts, dtype)), pl.String())
+    if isinstance(found, pl.Datetime) and texts.str.contains(NANOSECONDS).any():
+        return pl.Datetime("ns") if _all(texts, pl.Datetime("ns")) else found
+    return found
 
 
 def _all(values: pl.Series, dtype: pl.DataType, *, strict: bool = False) -> bool:
@@ -507,11 +518,11 @@ def _resolved_type(column: pl.Series) -> pl.DataType:
         fits = column.is_between(0, (1 << 64) - 1).all()
         return pl.UInt64() if fits else pl.String()
     if column.dtype == pl.String:
-        return _moment(column.drop_nulls())
+        return _json_moment(column.drop_nulls())
     return pl.String() if is_deep(column.dtype) else _without_null(column.dtype)
 
 
-def _moment(texts: pl.Series) -> pl.DataType:
+def _json_moment(texts: pl.Series) -> pl.DataType:
     """Return the type of JSON text: a time, if every text is an ISO 8601 time. A number written
     as text is text."""
     dated = bool(len(texts)) and bool(texts.head(FIRST).str.contains(DATED).all())
@@ -519,7 +530,7 @@ def _moment(texts: pl.Series) -> pl.DataType:
         return pl.String()
     # Midnights are dates too, but whoever writes the time has other times.
     kinds = MOMENTS if texts.str.contains(DATED + r"\s*$").all() else MOMENTS[1:]
-    return next((dtype for dtype in kinds if _all(texts, dtype)), pl.String())
+    return _moment(texts, kinds)
 
 
 def _without_null(dtype: pl.DataType) -> pl.DataType:

@@ -10,6 +10,7 @@ import lzma
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -301,6 +302,17 @@ def test_an_unfinished_line_waits_where_it_is_told_to(
     with path.open("a") as file:
         file.write(rest)
     assert run(str(path), state, format=kind, last_line="wait")[0] == expected
+
+
+@pytest.mark.parametrize(("age", "told"), [(0, 1), (3_600, 0)])
+def test_an_unfinished_line_of_a_file_that_was_just_written_is_told(
+    age: int, told: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path("d/a.csv")
+    path.write_text("id,x\n1,1\n2,2")
+    os.utime(path, (time.time() - age,) * 2)
+    assert run(str(path))[0] == ["1", "2"]
+    assert caplog.text.count("it is read as it stands; [source] last_line") == told
 
 
 def test_a_line_that_was_taken_unfinished_and_goes_on() -> None:
