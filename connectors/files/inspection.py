@@ -115,6 +115,7 @@ class Inspection:
             thousands.
         reads_commas: whether ``decimal = ","`` suits a CSV: commas do not separate its fields, and
             no number has a decimal point.
+        apart: sentences on files of objects without a key of the files before them.
     """
 
     schema: Schema = field(default_factory=dict)
@@ -129,6 +130,7 @@ class Inspection:
     odd: dict[str, OddValues] = field(default_factory=dict)
     grouped: dict[str, str] = field(default_factory=dict)
     reads_commas: bool = False
+    apart: list[str] = field(default_factory=list)
 
     def log_warnings(self, files: int, declared: Schema) -> None:
         """Log what a user should know about the files."""
@@ -138,6 +140,7 @@ class Inspection:
                 counted(len(self.empty), f"of {files:,} files has", f"of {files:,} files have"),
                 _some(self.empty),
             )
+        _tell_some(self.apart, "files have no key of the others")
         self._tell_lacking(files)
         self._tell_mixed(declared)
         self._tell_odd(declared)
@@ -191,7 +194,7 @@ class Inspection:
 
     def _tell_mixed(self, declared: Schema) -> None:
         sentences = [said for column, said in self.mixed.items() if column not in declared]
-        _tell_some(sentences, "of several types")
+        _tell_some(sentences, "columns are of several types")
 
     def _tell_odd(self, declared: Schema) -> None:
         odd = {
@@ -200,9 +203,9 @@ class Inspection:
             if column not in declared and self.schema.get(column) == pl.String
         }
         few = [self._of_odd(c, odd[c]) for c in odd if odd[c].few]
-        _tell_some(few, "text for a few values")
+        _tell_some(few, "columns are text for a few values")
         many = [self._of_odd(c, odd[c]) for c in odd if not odd[c].few]
-        _tell_some(many, "numbers in a notation that no cast reads", level=logging.INFO)
+        _tell_some(many, "columns are numbers in a notation that no cast reads", level=logging.INFO)
 
     def _of_odd(self, column: str, few: OddValues) -> str:
         start = (
@@ -242,9 +245,8 @@ def _tell_some(sentences: Sequence[str], more: str, *, level: int = logging.WARN
     for sentence in sentences[MAX_FILES_NAMED:]:
         log.debug("%s", sentence)
     if len(sentences) > MAX_FILES_NAMED:
-        more_columns = len(sentences) - MAX_FILES_NAMED
-        text = "%d more columns are %s; --log-level debug lists them."
-        log.log(level, text, more_columns, more)
+        rest = len(sentences) - MAX_FILES_NAMED
+        log.log(level, "%d more %s; --log-level debug lists them.", rest, more)
 
 
 @contextmanager
@@ -410,17 +412,24 @@ def inspect_json(
     head: bytes | None = None
     for name, path in files.items():
         with passing_over(pass_over_damaged), closing(opened(path, name)) as file:
-            seen = 0
+            seen, before, keys = 0, dict(guess.schema), dict[str, pl.DataType]()
             for records in shares.parts(file, name, inspection):
                 seen += len(records)
                 lines = raw_lines(records)
-                _check_column_count(len(guess.add(lines)), name)
+                keys |= guess.add(lines)
+                _check_column_count(len(keys), name)
                 if head is None:
                     head = lines
                     if spans_lines(lines) or not (guess.schema or declared):
                         raise _no_object(name, lines) if per_file else _no_objects(name, lines)
             if not seen:
                 inspection.empty.append(name)
+            if before and keys and keys.keys().isdisjoint(before):
+                inspection.apart.append(
+                    f"{name} has no key of the files before it: expected {_quoted(before)}, got "
+                    f"{_quoted(keys)}; those are null in its rows. Leave it out if its objects are "
+                    "of another kind."
+                )
     inspection.rows = head is not None
     inspection.schema = {c: _resolved_type(dtype) for c, dtype in guess.schema.items()}
     inspection.odd = guess.odd

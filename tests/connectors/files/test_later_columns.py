@@ -212,6 +212,19 @@ def test_a_file_without_a_column_of_the_others_is_refused(write: Write) -> None:
         Run({}, format=format)
 
 
+def test_a_file_of_objects_without_a_key_of_the_others_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It may hold events of another kind, so it is read."""
+    for name, line in {"a": '{"a": 1, "b": 2}', "b": '{"b": 3}', "c": '{"A": 1, "B": 2}'}.items():
+        Path(f"d/{name}.ndjson").write_text(f"{line}\n")
+    Run({}, format="ndjson")
+    (said,) = (message for message in caplog.messages if "no key" in message)
+    assert said.startswith(
+        "d/c.ndjson has no key of the files before it: expected 'a', 'b', got 'A', 'B'; those are "
+    )
+
+
 @pytest.mark.parametrize("delimiters", [";,", ",;", "\t|"])
 def test_files_of_different_delimiters_are_refused(delimiters: str) -> None:
     for name, delimiter in zip("ab", delimiters, strict=True):
