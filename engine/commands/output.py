@@ -21,6 +21,7 @@ from rich.table import Table
 
 from engine.errors import HeadraceError, ReaderLeft
 from engine.quality import report
+from engine.running.written_rows import SINK
 
 if TYPE_CHECKING:
     from engine.artifacts import Summary
@@ -144,13 +145,16 @@ def _account(summary: Summary) -> str:
         )
         if n
     ]
-    reasons, counts = _listed(totals.reasons), _listed(totals.counts)
+    kept_out = {what: n for what, n in totals.counts.items() if what[0] == SINK}
+    reasons, why = _listed(totals.reasons), _listed(kept_out)
+    counts = _listed({what: n for what, n in totals.counts.items() if what not in kept_out})
     added = f" + {totals.added:,} added" if totals.added else ""
     sign = "=" if totals.balanced else "!="
     state = "stopped by a signal" if summary.stopped else "end of the source"
     lines = [
         f"{totals.read:,} read{added} {sign} {' + '.join(outcomes) or '0'}"
         f"{f'  ({reasons})' if reasons else ''}",
+        *([f"{sum(kept_out.values()):,} of them not in the output  ({why})"] if why else []),
         *([f"counted by stages: {counts}"] if counts else []),
         f"{state} after {summary.seconds:.1f} s{', resumed' if summary.resumed else ''}",
     ]

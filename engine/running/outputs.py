@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import polars as pl
 
 from engine.running.dead_letters import dead_letter_frame
 from engine.running.work import WorkResult
-from engine.running.written_rows import SINK, WrittenRows
+from engine.running.written_rows import NOT_WRITTEN, SINK, WrittenRows
 from engine.types import RESERVED, Batch, Rejects, Sink, Snapshot
 from engine.user_code import calls
 
@@ -64,9 +65,11 @@ class Outputs:
         else:
             for each in refused:
                 done = done.with_rejects(each)
-        counts = {"not_written": self._not_written, "refused": sum(map(len, self._refused))}
-        if any(counts.values()):
-            counted = done.batch.counted(SINK, **{name: n for name, n in counts.items() if n})
+        counts = Counter({NOT_WRITTEN: self._not_written})
+        for each in self._refused:
+            counts[each.reason] += len(each)
+        if +counts:
+            counted = done.batch.counted(SINK, **+counts)
             done = replace(done, batch=counted, refused=tuple(self._refused))
             self._not_written, self._refused = 0, []
         self.traceparent = ""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from engine.config import DeadLetterSettings
 from engine.running.totals import Totals
-from engine.running.written_rows import SINK
+from engine.running.written_rows import NOT_WRITTEN, SINK
 from engine.types import HeadraceError, Rejects
 from engine.types.plural import counted
 
@@ -61,15 +61,15 @@ class RejectLimit:
         suffice. Raises: TooManyRejects."""
         if self._again:
             return
-        reasons = Counter(
-            {
-                f"{stage}: {reason}": n
-                for (stage, reason), n in totals.reasons.items()
-                if reason not in self._settings.expected
-            }
-        )
-        if refused := totals.counts.get((SINK, "refused"), 0):
-            reasons[f"{SINK}: refused"] = refused
+        without_answer = {  # although they are learned
+            (stage, reason): n
+            for (stage, reason), n in totals.counts.items()
+            if stage == SINK and reason != NOT_WRITTEN
+        }
+        reasons = Counter[str]()
+        for (stage, reason), n in (*totals.reasons.items(), *without_answer.items()):
+            if reason not in self._settings.expected:
+                reasons[f"{stage}: {reason}"] += n
         self._check("Ended", self._counted(totals.judged), totals.judged, totals.bad, reasons)
 
     def _unexpected(self, rejects: tuple[Rejects, ...]) -> Counter[str]:

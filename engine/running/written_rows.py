@@ -12,6 +12,8 @@ from engine.types import RESERVED, Batch, Mark, Rejects, Schema
 
 SINK = "sink"
 """The stage of what is counted and rejected here."""
+NOT_WRITTEN = "not_written"
+"""What rows are counted as for which the condition does not hold."""
 WHERE = "[sink] where"
 
 
@@ -66,4 +68,4 @@ def _rejected(rows: pl.DataFrame, places: pl.DataFrame, failures: Mapping[int, s
     return rejects
 
 
-__all__ = ["SINK", "WrittenRows"]
+__all__ = ["NOT_WRITTEN", "SINK", "WrittenRows"]

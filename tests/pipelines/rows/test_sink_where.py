@@ -132,7 +132,7 @@ def test_a_row_on_which_it_fails_is_a_dead_letter(model: str, folder: Path) -> N
     assert letters["detail"].str.starts_with("[sink] where: ").all()
     if model:
         assert (totals.learned, totals.rejected) == (N, 0)
-        assert totals.counts["sink", "refused"] == failed
+        assert totals.counts["sink", "invalid"] == failed
     else:
         assert (totals.cleaned, totals.rejected) == (N - failed, failed)
 
@@ -147,7 +147,9 @@ def test_learned_rows_without_an_answer_are_counted_and_limited(
     file = file_of(folder, where, schema, more=nulls + MODEL)
     code, out, err = headrace("run", file, "--set", "dead_letters.limit=0.01")
     assert code == 3
-    assert "2.0% of 300 rows were rejected (sink: refused)" in " ".join((out + err).split())
+    said = " ".join((out + err).split())
+    assert "2.0% of 300 rows were rejected (sink: invalid)" in said
+    assert "300 read = 300 learned 202 of them not in the output (sink: invalid 6, sink: " in said
     metrics = (folder / "run" / "metrics.prom").read_text()
     assert f'headrace_dead_letters_total{{reason="invalid"}} {N // 50}.0' in metrics
 
