@@ -87,12 +87,11 @@ class Avro(Format):
     int goes to long, float and double, and back where nothing is lost; text is read as CSV fields
     are.
 
-    Logical types: date; timestamp-millis, -micros, -nanos (to the microsecond) and local ones as
-    datetime; decimal as its exact digits in a ``string`` column, the nearest float64 in a
-    ``float64`` one (which it is where nothing is declared); uuid as text. A time of day is its
-    number, a duration its bytes. A union of several types is text where they differ. Records,
-    arrays and maps come as JSON text in a ``string`` column: those values, and only those, are
-    decoded one by one, by fastavro.
+    Logical types: date; timestamp-millis, -micros, -nanos and local ones as datetime; decimal as
+    its exact digits in a ``string`` column, the nearest float64 in a ``float64`` one (which it is
+    where nothing is declared); uuid as text. A time of day is its number, a duration its bytes. A
+    union of several types is text where they differ. Records, arrays and maps come as JSON text in
+    a ``string`` column: those values, and only those, are decoded one by one, by fastavro.
 
     Args:
         schemas: a registry (records carry their schema's number), or the one schema of all
@@ -307,6 +306,9 @@ def parsed(text: str, named: Mapping[str, Any] | None = None) -> Any:
         raise ValueError(f"{type(error).__name__}: {error}") from None
     if not isinstance(schema, dict) or schema.get("type") != "record":
         raise ValueError("it is no record")
+    for name, own in known.items():
+        if own.get("type") == "fixed" and (not isinstance(own["size"], int) or own["size"] < 0):
+            raise ValueError(f"'{name}' has a size that cannot be")
     return {**schema, "__named_schemas": known}
 
 

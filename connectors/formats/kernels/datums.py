@@ -5,15 +5,19 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from connectors.formats.kernels.swar import compiled, load
+
 END, NULL, BOOL, INT, LONG, FLOAT, DOUBLE, BYTES, FIXED, ENUM = range(10)
 UNION, JUMP, OPEN_LIST, CLOSE_LIST, CALL, RETURN, OPEN, CLOSE, FAIL = range(10, 19)
 FINE, SHORT, LEFT, WRONG, DEEP = range(5)
 """The outcome of a record: it took its bytes; it needs more; some are left; an index or length
 in it is invalid; it nests deeper than 256."""
 STACK = 256
+EMPTY_ELEMENTS = 65_536
+"""The most elements of no bytes in a list that is kept, where each becomes an object."""
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def unscale(out, ends, numbers):
     for i in range(len(numbers)):
         value = np.int64(0)
@@ -25,7 +29,7 @@ def unscale(out, ends, numbers):
         numbers[i] = value
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _long(data, at, stop):
     """Return the zigzag number at `at` and where the next begins; -1 if it does not end, -2 if
     it is longer than 64 bits."""
@@ -56,11 +60,12 @@ def walk_records(data, starts, stops, ops, jumps, fate, leaves, values, sizes):
         )  # fmt: skip
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _record(data, at, stop, ops, jumps, row, leaves, values, sizes, calls, counts, places):
     pc = 0
     called = 0
     listed = 0
+    rich = False
     while True:
         op = ops[pc, 0]
         a = ops[pc, 1]
@@ -105,6 +110,8 @@ def _record(data, at, stop, ops, jumps, row, leaves, values, sizes, calls, count
                 return SHORT
             if op == FIXED:
                 value = at
+            elif op == DOUBLE and at + 8 <= len(data):
+                value = np.int64(load(data, at))
             else:
                 bits = np.uint64(0)
                 for i in range(size):
@@ -113,7 +120,9 @@ def _record(data, at, stop, ops, jumps, row, leaves, values, sizes, calls, count
             at += size
         elif op == OPEN:
             value = at
+            rich = True
         elif op == CLOSE:
+            rich = False
             sizes[a, row] = at - values[a, row]
             pc += 1
             continue
@@ -132,6 +141,8 @@ def _record(data, at, stop, ops, jumps, row, leaves, values, sizes, calls, count
         elif op == CLOSE_LIST:
             counts[listed - 1] -= 1
             if at == places[listed - 1]:  # elements of no bytes: all of them are the same
+                if rich and counts[listed - 1] > EMPTY_ELEMENTS:
+                    return WRONG
                 counts[listed - 1] = 0
             if counts[listed - 1] > 0:
                 places[listed - 1] = at
@@ -156,11 +167,12 @@ def _record(data, at, stop, ops, jumps, row, leaves, values, sizes, calls, count
         if a >= 0 and op != OPEN_LIST:
             leaves[a, row] = ops[pc, 2]
             values[a, row] = value
-            sizes[a, row] = size
+            if op == BYTES or op == FIXED:
+                sizes[a, row] = size
         pc += 1
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _block(data, at, stop):
     """Return how many elements follow, and where; a negative count is followed by their bytes."""
     count, at = _long(data, at, stop)

@@ -360,7 +360,7 @@ def _moments(numbers: pl.Series, logical: str) -> pl.Series:
     if logical == "timestamp-micros":
         return numbers.cast(pl.Datetime("us"))
     if logical == "timestamp-nanos":
-        return (numbers // 1_000).cast(pl.Datetime("us"))
+        return numbers.cast(pl.Datetime("ns"))
     return numbers
 
 

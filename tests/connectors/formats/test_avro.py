@@ -296,6 +296,30 @@ def test_lists_without_end_are_passed_over() -> None:
     assert [(reason, at) for reason, at, _, _ in told(rejects)] == [("broken", 20)]
 
 
+def test_a_list_of_nothing_without_end_that_is_kept_costs_its_row() -> None:
+    """Each element would become an object."""
+    schema = record(field("a", {"type": "array", "items": "null"}))
+    raw = records(b"\x04\x00", b"\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01\x00", b"\x00")
+    frame, rejects = Avro(parsed(json.dumps(schema))).decode(raw, {"a": pl.String()})
+    assert frame["a"].to_list() == ["[null, null]", "[]"]
+    assert [(reason, at) for reason, at, _, _ in told(rejects)] == [("broken", 10)]
+
+
+def test_nanoseconds_stay_where_they_are_declared() -> None:
+    schema = record(field("t", {"type": "long", "logicalType": "timestamp-nanos"}))
+    raw = records(datum(schema, {"t": -1_234_567}))
+    frame, _ = Avro(parsed(json.dumps(schema))).decode(raw, {"t": pl.Datetime("ns")})
+    assert frame["t"].to_physical().to_list() == [-1_234_567]
+    frame, _ = Avro(parsed(json.dumps(schema))).decode(raw, {"t": pl.Datetime("us")})
+    assert frame["t"].to_physical().to_list() == [-1_235]
+
+
+def test_a_size_that_cannot_be_is_no_schema() -> None:
+    schema = record(field("f", {"type": "fixed", "name": "F", "size": -8}))
+    with pytest.raises(ValueError, match=r"^'F' has a size that cannot be$"):
+        parsed(json.dumps(schema))
+
+
 # ---------------------------------------------------------------------------------------- evolution
 
 OLD = record(field("id", "int"), field("amt", "int"), field("gone", "string"))
