@@ -225,7 +225,12 @@ class ColumnFinder:
         catalog, opener, dialects = self._catalog, self._opener, self._dialects
         passes_over = self._passes_over
         if catalog.spec.layout == "table":
-            return inspect_tables(catalog.files, catalog.format, pass_over_damaged=passes_over)
+            return inspect_tables(
+                catalog.files,
+                catalog.format,
+                may_grow=catalog.settings.follow,
+                pass_over_damaged=passes_over,
+            )
         if catalog.format == "csv":
             inner = self._decoding.inner
             decoder = inner if isinstance(inner, Csv) else dialects.decoder()

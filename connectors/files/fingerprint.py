@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from connectors.files.readers.text import BLOCK, Bytes, compression, readable
+from connectors.formats.kernels.datums import AVRO_MAGIC
 from engine.types import HeadraceError, Records, UserError, Values
 from engine.types.plural import counted
 
@@ -46,7 +47,8 @@ class Fingerprint:
         head_digest: the digest of these bytes.
         row: the span of the last row read, or the end of a file that cannot grow.
         row_digest: the digest of that row.
-        whole: whether the file cannot grow; one of another size is another file.
+        whole: whether the file cannot grow; one of another size is another file, unless it is an
+            Avro file with more blocks.
         position: the next position to read.
         unread: whether the file continued after that position.
         unfinished: whether the row had no line end, so it may be incomplete.
@@ -81,7 +83,7 @@ class Fingerprint:
         """Return whether a file begins with the rows read from this one."""
         try:
             stat = path.stat()
-            if self.whole and stat.st_size != self.size:
+            if self.whole and stat.st_size != self.size and not self._is_longer(path, stat):
                 return False
             places = [(0, self.head), self.row, (self.position - 1, 1)]
             same = self.same_inode(stat) and self.size == stat.st_size
@@ -97,6 +99,12 @@ class Fingerprint:
             digest(data) == d for data, d in zip(chunks[:2], known, strict=False) if d
         )
         return matches_file and (len(chunks) < 3 or len(chunks[2]) == 1)
+
+    def _is_longer(self, path: Path, stat: os.stat_result) -> bool:
+        """Return whether a file may be this one with more blocks behind its end, which of those
+        that are read as a whole only an Avro file can have."""
+        longer = stat.st_size > self.size
+        return longer and segments(path, [(0, len(AVRO_MAGIC))], raw=True) == [AVRO_MAGIC]
 
     def has_beginning_of(self, path: Path | int) -> bool:
         """Return whether a file of lines still has the beginning and the row. Raises: OSError,
@@ -218,7 +226,7 @@ class FingerprintTracker:
             size=stat.st_size,
             head=len(head),
             head_digest=digest(head),
-            row=end,
+            row=(end[0], len(tail)) if self._whole else end,
             row_digest=digest(tail) if self._whole else "",
             whole=self._whole,
         )

@@ -260,14 +260,21 @@ def passing_over(damaged: bool) -> Iterator[None]:
 
 
 def inspect_tables(
-    files: Mapping[str, Path], format: str, *, pass_over_damaged: bool = False
+    files: Mapping[str, Path],
+    format: str,
+    *,
+    may_grow: bool = False,
+    pass_over_damaged: bool = False,
 ) -> Inspection:
-    """Inspect all footers. Raises: UserError for a column whose types have no common type."""
+    """Inspect all footers and headers, see `connectors.files.readers.table.TableFile`.
+
+    Raises: UserError for a column whose types have no common type.
+    """
     inspection = Inspection()
     columns_by_file: dict[str, list[str]] = {}
     for name, path in files.items():
         with passing_over(pass_over_damaged):
-            table = open_table(format, path, name)
+            table = open_table(format, path, name, may_grow=may_grow)
             table.close()
             if not table.rows:
                 inspection.empty.append(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from connectors.files.inspection import (
     raw_lines,
 )
 from connectors.files.readers.file_rows import FileRows
-from connectors.files.readers.table import open_table
+from connectors.files.readers.table import TableFile, open_table
 from connectors.files.readers.tar import TarShard
 from connectors.files.readers.text import TextFile, compression
 from connectors.files.splits import SHARD_GROUPS, Readable, order
@@ -39,6 +40,8 @@ HEADER_BYTES = 1 << 16
 INSPECTION_BYTES = 4 << 20
 """The bytes inspected of XML documents, whose trees are many times as large."""
 
+log = logging.getLogger("headrace.files")
+
 
 class Opener:
     """Opens one file after the other, in the way its format needs.
@@ -52,6 +55,8 @@ class Opener:
         self._catalog = catalog
         self._dialects = dialects
         self.columns: list[str] | None = None
+        self._waiting: set[str] = set()
+        """The files whose last block was reported as incomplete."""
         self._transcoder: Transcoder | None = None
         if catalog.settings.encoding is not None:
             require_option("encoding", catalog.format, FILES)
@@ -73,7 +78,7 @@ class Opener:
         if catalog.spec.layout == "samples":
             return self._tar(path, name)
         if catalog.spec.layout == "table":
-            return open_table(catalog.format, path, name, self._table_columns())
+            return self._table(path, name)
         return self.text(path, name)
 
     def growing(self, path: Path, name: str) -> Readable | None:
@@ -82,7 +87,11 @@ class Opener:
         return self.file(path, name) if self.is_begun(path) else None
 
     def is_begun(self, path: Path) -> bool:
-        """Return whether the header of a growing CSV is complete."""
+        """Return whether the header of a growing CSV or Avro file is complete."""
+        if self._catalog.format == "avro":
+            from connectors.formats.walks.avro_blocks import has_header  # and with it the codecs
+
+            return has_header(path)
         if self._catalog.format != "csv" or compression(path) is not None:
             return True
         (head,) = segments(path, [(0, HEADER_BYTES)], raw=True)
@@ -233,6 +242,14 @@ class Opener:
         if self.columns is not None:
             wanted = WebDatasetFormat(settings.paths).extensions(self.columns)
         return TarShard(path, name, wanted, max_record=settings.max_record_bytes)
+
+    def _table(self, path: Path, name: str) -> TableFile:
+        grows = self._catalog.settings.follow
+        table = open_table(self._catalog.format, path, name, self._table_columns(), may_grow=grows)
+        if table.waits and name not in self._waiting:
+            self._waiting.add(name)
+            log.warning("%s is not read to its end yet: %s.", name, table.waits)
+        return table
 
     def _table_columns(self) -> list[str] | None:
         """Return the columns of a table file that contain the columns to read."""

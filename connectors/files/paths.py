@@ -86,11 +86,6 @@ def common_format(files: dict[str, Path]) -> str:
     kinds = {name: _kind(path) for name, path in files.items()}
     first = next(iter(kinds))
     for (name, path), format in zip(files.items(), kinds.values(), strict=True):
-        if format is None and _extension(path) == ".avro":
-            raise UserError(
-                f"[source] path '{name}' is an Avro file, and Avro is read from topics only: write "
-                "it as Parquet, which keeps its types."
-            )
         if format is None:
             raise UserError(
                 f"[source] path '{name}' {_unclear(path)}: set [source] format to "

@@ -25,12 +25,12 @@ class FilesSettings(ShardSettings):
         path: a file, a folder (all files below it), a glob, a list of them, "-" for standard
             input (lines of text, read once, to its end), or ``package:path/in/package`` for
             data that an installed package ships.
-        format: csv, ndjson, parquet, arrow, xml, images or webdataset (a tar whose neighbours
+        format: csv, ndjson, parquet, arrow, avro, xml, images or webdataset (a tar whose neighbours
             with one base name are a row), by the files' extension unless given; text (one row per
             line), documents (one row per file), json (one object per file); or a class of your
             own for lines of text, ``package.module:Class``.
         paths: column -> the path of its value: ``user.address.city`` in NDJSON, JSON, and nested
-            columns of Parquet and Arrow, ``address/city`` or ``@id`` in XML, ``jpg;png``
+            columns of Parquet, Arrow and Avro, ``address/city`` or ``@id`` in XML, ``jpg;png``
             or ``json.size.width`` in a WebDataset.
         row: for XML, names of the elements from the root to a row, ``orders/order``; a file is
             one row unless given.
@@ -55,8 +55,9 @@ class FilesSettings(ShardSettings):
         max_record_bytes: the longest accepted row of text, or largest file that is one row; a
             larger one is a dead letter (for CSV and formats of your own it ends the run).
         follow: never end: read rows added to files of lines, and new files. Compressed files,
-            Parquet, Arrow and tars are read once they have not changed between two scans:
-            write them elsewhere, and rename them. See `connectors.files.streams.follow`.
+            Parquet, Arrow, Avro and tars are read once they have not changed between two scans:
+            write them elsewhere, and rename them; to an Avro file blocks may be added. See
+            `connectors.files.streams.follow`.
         poll_interval: time between two scans for changed files, with `follow`.
         on_replaced: what to do if a file was replaced, truncated, deleted before its end, or
             continued within its last line: "fail" stops with an error; "read" reads the
@@ -70,7 +71,8 @@ class FilesSettings(ShardSettings):
         seed: the seed of `shuffle_files`.
         shards: number of engines that share the files, each row read by one; "env" takes
             WORLD_SIZE; 1 for one engine that may become several. They share row groups of
-            Parquet, record batches of Arrow, pieces of 32 MiB of lines, otherwise whole files.
+            Parquet, record batches of Arrow, blocks of Avro, pieces of 32 MiB of lines, otherwise
+            whole files.
         shard: the number of this engine, from 0; "env" takes RANK.
     """
 

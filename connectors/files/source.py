@@ -60,10 +60,10 @@ class FilesSource(Source):
     """Reads files. A file is a partition, named by its path as given or found; files that are
     one row each are one partition, named by `path`.
 
-    Positions are byte offsets in the (decompressed) text, row numbers in Parquet and Arrow; see
-    `FileRows` for files that are a row each. Plain text is sought in, Parquet and Arrow skip row
-    groups and record batches, compressed text is read over. Memory holds one block of text or one
-    row group; with `order_by`, everything.
+    Positions are byte offsets in the (decompressed) text, row numbers in Parquet, Arrow and
+    Avro; see `FileRows` for files that are a row each. Plain text is sought in, these tables skip
+    row groups, record batches and blocks, compressed text is read over. Memory holds one block of
+    text or one row group; with `order_by`, everything.
     """
 
     Settings = FilesSettings

@@ -25,7 +25,7 @@ from connectors.formats.kernels.rows import (
 from connectors.formats.options import FormatOptions
 from connectors.formats.values.calendar import flag_impossible
 from connectors.formats.values.casts import Coerce, conform
-from connectors.formats.values.columns import readable_rows
+from connectors.formats.values.columns import Columns, readable_rows
 from connectors.formats.walks.datums import BLOCKED, FATE_REASONS, FINE, RICH, Program, WalkResult
 from engine.types import Format, Records, Rejects, Schema, UserError, Values, nearest
 from engine.types.arrays import Ints
@@ -92,6 +92,8 @@ class Avro(Format):
     where nothing is declared); uuid as text. A time of day is its number, a duration its bytes. A
     union of several types is text where they differ. Records, arrays and maps come as JSON text in
     a ``string`` column: those values, and only those, are decoded one by one, by fastavro.
+
+    Container files bring their schemas: see `connectors.formats.values.avro_columns`.
 
     Args:
         schemas: a registry (records carry their schema's number), or the one schema of all
@@ -414,8 +416,11 @@ def _merge_frames(frames: list[pl.DataFrame], records: Records, schema: Schema) 
     return pl.concat(frames, rechunk=True).sort("_position", maintain_order=True)
 
 
-def make(options: FormatOptions) -> Avro:
-    """Return the format; called by `connectors.formats.registry`."""
+def make(options: FormatOptions) -> Format:
+    """Return the format of a topic's records; of files, which bring their schemas and come as
+    columns, what checks these. Called by `connectors.formats.registry`."""
+    if options.schemas is None:
+        return Columns(options.paths, coerce=options.coerce, lenient=True)
     return Avro(options.schemas, topics=options.topics, paths=options.paths, coerce=options.coerce)
 
 

@@ -97,8 +97,9 @@ FORMATS: Mapping[str, FormatSpec] = {
         options=frozenset({"paths"}), guessed=True, sortable=True,
     ),
     "avro": FormatSpec(
-        make=_FORMATS + "avro:make", topics=True, options=frozenset({"paths", *_REGISTRY}),
-        plain_text=False,
+        make=_FORMATS + "avro:make", layout="table", topics=True, extensions=(".avro",),
+        table="connectors.files.readers.avro:AvroFile", options=frozenset({"paths", *_REGISTRY}),
+        guessed=True, sortable=True, plain_text=False,
     ),
     "xml": FormatSpec(
         make=_FORMATS + "xml:make", layout="file", topics=True, extensions=(".xml",),

@@ -738,7 +738,10 @@ def _add_predict(commands: Any) -> None:
         "model", type=_path, metavar="MODEL", help="a model.onnx written by headrace"
     )
     predict.add_argument(
-        "--input", type=_named, required=True, help="file or glob: CSV, NDJSON, Parquet, Arrow"
+        "--input",
+        type=_named,
+        required=True,
+        help="file or glob: CSV, NDJSON, Parquet, Arrow, Avro",
     )
     predict.add_argument("--output", type=_named, required=True, help="folder for the results")
     predict.add_argument(

@@ -23,6 +23,7 @@ from connectors.kafka.source import KafkaSource
 from connectors.memory import MemorySink, MemorySource
 from engine.types import EndOfStream, Records, Sink, Source, Values
 from tests.broker import Broker, shared_broker
+from tests.containers import container, record
 
 N = 53
 ROWS = pl.DataFrame(
@@ -58,6 +59,12 @@ def _parquet(folder: Path) -> Source:
 def _arrow(folder: Path) -> Source:
     ROWS.write_ipc(folder / "rows.arrow", record_batch_size=20)
     return files(folder / "rows.arrow")
+
+
+def _avro(folder: Path) -> Source:
+    schema = record(x=["null", "double"], n="long", s="string")
+    (folder / "rows.avro").write_bytes(container(schema, ROWS.to_dicts(), "deflate", each=20))
+    return files(folder / "rows.avro")
 
 
 def _several(folder: Path) -> Source:
@@ -152,6 +159,7 @@ SOURCES: dict[str, Make] = {
     "ndjson.zst": _text(".ndjson.zst", zstandard.compress),
     "parquet": _parquet,
     "arrow": _arrow,
+    "avro": _avro,
     "several": _several,
     "sorted": _sorted,
     "whole": _whole,

@@ -16,6 +16,7 @@ import pytest
 
 from engine.types import EndOfStream, HeadraceError, Mark, Schema
 from tests.connectors.conftest import files
+from tests.containers import container, record
 
 XML = "".join(
     f"<row n='{i}' o:m='1'><s>t{i}<b>&amp;</b></s><![CDATA[x]]><c><d e='1'>5</d></c></row>"
@@ -36,12 +37,17 @@ def tar(format: int) -> bytes:
     return out.getvalue()
 
 
+AVRO_ROWS = [{"n": i, "s": f"text {i}"} for i in range(50)]
 SAMPLE: Schema = {"n": pl.Int64(), "jpg": pl.Binary(), "cls": pl.Int64(), "__key__": pl.String()}
 KINDS: dict[str, tuple[bytes, dict[str, Any], Schema]] = {
     "rows.xml": (
         b"<!DOCTYPE rows [<!ATTLIST row a CDATA 'x'>]><rows xmlns:o='u'>%s</rows>" % XML.encode(),
         {"row": "rows/row", "paths": {"n": "@n", "d": "c/d/@e"}},
         {"n": pl.Int64(), "s": pl.String(), "d": pl.Int32()},
+    ),
+    "rows.avro": (
+        container(record(n="long", s="string"), AVRO_ROWS, "snappy", each=9), {},
+        {"n": pl.Int64(), "s": pl.String()},
     ),
     "one.xml": (b'<row n="1"><s>a</s></row>', {}, {"n": pl.Int64(), "s": pl.String()}),
     "pax.tar": (tar(tarfile.PAX_FORMAT), {"paths": {"n": "json.n"}}, SAMPLE),

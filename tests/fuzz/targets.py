@@ -28,7 +28,7 @@ from PIL import Image as Picture
 from connectors.files.source import FilesSource
 from connectors.formats.avro import Avro, parsed
 from engine.types import EndOfStream, HeadraceError, Records, Schema, Values
-from tests.fuzz import parquet
+from tests.fuzz import avro_files, parquet
 from tests.fuzz.mutate import harmed, mutated
 
 Read = Callable[[bytes, Path], Iterator[bytes]]
@@ -328,6 +328,9 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "text, declared": lambda: Target(seeds=TEXT | PACKED, read=_file(DECLARED)),
     "parquet": lambda: Target(seeds=parquet.seeds(ROWS), read=_file(), harm=parquet.damaged),
     "arrow": lambda: Target(seeds=_arrows(), read=_file()),
+    "avro files": lambda: Target(
+        seeds=avro_files.seeds(ROWS), read=_file(), harm=avro_files.damaged
+    ),
     "xml": lambda: Target(
         seeds={"rows.xml": XML},
         read=_file({"n": pl.Int64(), "s": pl.String()}, row="rows/row", paths={"n": "@n"}),

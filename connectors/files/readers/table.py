@@ -64,21 +64,32 @@ class TableFile(ABC):
         name: the partition.
         columns: the columns to decode, if the file has them; None decodes all. If it has none of
             them, one column is decoded to count rows.
+        may_grow: whether its end may be missing, or damaged: the rows before it are read.
 
     Attributes:
         schema: all columns of the file.
         bounds: rows at which chunks start, and the end, shape (chunks + 1,).
+        waits: a clause on what ends the file for now, if it may grow; else "".
 
     Raises (all methods): UnreadableFile for a file of another format, truncated or damaged;
         UserError for a duplicate column, or one of an unsupported type.
     """
 
     format_name = ""
+    waits = ""
     schema: Schema
     bounds: NDArray[np.int64]
 
-    def __init__(self, path: Path, name: str, columns: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        columns: Sequence[str] | None = None,
+        *,
+        may_grow: bool = False,
+    ) -> None:
         self.name = name
+        self.may_grow = may_grow
         self.next = 0
         self._chunk = pl.DataFrame()
         self._start = 0
@@ -202,7 +213,7 @@ def _opened(path: Path, name: str, stamp: FileStamp) -> _OpenedParquet:
 
     with pq.ParquetFile(path) as file:
         metadata, schema = file.metadata, file.schema_arrow
-    _once(schema.names, name)
+    require_once(schema.names, name)
     _must_be_held(schema, name, wide=True)
     with path.open("rb") as file:
         footer = read_footer(file, metadata.num_row_groups, metadata.num_columns)
@@ -307,7 +318,7 @@ class ArrowFile(TableFile):
         self._map = pa.memory_map(str(path))
         self._streamed = self._map.read(len(MAGIC)) != MAGIC
         schema = self._stream().schema if self._streamed else ipc.open_file(self._map).schema
-        _once(schema.names, self.name)
+        require_once(schema.names, self.name)
         _must_be_held(schema, self.name, wide=False)
         fields = [i for i, name in enumerate(schema.names) if columns is None or name in columns]
         fields = fields or [0]
@@ -388,7 +399,8 @@ def _frame(table: pa.Table | pa.RecordBatch) -> pl.DataFrame:
     return frame
 
 
-def _once(names: Sequence[str], file: str) -> None:
+def require_once(names: Sequence[str], file: str) -> None:
+    """Raises: UserError for a column that a file has twice."""
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if twice is not None:
         raise UserError(f"{file} has column '{twice}' twice: rename one of them.")
@@ -440,11 +452,23 @@ def _is_zone(name: str) -> bool:
 
 
 def open_table(
-    format: str, path: Path, name: str, columns: Sequence[str] | None = None
+    format: str,
+    path: Path,
+    name: str,
+    columns: Sequence[str] | None = None,
+    *,
+    may_grow: bool = False,
 ) -> TableFile:
     """A file of a table format, see `connectors.formats.registry`. Raises: as `TableFile`."""
     file_class = cast("type[TableFile]", imported(spec_of(format).table))
-    return file_class(path, name, columns)
+    return file_class(path, name, columns, may_grow=may_grow)
 
 
-__all__ = ["ArrowFile", "ParquetFile", "SortedRows", "TableFile", "open_table"]
+__all__ = [
+    "ArrowFile",
+    "ParquetFile",
+    "SortedRows",
+    "TableFile",
+    "open_table",
+    "require_once",
+]

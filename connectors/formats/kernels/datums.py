@@ -14,7 +14,17 @@ FINE, SHORT, LEFT, WRONG, DEEP = range(5)
 in it is invalid; it nests deeper than 256."""
 STACK = 256
 EMPTY_ELEMENTS = 65_536
-"""The most elements of no bytes in a list that is kept, where each becomes an object."""
+"""The most elements of no bytes in a list that is kept, where each becomes an object; and the most
+records of no bytes in a block."""
+AVRO_MAGIC = b"Obj\x01"
+"""The first bytes of a container file."""
+SYNC = 16
+"""The bytes of a sync marker."""
+BLOCK_HEAD = 20
+"""The most bytes of a block's count and size."""
+DONE, MORE, BAD_SYNC, BAD_HEAD, CUT = range(5)
+"""Why a search for blocks ended: at the end of the file; at the end of the window or the arrays; at
+another sync marker; at a count or size that cannot be; at a block that is not all there."""
 
 
 @compiled
@@ -54,10 +64,71 @@ def walk_records(data, starts, stops, ops, jumps, fate, leaves, values, sizes):
     counts = np.empty(STACK, np.int64)
     places = np.empty(STACK, np.int64)
     for row in range(len(starts)):
-        fate[row] = _record(
+        fate[row], _ = _record(
             data, starts[row], stops[row], ops, jumps, row, leaves, values, sizes,
             calls, counts, places,
         )  # fmt: skip
+
+
+@numba.njit(nogil=True, cache=True)
+def walk_blocks(data, starts, stops, rows, ops, jumps, ends, leaves, values, sizes):
+    """Walk the records of blocks, `rows` of each, and note where its last one ends. Return the
+    outcome, and the block where it is another than `FINE`."""
+    calls = np.empty(STACK, np.int64)
+    counts = np.empty(STACK, np.int64)
+    places = np.empty(STACK, np.int64)
+    row = 0
+    for block in range(len(starts)):
+        at = starts[block]
+        for _ in range(rows[block]):
+            fate, at = _record(
+                data, at, stops[block], ops, jumps, row, leaves, values, sizes,
+                calls, counts, places,
+            )  # fmt: skip
+            if fate != FINE and fate != LEFT:
+                return fate, block
+            row += 1
+        ends[block] = at
+    return FINE, len(starts)
+
+
+@compiled
+def find_blocks(window, base, end, sync, ratio, offsets, sizes, rows):
+    """Find blocks behind the sync marker with which a window of a file begins.
+
+    Return how many were found, where in the window the last sync marker is, and why no more were.
+
+    Args:
+        base: where the window is in the file.
+        end: of the file.
+        ratio: the bits by which a block may be larger once it is unpacked.
+    """
+    at, n, room = 0, 0, len(window)
+    while True:
+        if at + SYNC > room:
+            return n, at, MORE
+        for i in range(SYNC):
+            if window[at + i] != sync[i]:
+                return n, at, BAD_SYNC
+        begin = at + SYNC
+        if base + begin == end:
+            return n, at, DONE
+        last = base + room == end
+        if n == len(offsets) or (begin + BLOCK_HEAD > room and not last):
+            return n, at, MORE
+        count, size = np.int64(0), np.int64(0)
+        count, begin = _long(window, begin, room)
+        if begin >= 0:
+            size, begin = _long(window, begin, room)
+        if begin < 0:
+            return n, at, (CUT if begin == -1 and last else BAD_HEAD)
+        if count < 0 or size < 0 or count >> ratio > max(size, EMPTY_ELEMENTS):
+            return n, at, BAD_HEAD
+        if size > end - base - begin - SYNC:
+            return n, at, CUT
+        offsets[n], sizes[n], rows[n] = base + begin, size, count
+        n += 1
+        at = begin + size
 
 
 @compiled
@@ -74,18 +145,18 @@ def _record(data, at, stop, ops, jumps, row, leaves, values, sizes, calls, count
         if op in (BYTES, INT, LONG, ENUM, UNION):
             value, at = _long(data, at, stop)
             if at < 0:
-                return SHORT if at == -1 else WRONG
+                return (SHORT if at == -1 else WRONG), at
         if op == BYTES:
             if value < 0:
-                return WRONG
+                return WRONG, at
             size = value
             value = at
             if size > stop - at:
-                return SHORT
+                return SHORT, at
             at += size
         elif op == UNION:
             if value < 0 or value >= a:
-                return WRONG
+                return WRONG, at
             pc = jumps[ops[pc, 2] + value]
             continue
         elif op == JUMP:
@@ -93,21 +164,21 @@ def _record(data, at, stop, ops, jumps, row, leaves, values, sizes, calls, count
             continue
         elif op == INT:
             if value < -2147483648 or value > 2147483647:
-                return WRONG
+                return WRONG, at
         elif op == ENUM:
             if value < 0 or value >= ops[pc, 3]:
-                return WRONG
+                return WRONG, at
         elif op == BOOL:
             if at >= stop:
-                return SHORT
+                return SHORT, at
             value = np.int64(data[at])
             if value > 1:
-                return WRONG
+                return WRONG, at
             at += 1
         elif op in (FLOAT, DOUBLE, FIXED):
             size = ops[pc, 3]
             if size > stop - at:
-                return SHORT
+                return SHORT, at
             if op == FIXED:
                 value = at
             elif op == DOUBLE and at + 8 <= len(data):
@@ -129,12 +200,12 @@ def _record(data, at, stop, ops, jumps, row, leaves, values, sizes, calls, count
         elif op == OPEN_LIST:
             count, at = _block(data, at, stop)
             if at < 0:
-                return SHORT if at == -1 else WRONG
+                return (SHORT if at == -1 else WRONG), at
             if count == 0:
                 pc = a
                 continue
             if listed == STACK:
-                return DEEP
+                return DEEP, at
             counts[listed] = count
             places[listed] = at
             listed += 1
@@ -142,7 +213,7 @@ def _record(data, at, stop, ops, jumps, row, leaves, values, sizes, calls, count
             counts[listed - 1] -= 1
             if at == places[listed - 1]:  # elements of no bytes: all of them are the same
                 if rich and counts[listed - 1] > EMPTY_ELEMENTS:
-                    return WRONG
+                    return WRONG, at
                 counts[listed - 1] = 0
             if counts[listed - 1] > 0:
                 places[listed - 1] = at
@@ -153,7 +224,7 @@ def _record(data, at, stop, ops, jumps, row, leaves, values, sizes, calls, count
             continue
         elif op == CALL:
             if called == STACK:
-                return DEEP
+                return DEEP, at
             calls[called] = pc + 1
             called += 1
             pc = a
@@ -163,7 +234,7 @@ def _record(data, at, stop, ops, jumps, row, leaves, values, sizes, calls, count
             pc = calls[called]
             continue
         elif op == END:
-            return FINE if at == stop else LEFT
+            return (FINE if at == stop else LEFT), at
         if a >= 0 and op != OPEN_LIST:
             leaves[a, row] = ops[pc, 2]
             values[a, row] = value
@@ -185,12 +256,17 @@ def _block(data, at, stop):
 
 
 __all__ = [
+    "AVRO_MAGIC",
+    "BAD_HEAD",
+    "BAD_SYNC",
     "BOOL",
     "BYTES",
     "CALL",
     "CLOSE",
     "CLOSE_LIST",
+    "CUT",
     "DEEP",
+    "DONE",
     "DOUBLE",
     "END",
     "ENUM",
@@ -201,13 +277,17 @@ __all__ = [
     "JUMP",
     "LEFT",
     "LONG",
+    "MORE",
     "NULL",
     "OPEN",
     "OPEN_LIST",
     "RETURN",
     "SHORT",
+    "SYNC",
     "UNION",
     "WRONG",
+    "find_blocks",
     "unscale",
+    "walk_blocks",
     "walk_records",
 ]

@@ -45,11 +45,13 @@ from connectors.formats.kernels.datums import (
     UNION,
     WRONG,
     unscale,
+    walk_blocks,
     walk_records,
 )
 from connectors.formats.kernels.paths import PathNode
 from connectors.formats.kernels.rows import decode_utf8, gather
-from engine.types.arrays import Ints
+from engine.types import Values
+from engine.types.arrays import Ints, read_only
 
 FATE_REASONS = {
     SHORT: "Expected a whole Avro record, got one that ends too early.",
@@ -63,6 +65,7 @@ SIMPLE = {
 }  # fmt: skip
 BLOCKED = "blocked"
 RICH = "rich"
+PRESENT = "present"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +74,8 @@ class Leaf:
 
     Attributes:
         kind: Avro's name of the type; ``rich`` for one with parts, taken as JSON text; ``blocked``
-            where a path goes on and the value has no fields.
+            where a path goes on and the value has no fields; ``present`` for a record of which
+            fields are kept.
         logical: the logical type, or "".
         schema: the type's own schema.
     """
@@ -150,10 +154,46 @@ class Program:
         )  # fmt: skip
         return walked
 
+    def walk_blocks(
+        self, data: NDArray[np.uint8], starts: Ints, stops: Ints, rows: Ints
+    ) -> tuple[WalkResult, Ints, tuple[int, int]]:
+        """Walk records that follow each other, `rows` of each of b blocks, block i in
+        ``data[starts[i]:stops[i]]``.
+
+        Return also where the last one of each block ends, shape (b,), and how that went: `FINE`,
+        or another outcome and its block, after which nothing is walked.
+        """
+        n = int(rows.sum())
+        shape = (max(1, len(self.slots)), n)
+        walked = WalkResult(
+            fate=np.zeros(n, np.int64),
+            leaves=np.zeros(shape, np.int16),
+            values=np.zeros(shape, np.int64),
+            sizes=np.zeros(shape, np.int64),
+        )
+        ends = np.zeros(len(starts), np.int64)
+        outcome = walk_blocks(
+            data, read_only(starts), read_only(stops), read_only(rows), self._table, self._jumps,
+            ends, walked.leaves, walked.values, walked.sizes,
+        )  # fmt: skip
+        return walked, ends, outcome
+
+    def is_there(self, walked: WalkResult, path: str) -> NDArray[np.bool_]:
+        """Return which records have a value in a slot, null apart, shape (n,)."""
+        there: NDArray[np.bool_] = walked.leaves[self.slots[path]] != 0
+        return there
+
+    def encoded(self, data: NDArray[np.uint8], walked: WalkResult, path: str) -> Values:
+        """Return the values of a slot, of types that are kept as bytes, as they are encoded, shape
+        (n,); null stays null."""
+        slot = self.slots[path]
+        sizes = np.where(walked.leaves[slot] != 0, walked.sizes[slot], -1)
+        return gather(data, walked.values[slot], sizes)
+
     def column(
-        self, data: NDArray[np.uint8], walked: WalkResult, path: str, rows: Ints
+        self, data: NDArray[np.uint8], walked: WalkResult, path: str, rows: Ints | slice
     ) -> tuple[pl.Series, Ints]:
-        """Return the values of a slot for some of the records, shape (len(rows),), and the
+        """Return the values of a slot for some of the n records, shape (n,), and the
         indexes into `rows` of those that cannot be decoded: text that is not UTF-8, a value
         without fields where a path continues, or a composite value without JSON.
 
@@ -165,7 +205,7 @@ class Program:
         kinds = np.flatnonzero(np.bincount(leaves, minlength=1))
         kinds = kinds[kinds > 0]
         if not len(kinds):
-            return pl.Series([None], dtype=pl.Null).new_from_index(0, len(rows)), kinds
+            return pl.Series([None], dtype=pl.Null).new_from_index(0, len(leaves)), kinds
         parts, odd = [], []
         for leaf_kind in kinds.tolist():
             here = leaves == leaf_kind
@@ -213,6 +253,8 @@ class Program:
         if type_name == "union":
             self._union(schema, wanted)
         elif type_name in ("record", "error") and wanted is not None and wanted.below:
+            if wanted.kind is not None:  # whether it is null is asked too
+                self._emit(NULL, *self._leaf(schema, PRESENT, "", wanted.path))
             self._record(schema, wanted)
         elif wanted is not None and type_name != "null":
             self._kept(schema, type_name, wanted)

@@ -3,25 +3,32 @@
 ``python -m tests.bench formats``
 
 100,000 records of about 200 bytes as JSON (100 as Avro) and 10 fields, in memory. Poisoned: every
-hundredth is one of ten kinds of poison in turn.
+hundredth is one of ten kinds of poison in turn. The same rows as an Avro file, by CPU time.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import fastavro
 import numpy as np
 import polars as pl
 
+from connectors.files.readers.avro import AvroFile
 from connectors.formats.avro import Avro, parsed
 from connectors.formats.encode import AvroEncoder, derived
 from connectors.formats.ndjson import Ndjson
 from engine.types import Format, Records, Schema, Values
 from tests.bench.measure import interleave, median, report
 
+CODECS = ("null", "deflate", "snappy")
 NUMBERS = [f"x{i}" for i in range(8)]
 SCHEMA: Schema = {
     "id": pl.Int64(),
@@ -57,7 +64,46 @@ def main(*, quick: bool = False) -> None:
         ("avro, clean", "avro by fastavro"),
     ):
         figures[f"{name} / {base}"] = median(seconds[base]) / median(seconds[name])
+    files = avro_files(schema, frame, rounds=3 if quick else 9)
+    figures |= {f"{name}, records/CPU s": count / median(taken) for name, taken in files.items()}
+    for codec in CODECS:
+        own = median(files[f"avro file, {codec}"])
+        for peer in ("polars", "fastavro"):
+            ratio = median(files[f"avro file, {codec}, by {peer}"]) / own
+            figures[f"avro file, {codec} / by {peer}"] = ratio
+    seconds |= files
     report("formats", figures, seconds=seconds, goal="poisoned 0.5 of clean")
+
+
+def avro_files(schema: Any, frame: pl.DataFrame, rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of reading a file of the rows to a frame."""
+    rows = frame.to_dicts()
+    with tempfile.TemporaryDirectory() as folder:
+        runs: dict[str, Callable[[], object]] = {}
+        for codec in CODECS:
+            path = Path(folder) / f"{codec}.avro"
+            with path.open("wb") as file:
+                fastavro.writer(file, schema, rows, codec=codec)
+            runs[f"avro file, {codec}"] = partial(read_in_chunks, path)
+            runs[f"avro file, {codec}, by polars"] = partial(by_polars, path)
+            runs[f"avro file, {codec}, by fastavro"] = partial(file_by_fastavro, path)
+        return interleave(runs, rounds, time.process_time)
+
+
+def read_in_chunks(path: Path) -> None:
+    """As the source reads it."""
+    file = AvroFile(path, "p")
+    while file.read(1 << 30, 1 << 30) is not None:
+        pass
+
+
+def by_polars(path: Path) -> pl.DataFrame:
+    return pl.read_avro(path)
+
+
+def file_by_fastavro(path: Path) -> pl.DataFrame:
+    with path.open("rb") as file:
+        return pl.DataFrame(list(fastavro.reader(file)))
 
 
 def rows(count: int) -> pl.DataFrame:

@@ -208,7 +208,13 @@ def arrow(path: Path, *numbers: int) -> None:
     pl.DataFrame({"id": numbers}).write_ipc(path)
 
 
-REPLACED: dict[str, Callable[..., None]] = {"csv": csv, "parquet": parquet, "arrow": arrow}
+def avro(path: Path, *numbers: int) -> None:
+    pl.DataFrame({"id": numbers}).write_avro(path)
+
+
+REPLACED: dict[str, Callable[..., None]] = {
+    "csv": csv, "parquet": parquet, "arrow": arrow, "avro": avro,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("again", [(7, 8, 9), (7,), (7, 8)])

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from connectors.files.source import FilesSource
 from connectors.files.streams.follow import follower, scan
 from engine.types import HeadraceError, Mark, Rejects, Schema, Snapshot, UserError
-from tests.connectors.files.test_fingerprint import arrow, csv, lines, parquet, run
+from tests.connectors.files.test_fingerprint import arrow, avro, csv, lines, parquet, run
+from tests.containers import SYNC, block, datum, header, record
 from tests.size import examples
 
 LOOKS = 4
@@ -312,7 +313,7 @@ def test_a_copy_that_is_held_back_when_the_run_ends_is_told_by_where_its_twin_is
     ]
 
 
-@pytest.mark.parametrize("write", [parquet, arrow])
+@pytest.mark.parametrize("write", [parquet, arrow, avro])
 def test_a_copy_that_is_read_again_is_told(write: Any, caplog: pytest.LogCaptureFixture) -> None:
     suffix = write.__name__
     write(Path(f"d/a.{suffix}"), 1, 2)
@@ -324,7 +325,7 @@ def test_a_copy_that_is_read_again_is_told(write: Any, caplog: pytest.LogCapture
     assert f"d/b.{suffix} has the same size, beginning and end as d/a.{suffix}" in caplog.text
 
 
-@pytest.mark.parametrize("write", [parquet, arrow, csv])
+@pytest.mark.parametrize("write", [parquet, arrow, avro, csv])
 def test_whole_files_that_come(write: Any) -> None:
     suffix = write.__name__
     write(Path(f"d/a.{suffix}"), 1, 2)
@@ -366,6 +367,20 @@ def damaged_batch(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+NUMBERS = record(id="long")
+
+
+def damaged_block(path: Path) -> None:
+    """Its second block does not end in the sync marker."""
+    path.write_bytes(header(NUMBERS) + numbers(0, 1) + numbers(2, sync=SYNC[::-1]) + numbers(3))
+
+
+def numbers(*values: int, sync: bytes = SYNC) -> bytes:
+    """A block of Avro."""
+    rows = b"".join(datum(NUMBERS, {"id": value}) for value in values)
+    return block(rows, len(values), sync=sync)
+
+
 def damaged_gzip(path: Path) -> None:
     """Beyond the first block of text."""
     long = "".join(f'{{"id": {n}, "t": "{"x" * 4_000}"}}\n' for n in range(1_500))
@@ -383,6 +398,7 @@ def damaged_from_the_start(path: Path) -> None:
         (damaged_footer, parquet, "parquet"),
         (damaged_page, parquet, "parquet"),
         (damaged_batch, arrow, "arrow"),
+        (damaged_block, avro, "avro"),
         (damaged_gzip, None, "ndjson.gz"),
         (damaged_from_the_start, None, "ndjson.gz"),
     ],
@@ -408,7 +424,7 @@ def test_a_damaged_file_is_a_dead_letter_and_the_others_go_on(
         Path("elsewhere").rename(f"d/b.{suffix}")
         read, rejects = reader.all()
         assert read == [str(i) for i in range(len(read))]
-        assert (len(read) > 0) == (damage in (damaged_page, damaged_gzip))
+        assert (len(read) > 0) == (damage in (damaged_page, damaged_block, damaged_gzip))
         (reject,) = rejects
         assert reject.reason == "unreadable"
         (letter,) = reject.rows.to_dicts()
@@ -428,6 +444,36 @@ def test_a_damaged_file_is_a_dead_letter_and_the_others_go_on(
         Path("elsewhere").rename(f"d/b.{suffix}")
         assert later.rows() == ["-3"]
         later.source.close()
+
+
+def test_blocks_that_are_added_to_avro_files(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row once, also across a restart; a block waits until it is whole, however long."""
+    monkeypatch.setattr(scan, "SETTLE_SECONDS", 0.0)
+    path, whole = Path("d/a.avro"), header(NUMBERS)
+    with reading("d/*.avro", format="avro", schema={"id": pl.Int64()}) as reader:
+        path.write_bytes(whole[:-5])
+        assert reader.rows() == []
+        path.write_bytes(whole)
+        assert reader.rows() == []
+        whole += numbers(1, 2, 3)
+        path.write_bytes(whole)
+        assert reader.rows() == ["1", "2", "3"]
+        path.write_bytes(whole + numbers(4, 5)[:-1])
+        assert reader.rows() == reader.rows() == []
+        assert "d/a.avro is not read to its end yet: block 2, at byte" in caplog.text
+        whole += numbers(4, 5)
+        path.write_bytes(whole)
+        assert reader.rows() == ["4", "5"]
+        later = reader.again(schema={"id": pl.Int64()})
+        assert later.rows() == []
+        path.write_bytes(whole + numbers(6) + b"\x02")
+        assert later.rows() == ["6"]
+        again = later.again(schema={"id": pl.Int64()})
+        path.write_bytes(header(NUMBERS) + numbers(*range(7, 99)))  # which begins otherwise
+        assert again.rows()[:1] == ["7"]
+        again.source.close()
 
 
 def test_a_damaged_file_may_be_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ WRITERS: dict[str, Write] = {
     "ndjson.gz": lambda frame, path: _zip(frame, path),
     "parquet": lambda frame, path: frame.write_parquet(path),
     "arrow": lambda frame, path: frame.write_ipc(path),
+    "avro": lambda frame, path: frame.write_avro(path),
 }
 OLD = pl.DataFrame({"a": [1, 2], "b": [3, 4]})
 NEW = pl.DataFrame({"a": [5, 6], "b": [7, 8], "c": [9, 10]})
@@ -199,7 +200,7 @@ def test_columns_that_a_later_file_lacks_are_told(caplog: pytest.LogCaptureFixtu
     assert "with which the run did not begin" in has
 
 
-@pytest.mark.parametrize("write", [WRITERS["csv"], WRITERS["parquet"], WRITERS["arrow"]])
+@pytest.mark.parametrize("write", [WRITERS[kind] for kind in ("csv", "parquet", "arrow", "avro")])
 def test_a_file_without_a_column_of_the_others_is_refused(write: Write) -> None:
     write(OLD, Path("d/a"))
     write(NEW.select("c", "a"), Path("d/b"))

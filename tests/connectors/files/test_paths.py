@@ -48,10 +48,6 @@ def test_files_that_all_say_nothing_ask_for_a_format(tmp_path: Path) -> None:
     ("name", "says"),
     [
         ("a.json", r"a\.json' may hold one object \(json\) or one a line \(ndjson\), .* format to"),
-        (
-            "a.avro",
-            r"a\.avro' is an Avro file, and Avro is read from topics only: write it as Parq",
-        ),
     ],
 )
 def test_an_extension_that_does_not_tell_says_why(tmp_path: Path, name: str, says: str) -> None:

@@ -20,6 +20,7 @@ from connectors.files.readers.table import _opened
 from connectors.files.source import FilesSource
 from connectors.files.splits import EPOCH_STRIDE, SHARD_GROUPS
 from engine.types import EndOfStream, Mark, Records, Schema, UserError
+from tests.containers import container, record
 from tests.size import examples
 
 SCHEMA: Schema = {"n": pl.Int64()}
@@ -40,6 +41,13 @@ def parquet(folder: Path) -> str:
     for i, frame in enumerate(frames()):
         frame.write_parquet(folder / f"{i}.parquet", row_group_size=5)
     return str(folder / "*.parquet")
+
+
+def avro(folder: Path) -> str:
+    for i, frame in enumerate(frames()):
+        rows = container(record(n="long"), frame.to_dicts(), each=5)
+        (folder / f"{i}.avro").write_bytes(rows)
+    return str(folder / "*.avro")
 
 
 def ndjson(folder: Path) -> str:
@@ -64,6 +72,7 @@ def whole(folder: Path) -> str:
 
 KINDS: dict[str, tuple[Callable[[Path], str], dict[str, Any]]] = {
     "parquet": (parquet, {}),
+    "avro": (avro, {}),
     "ndjson": (ndjson, {}),
     "csv": (csv, {}),
     "whole": (whole, {"format": "json"}),

@@ -265,11 +265,12 @@ def test_predict_reads_columns_in_the_types_that_the_model_learned(
     new.clear().write_csv(tmp_path / "empty.csv")
     whole.write_csv(tmp_path / "whole.csv")
     whole.write_parquet(tmp_path / "whole.parquet")
+    whole.cast({pl.Int8: pl.Int32}).write_avro(tmp_path / "whole.avro")
     nothing.write_parquet(tmp_path / "nothing.parquet")
     nothing.write_ndjson(tmp_path / "nothing.ndjson")
     for name, n in (
-        ("empty.csv", 0), ("whole.csv", 50), ("whole.parquet", 50), ("nothing.parquet", 50),
-        ("nothing.ndjson", 50),
+        ("empty.csv", 0), ("whole.csv", 50), ("whole.parquet", 50), ("whole.avro", 50),
+        ("nothing.parquet", 50), ("nothing.ndjson", 50),
     ):  # fmt: skip
         scored = tmp_path / f"scored-{name}"
         code, out, err = headrace("predict", model, "--input", tmp_path / name, "--output", scored)

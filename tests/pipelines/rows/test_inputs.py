@@ -14,6 +14,7 @@ import pytest
 from engine.commands.preflight import preflight
 from engine.run import Run
 from tests.connectors.conftest import shard
+from tests.containers import container, header, record
 from tests.pipelines.runs.test_crash import finish_through_kills
 from tests.size import few
 
@@ -66,7 +67,18 @@ def webdataset(folder: Path) -> dict[str, Any]:
     return {**where, "paths": {"n": "json.n"}, "schema": schema}
 
 
-KINDS: list[Make] = [images, documents, xml, webdataset]
+def avro(folder: Path) -> dict[str, Any]:
+    """A text in a hundred is not UTF-8."""
+    rows = [{"n": i, "s": b"\xff" if i % 100 == 7 else b"%d" % i} for i in range(N)]
+    bytes_, text = record(n="long", s="bytes"), record(n="long", s="string")  # encoded alike
+    for part in range(2):
+        raw = container(bytes_, rows[part * N // 2 : (part + 1) * N // 2], "deflate", each=70)
+        blocks = raw[len(header(bytes_, "deflate")) :]
+        (folder / f"part{part}.avro").write_bytes(header(text, "deflate") + blocks)
+    return {"path": str(folder / "*.avro")}
+
+
+KINDS: list[Make] = [images, documents, xml, webdataset, avro]
 
 
 def toml(value: Any) -> str:
@@ -95,7 +107,7 @@ def output(folder: Path, name: str) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", few(KINDS, (images, xml)), ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", few(KINDS, (images, xml, avro)), ids=lambda make: make.__name__)
 def test_a_pipeline_is_checked_and_run_and_kills_change_nothing(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -234,6 +234,8 @@ class Follower(RowStream):
             if not file.grows and known is not None and not known.matches_file(file.path):
                 self._detach(tail)
                 return
+            if not file.grows:  # opened again, it has what was added
+                self._close(tail)
             tail.since = time.monotonic()
         elif not tail.retry:
             return
