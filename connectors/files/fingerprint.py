@@ -112,7 +112,7 @@ class Fingerprint:
         head, row = segments(path, [(0, self.head), self.row], raw=False)
         return digest(head) == self.head_digest and self.row_digest in ("", digest(row))
 
-    def line_end_in(self, path: Path) -> int | None:
+    def line_end_in(self, path: Path | int) -> int | None:
         """Return the bytes of the line end that now completes the last row; None if the row
         continues."""
         if not self.unfinished:

@@ -112,20 +112,23 @@ def _shown(path: str | Path) -> str:
 
 
 def _once(files: dict[str, Path]) -> dict[str, Path]:
-    """Drop files that are another one's second name."""
+    """Drop files that are another one's second name, and those that have gone since."""
     first: dict[tuple[int, int], str] = {}
+    again: list[str] = []
     for name, path in files.items():
-        stat = path.stat()
-        first.setdefault((stat.st_dev, stat.st_ino), name)
-    kept = set(first.values())
-    again = [name for name in files if name not in kept]
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            continue
+        if first.setdefault((stat.st_dev, stat.st_ino), name) != name:
+            again.append(name)
     if again:
         log.warning(
             "%s to a file that another leads to, '%s' for one: each file is read once.",
             counted(len(again), "path leads", "paths lead"),
             again[0],
         )
-    return {name: path for name, path in files.items() if name in kept}
+    return {name: files[name] for name in first.values()}
 
 
 def _no_file(path: str) -> UserError:

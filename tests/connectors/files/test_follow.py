@@ -476,6 +476,27 @@ def test_blocks_that_are_added_to_avro_files(
         again.source.close()
 
 
+def test_a_packed_file_that_is_renamed_between_the_look_and_its_opening(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its path is another file's by then, as where logs are rotated often."""
+    first, second = Path("d/a.ndjson.gz"), Path("d/b.ndjson.gz")
+    growing = FilesSource._growing
+
+    def renamed(source: FilesSource, path: Path, name: str) -> Any:
+        if not second.exists():
+            first.rename(second)
+            first.write_bytes(gzip.compress(lines(3, 4, 5).encode()))
+        return growing(source, path, name)
+
+    monkeypatch.setattr(FilesSource, "_growing", renamed)
+    first.write_bytes(gzip.compress(lines(1, 2).encode()))
+    with reading("d/*.gz", schema={"id": pl.Int64()}) as reader:
+        rows = [row for _ in range(4) for row in reader.rows()]
+        assert sorted(rows) == ["1", "2", "3", "4", "5"]
+        assert reader.again(schema={"id": pl.Int64()}).rows() == []
+
+
 def test_a_damaged_file_may_be_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "SETTLE_SECONDS", 0.0)
     damaged_footer(Path("d/a.parquet"))

@@ -131,6 +131,10 @@ class Follower(RowStream):
             return self._more(tail, max_rows, max_bytes)
         except HeadraceError as error:
             grows = self._lines and compression(tail.path) is None
+            if not grows and not settled(tail.since):  # it may still be written, or be another's
+                self._close(tail)
+                tail.retry = True
+                return None
             if grows or self._policy == "fail":
                 raise
             return self._given_up(tail, str(error))
@@ -258,11 +262,13 @@ class Follower(RowStream):
         # Those with a known inode first, compressed copies last.
         for file in sorted(new, key=lambda f: (f.file_id not in numbers, not f.grows)):
             tail = self._newcomers.match_lost(file, lost)
+            if tail is None and self._newcomers.must_wait(file, self._tails.values()):
+                continue
+            if not file.is_there():  # what was compared is not its content: the next scan finds it
+                continue
             if tail is not None:
                 lost.remove(tail)
                 self._close(tail)
-            elif self._newcomers.must_wait(file, self._tails.values()):
-                continue
             else:
                 tail = Tail(unique_name(file.shown, self._tails), file.path)
                 if not self._lines:

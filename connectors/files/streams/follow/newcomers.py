@@ -9,7 +9,7 @@ from pathlib import Path
 
 from connectors.files.fingerprint import HEAD_BYTES, digest, segments, whereabouts
 from connectors.files.readers.text import compression
-from connectors.files.streams.follow.scan import FileId, SeenFile, settled
+from connectors.files.streams.follow.scan import FileId, SeenFile, is_at, settled
 from connectors.files.streams.follow.tail import Tail
 from engine.types import HeadraceError
 
@@ -124,18 +124,25 @@ def _is_copy(file: SeenFile, head: bytes, tail: Tail) -> bool:
         return False
     if known.head <= len(head) and digest(head[: known.head]) != known.head_digest:
         return False
-    at = tail.path if tail.text is None else tail.text.fileno()
+    at = tail.place
     end = (max(0, file.size - HEAD_BYTES), min(HEAD_BYTES, file.size))
     try:
         if not known.has_beginning_of(at):
             return True  # just truncated: the next scan finds whose copy this is
         if compression(file.path) is not None:
             (beginning,) = segments(at, [(0, len(head))], raw=False)
-            return beginning == head
-        own = segments(file.path, [(0, len(head)), end], raw=False)
-        return own == segments(at, [(0, len(head)), end], raw=False)
+            same = beginning == head
+        else:
+            own = segments(file.path, [(0, len(head)), end], raw=False)
+            same = own == segments(at, [(0, len(head)), end], raw=False)
     except (OSError, HeadraceError):
         return True  # one of them just disappeared
+    return same or not _is_at(tail)  # renamed since the scan: the next one finds out
+
+
+def _is_at(tail: Tail) -> bool:
+    """Return whether what was read of a tail's file is of that file."""
+    return tail.text is not None or (tail.file_id is not None and is_at(tail.path, tail.file_id))
 
 
 def _is_same_file(tail: Tail, file: SeenFile) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,11 @@ class SeenFile:
     changed: int
     grows: bool
 
+    def is_there(self) -> bool:
+        """Return whether it still has its path; what was read from there is of another file if
+        not."""
+        return is_at(self.path, self.file_id)
+
     def unchanged(self, size: int, changed: int) -> bool:
         """Return whether it has had this size since then."""
         return (self.size, self.changed) == (size, changed)
@@ -60,9 +66,18 @@ def scan(find: Callable[[], Mapping[str, Path]], *, lines: bool) -> dict[FileId,
     return files
 
 
+def is_at(path: Path | int, file_id: FileId) -> bool:
+    """Return whether a path, or a descriptor, leads to a file."""
+    try:
+        stat = os.stat(path)  # noqa: PTH116 - or a descriptor
+    except OSError:
+        return False
+    return (stat.st_dev, stat.st_ino) == file_id
+
+
 def settled(since: float) -> bool:
     """Return whether enough time has passed since a time of the monotonic clock."""
     return time.monotonic() - since >= SETTLE_SECONDS
 
 
-__all__ = ["FileId", "SeenFile", "scan", "settled"]
+__all__ = ["FileId", "SeenFile", "is_at", "scan", "settled"]

@@ -17,7 +17,7 @@ from connectors.files.fingerprint import (
 )
 from connectors.files.readers.text import TextFile
 from connectors.files.splits import EPOCH_STRIDE, Readable
-from connectors.files.streams.follow.scan import FileId, settled
+from connectors.files.streams.follow.scan import FileId, is_at, settled
 from engine.types import HeadraceError, UserError
 
 Open = Callable[[Path, str], Readable | None]
@@ -75,6 +75,12 @@ class Tail:
         file = self.file
         return file if isinstance(file, TextFile) and not file.compressed else None
 
+    @property
+    def place(self) -> Path | int:
+        """What to read its file by: an open one that can grow by its descriptor, as its path may
+        be another file's by now; see `is_at`."""
+        return self.path if self.text is None else self.text.fileno()
+
     def close(self) -> None:
         """Close the file."""
         if self.file is not None:
@@ -99,28 +105,43 @@ class Tail:
         if file is None:
             self.retry = True
             return None
-        self.file, text = file, self.text
-        try:
-            if text is not None:
-                stat = os.fstat(text.fileno())
-                if (stat.st_dev, stat.st_ino) != self.file_id:
-                    self.close()
-                    return None
-            if self.watched is None:
-                at = self.path if text is None else text.fileno()
-                self.watched = FingerprintTracker(at, whole=not lines, before=self.known)
-        except OSError:
-            self.close()
-            return None
-        return file
+        self.file = file
+        # It may have been renamed since the scan, and another one have its path.
+        opened_at = file.fileno() if isinstance(file, TextFile) else self.path
+        if self._is_at(opened_at) and self._begin(whole=not lines):
+            return file
+        self.close()
+        self.retry = True
+        return None
 
     def identify(self) -> bool:
         """Begin the fingerprint of a file that cannot be read; return whether it is there."""
+        self.retry = not self._begin(whole=True)
+        return not self.retry
+
+    def _begin(self, *, whole: bool) -> bool:
+        """Begin the fingerprint, unless that was done; return whether there is one.
+
+        Raises: HeadraceError if its file cannot be read.
+        """
+        if self.watched is not None:
+            return True
+        at = self.place
         try:
-            self.watched = self.watched or FingerprintTracker(self.path, whole=True)
+            watched = FingerprintTracker(at, whole=whole, before=self.known)
         except OSError:
-            self.retry = True
-        return self.watched is not None
+            return False
+        except HeadraceError:
+            if self._is_at(at):
+                raise
+            return False
+        if not self._is_at(at):
+            return False
+        self.watched = watched
+        return True
+
+    def _is_at(self, place: Path | int) -> bool:
+        return self.file_id is not None and is_at(place, self.file_id)
 
     def finish_line(self, policy: Policy) -> None:
         """Skip the line end of a last line that an earlier run read as a row without one.
@@ -130,7 +151,7 @@ class Tail:
         known = self.known
         if known is None or not known.unfinished or known.position != self.position:
             return
-        end = known.line_end_in(self.path)
+        end = known.line_end_in(self.place)
         if end is None:
             report_continued_line(policy, self.name, known)
         self.position = known.row[0] if end is None else self.position + end
