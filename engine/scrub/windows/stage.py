@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from engine.columnar.event_time import EventTime
 from engine.columnar.hashing import Hashes, hashes
@@ -52,7 +51,7 @@ class Window(Stage):
         self.settings: WindowSettings = settings
         self._by: tuple[str, ...] = ()
         self._time: EventTime | None = None
-        self._new: Schema = {}
+        self._nulls: dict[str, pl.Series] = {}
         self._layout = layout(settings.aggregates, SHAPES.index(settings.shape))
         self._state: WindowState | None = None
 
@@ -70,15 +69,16 @@ class Window(Stage):
         planner = Planner(settings, self._layout, self._time)
         plan = planner.plan()
         fading = settings.shape == "fading"
-        self._new = {
+        new: Schema = {
             f"{settings.prefix}{column}_{name}_{length}": result_type(name, fading=fading)
             for length in planner.lengths
             for column, names in settings.aggregates.items()
             for name in names
         }
+        self._nulls = {name: pl.Series([None], dtype=dtype) for name, dtype in new.items()}
         if self._state is None:
             self._state = WindowState(plan, planner.results(), len(self._layout.sources))
-        return extended(schema, self._new, where=self.where, remedy="set another 'prefix'")
+        return extended(schema, new, where=self.where, remedy="set another 'prefix'")
 
     def _check(self, column: str, names: tuple[Aggregate, ...], dtype: pl.DataType) -> None:
         """Check that a column has such aggregates."""
@@ -137,16 +137,13 @@ class Window(Stage):
         return values
 
     def _columns(self, seen: Floats, valid: Bools) -> list[pl.Series]:
-        """Return columns in the memory of `seen`, null where not valid."""
-        bits = np.packbits(valid, axis=1, bitorder="little")
-        arrays = [
-            pa.Array.from_buffers(
-                pa.int64() if dtype == pl.Int64 else pa.float64(), seen.shape[1],
-                [None if valid[i].all() else pa.py_buffer(bits[i]), pa.py_buffer(seen[i])],
-            )
-            for i, dtype in enumerate(self._new.values())
-        ]  # fmt: skip
-        return pl.DataFrame(pa.RecordBatch.from_arrays(arrays, list(self._new))).get_columns()
+        """Return the new columns, null where not valid. Of the ways to make them this one runs the
+        least code, which the walk has driven out of the caches."""
+        counts, columns = seen.view(np.int64), []
+        for i, (name, null) in enumerate(self._nulls.items()):
+            column = pl.Series(name, counts[i] if null.dtype == pl.Int64 else seen[i])
+            columns.append(column if valid[i].all() else column.zip_with(pl.Series(valid[i]), null))
+        return columns
 
     def snapshot(self) -> Snapshot:
         """Return what is remembered of each key, and the rows since."""
