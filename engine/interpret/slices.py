@@ -69,11 +69,13 @@ def named_slices(
 def worst_slices(
     frame: pl.DataFrame, losses: Floats, columns: tuple[str, ...]
 ) -> tuple[list[Slice], list[str]]:
-    """Return the worst slice of each column, the worst first; and the columns that have none."""
+    """Return the worst slice of each column, the worst first; and the columns that cannot be cut.
+    A column none of whose slices is as bad as all rows together has none."""
     cut = {column: cells(frame[column]) for column in columns}
     every = [each for each in cut.values() if each is not None]
     reach = normal(1 - (1 - CONFIDENCE) / max(1, sum(len(each.names) for each in every)))
     found: list[Slice] = []
+    whole = float(losses.mean()) if len(losses) else 0.0
     for each in every:
         known = each.codes >= 0
         counts = np.bincount(each.codes[known], minlength=len(each.names))
@@ -82,8 +84,9 @@ def worst_slices(
             _slice(each.names[code], each.column, losses[each.codes == code], reach, losses)
             for code in usable
         ]
-        if slices:
-            found.append(max(slices, key=_badness))
+        bad = [one for one in slices if one.loss > whole or math.isclose(one.loss, whole)]
+        if bad:
+            found.append(max(bad, key=_badness))
     uncut = [column for column, each in cut.items() if each is None]
     return sorted(found, key=_badness, reverse=True), uncut
 

@@ -243,6 +243,18 @@ def test_the_worst_slice_of_each_column_comes_first() -> None:
     assert [each.column for each in found if each.name.startswith("day from 2020-")]
 
 
+def test_a_slice_better_than_all_rows_is_not_the_worst_of_its_column() -> None:
+    """Its narrow interval may lie above that of a worse one; or the worse has too few rows."""
+    rng = np.random.default_rng(0)
+    losses = np.r_[rng.normal(1.0, 0.01, 400), rng.exponential(1.5, 40)]
+    frame = pl.DataFrame(
+        {"c": ["even"] * 400 + ["wild"] * 40, "few": ["even"] * 430 + ["rare"] * 10}
+    )
+    assert losses[:400].mean() < losses[:430].mean() < losses.mean()
+    (worst,), uncut = worst_slices(frame, losses, ("c", "few"))
+    assert (worst.name, uncut) == ("c = wild", [])
+
+
 def test_no_interval_of_a_loss_reaches_below_0() -> None:
     frame = pl.DataFrame({"c": ["a"] * 40 + ["b"] * 40, "_position": range(80)})
     losses = np.where(np.arange(80) % 40 == 7, 5.0, 0.01)
