@@ -7,6 +7,7 @@ as timestamps and not ages, histograms and never summaries. A label set is small
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -655,6 +656,7 @@ def _instrument(
     return instrument
 
 
+@functools.cache
 def _version() -> str:
     try:
         return importlib.metadata.version("headrace")

@@ -109,6 +109,7 @@ class StageTimer:
     def __init__(self, metrics: Metrics) -> None:
         self.listener: Listener | None = None
         self._seconds = metrics.stage_seconds
+        self._observers: dict[str, Callable[[float], None]] = {}
         self._waits = metrics.queue_wait_seconds
         self._totals = TimingSnapshot()
         self._inside = _Inside()
@@ -132,9 +133,11 @@ class StageTimer:
         spent.rows += rows
         spent.wall += wall
         spent.cpu += cpu
-        seconds = self._seconds.labels(stage=stage)
+        observe = self._observers.get(stage)
+        if observe is None:
+            observe = self._observers[stage] = self._seconds.labels(stage=stage).observe
         for _ in range(batches):
-            seconds.observe(wall / batches)
+            observe(wall / batches)
         if self.listener is not None:
             self.listener(stage, start, wall)
 

@@ -151,8 +151,8 @@ class Evaluation:
             return
         if self._pending and self._pending[-1].knows_before != (before is not None):
             self._flush()
-        seen = frame.select(self._needed)
-        if raw is not None:
+        seen = frame[self._needed] if self._needed else pl.DataFrame()  # [] would select no rows
+        if raw is not None and self._needed:
             seen = seen.with_columns(raw.select(c for c in self._needed if c in raw.columns))
         seen = self._baselines[0].beside(seen, baselines, len(target), before)
         self._pending.append(ScoredRows(frame=seen, target=target, scores=scores))

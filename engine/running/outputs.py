@@ -65,10 +65,10 @@ class Outputs:
         else:
             for each in refused:
                 done = done.with_rejects(each)
-        counts = Counter({NOT_WRITTEN: self._not_written})
-        for each in self._refused:
-            counts[each.reason] += len(each)
-        if +counts:
+        if self._not_written or any(map(len, self._refused)):
+            counts = Counter({NOT_WRITTEN: self._not_written})
+            for each in self._refused:
+                counts[each.reason] += len(each)
             counted = done.batch.counted(SINK, **+counts)
             done = replace(done, batch=counted, refused=tuple(self._refused))
             self._not_written, self._refused = 0, []

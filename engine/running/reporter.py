@@ -77,6 +77,9 @@ class Reporter:
         self._time_in_data: float | None = None
         self._time_column = time_column
         self._counts: dict[str, int] = {}
+        latency = metrics.record_latency_seconds
+        self._fetch_to_ready = latency.labels(span="fetch_to_ready")
+        self._ready_to_done = latency.labels(span="ready_to_done")
 
     @property
     def event_time(self) -> float | None:
@@ -123,9 +126,8 @@ class Reporter:
             elif name in DETECTORS:
                 metrics.drift_detections.labels(detector=name).inc(n)
         if batch.raw_rows:
-            latency = metrics.record_latency_seconds
-            latency.labels(span="fetch_to_ready").observe(batch.ready - batch.arrived)
-            latency.labels(span="ready_to_done").observe(time.monotonic() - batch.ready)
+            self._fetch_to_ready.observe(batch.ready - batch.arrived)
+            self._ready_to_done.observe(time.monotonic() - batch.ready)
 
     def answered(self, batch: Batch) -> None:
         """Export how long rows waited that were answered before they are learned."""

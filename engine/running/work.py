@@ -342,15 +342,15 @@ class Training(Work):
         before: NDArray[np.float64] | None,
     ) -> None:
         """Add rows to the evaluation: those that have a label and are not refused."""
-        at: Any = slice(None) if judged.all() else np.flatnonzero(judged)
-        self.evaluation.update(
-            batch.frame[at],
-            _target(batch)[at],
-            step.scores[at],
-            None if batch.raw is None else batch.raw[at],
-            {name: said[at] for name, said in step.baselines.items()},
-            before=None if before is None else before[at],
-        )
+        frame, target, scores, raw = batch.frame, _target(batch), step.scores, batch.raw
+        baselines = step.baselines
+        if not judged.all():
+            at = np.flatnonzero(judged)
+            frame, target, scores = frame[at], target[at], scores[at]
+            raw = None if raw is None else raw[at]
+            baselines = {name: said[at] for name, said in baselines.items()}
+            before = None if before is None else before[at]
+        self.evaluation.update(frame, target, scores, raw, baselines, before)
         now = time.monotonic()
         if now - self._reported_at >= QUALITY_SECONDS:
             self._reported_at = now
@@ -360,6 +360,8 @@ class Training(Work):
         self, batch: Batch, held: NDArray[np.bool_], scores: NDArray[np.float64]
     ) -> None:
         """Choose the threshold again from the held-out rows, for the next batch on."""
+        if not held.any():
+            return
         held = held & finite_rows(scores)
         if held.any():
             self.threshold.update(_target(batch)[held], scores[held])
