@@ -194,14 +194,15 @@ class OnlineLearner(Challengeable, Generic[N]):
         its own forward pass.
         """
         tensors, target = labelled(batch)
-        if not len(target):
+        if not len(tensors):
             return Step.empty(self._scorer.no_scores())
         if self.features.max_classes:
             tensors = self._scorer.by_output(tensors, target)
         rows = self._scorer.on_device(tensors)
-        # These are asked for on the host: which rows are learned, and the table of states.
-        own = {name: getattr(tensors, name) for name in ("keys", "times", "learned")}
-        rows = dataclasses.replace(rows, **own)
+        if rows is not tensors:
+            # These are asked for on the host: which rows are learned, and the table of states.
+            own = {name: getattr(tensors, name) for name in ("keys", "times", "learned")}
+            rows = dataclasses.replace(rows, **own)
         with self._scorer.deterministic():
             step = self._stepper.learn(rows)
         if step.not_learned is not None:

@@ -45,13 +45,14 @@ class Scaler:
     squares: Floats
     device: str = "cpu"
     _numbers: NDArray[np.float32] = field(init=False, repr=False)
-    _placed: torch.Tensor = field(init=False, repr=False)
+    _placed: torch.Tensor | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         numbers = np.empty((5, len(self.on)), np.float32)
         _numbers_into(self.on, max(self.count, 1.0), self.mean, self.squares, numbers)
         object.__setattr__(self, "_numbers", numbers)
-        object.__setattr__(self, "_placed", torch.from_numpy(numbers).to(self.device))
+        placed = None if self.device == "cpu" else torch.from_numpy(numbers).to(self.device)
+        object.__setattr__(self, "_placed", placed)
 
     @classmethod
     def of(cls, on: Sequence[bool], device: str = "cpu") -> Scaler:
@@ -69,6 +70,7 @@ class Scaler:
             scaled = torch.empty_like(x)
             _scale_into(x.numpy(), self._numbers, scaled.numpy())
             return scaled
+        assert self._placed is not None, "it is on a device"
         shift, _, factor, low, high = self._placed
         there: torch.Tensor = (x - shift).mul_(factor).clamp_(low, high)
         return there
@@ -96,6 +98,7 @@ class Scaler:
         if self.device == "cpu":
             _moments_into(x.numpy(), self._numbers, moments)
             return moments
+        assert self._placed is not None, "it is on a device"
         shift, per, _, low, high = self._placed
         z = (x - shift).mul_(per).clamp_(low, high)
         mean = z.mean(0, dtype=torch.float64)

@@ -55,12 +55,13 @@ class TargetScale:
             return self
         warped = self._transformed(target.cpu().double()).numpy()
         n, total = len(warped), self.count + len(warped)
-        mean = float(warped.mean())
+        mean = float(warped.sum()) / n
         apart = warped - mean
         squares = float(np.square(apart).sum())
         gap = mean - self.mean
-        return dataclasses.replace(
-            self,
+        return TargetScale(
+            transform=self.transform,
+            standard=True,
             count=total,
             mean=self.mean + gap * n / total,
             squares=self.squares + squares + gap * gap * self.count * n / total,

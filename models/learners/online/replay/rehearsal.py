@@ -67,7 +67,8 @@ class Rehearsal:
 
     def seed(self, seed: int) -> None:
         """Seed what is drawn next."""
-        self._rng.manual_seed(seed)
+        if self._replay is not None:
+            self._rng.manual_seed(seed)
 
     def sample(
         self, steps: int, step: int, scales: Scales

@@ -98,7 +98,7 @@ class Stepper(Generic[N]):
             at = end
             if before < len(waiting) >= size or waiting.full:
                 self._take_step(size, rows.scales, progress, known)
-        return progress.step(np.concatenate(scores))
+        return progress.step(scores[0] if len(scores) == 1 else np.concatenate(scores))
 
     def carry(self, rows: Tensors) -> Carry | None:
         """Return the states of the rows' keys; None where none is carried."""
@@ -169,6 +169,8 @@ class Stepper(Generic[N]):
 
     def _replay_steps(self, scales: Scales, size: int, changed: Counter[str]) -> int:
         """Take steps on replayed rows; return how many."""
+        if not self.rehearsal.rows:
+            return 0
         steps = self.sizes.replay_steps(self._rows, size)
         taken = 0
         for step, (kept, carry) in enumerate(self.rehearsal.sample(steps, size, scales), 1):

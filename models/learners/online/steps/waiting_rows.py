@@ -74,9 +74,13 @@ class WaitingRows(Generic[N]):
             Their raw scores; and those of the rows that wait, with a gradient, if they are a step
             that may train on them.
         """
+        trains = trains and not len(self._buffer)
+        if part.learned is None:
+            rows, trains = np.arange(at, at + len(part)), trains and len(part) >= step_rows
+            return self._add(part, rows, progress, trains=trains)
         learned = part.to_learn
         rows, part = np.flatnonzero(learned), dataclasses.replace(part, learned=None)
-        trains = trains and not len(self._buffer) and len(rows) >= step_rows
+        trains = trains and len(rows) >= step_rows
         if len(rows) == len(part):
             return self._add(part, at + rows, progress, trains=trains)
         # Apart, so that a step is the same to the bit with and without the others.
@@ -99,7 +103,7 @@ class WaitingRows(Generic[N]):
             rows: their numbers in the batch.
         """
         raw = self._scorer.train(part) if trains else self._scorer.raw(part)
-        known, waits = raw, np.arange(len(part))
+        known = raw
         bad = self._bad(part, raw.detach())
         if bad is not None:
             progress.not_learned[rows] = bad
@@ -107,8 +111,9 @@ class WaitingRows(Generic[N]):
             if not len(waits):
                 return raw, None
             part, known = part.take(waits), raw[torch.from_numpy(waits).to(raw.device)]
+            rows = rows[waits]
         self._buffer.add(part)
-        progress.waits(rows[waits])
+        progress.waits(rows)
         self._rehearsal.add(part)
         return raw, known if known.requires_grad else None
 
@@ -160,8 +165,10 @@ class WaitingRows(Generic[N]):
             if self._features.targets:
                 goal = np.nan_to_num(goal, posinf=np.inf).max(1)
             large = np.maximum(large, goal)
-        good: NDArray[np.bool_] = large < MAX_SCORE  # nan is not
-        return None if good.all() else ~good
+        if large.max() < MAX_SCORE:  # nan is not
+            return None
+        bad: NDArray[np.bool_] = ~(large < MAX_SCORE)
+        return bad
 
 
 __all__ = ["WaitingRows"]
