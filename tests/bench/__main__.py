@@ -12,8 +12,8 @@ ROOMS = {
     ),
     "stages": ("scrub", "window", "labels", "augment"),
     "models": (
-        "linear", "training", "inference", "adopted", "swaps", "learning", "quality", "reviews",
-        "fewshot", "states", "fraud",
+        "linear", "training", "inference", "adopted", "swaps", "learning", "quality", "pedestrians",
+        "reviews", "fewshot", "states", "fraud",
     ),
     "running": (
         "kafka", "sink", "trickle", "answers", "freshness", "live_swaps", "overhead", "soak",

