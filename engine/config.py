@@ -677,7 +677,8 @@ class Pipeline(BaseModel):
         origin = ConfigOrigin.of(where, overrides, table)
         # The file gives the order of tables.
         given = _merge(table, _environment(), by_kind=False)
-        given = _merge(given, _overrides(overrides), by_kind=False)
+        for override in overrides:  # one after the other: a later one acts on what is there by then
+            given = _merge(given, _override(override), by_kind=False)
         return cls._validated(origin, _without_off(given, OPTIONAL))
 
     @classmethod
@@ -998,13 +999,12 @@ def _another_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return "kind" in old and "kind" in new and old["kind"] != new["kind"]
 
 
-def _overrides(texts: Iterable[str]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for text in texts:
-        nested: Any = _value(text.partition("=")[2].strip())
-        for part in reversed(_key(text)):
-            nested = {part: nested}
-        table = _merge(table, nested)
+def _override(text: str) -> dict[str, Any]:
+    """Return the table that ``a.b=c`` makes. Raises: UserError"""
+    *above, last = _key(text)
+    table: dict[str, Any] = {last: _value(text.partition("=")[2].strip())}
+    for part in reversed(above):
+        table = {part: table}
     return table
 
 

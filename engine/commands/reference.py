@@ -61,7 +61,8 @@ INTRODUCTION = """\
 
 Written by `headrace reference --markdown` from the Settings classes: change those, not this page.
 Bytes may be written "64MiB". `export = false` in a file with a `base`, or `--set export=false`,
-takes a table out that a pipeline may lack; so does false for `scrub.NAME` and `augment.NAME`.
+takes a table out that a pipeline may lack; so does false for `scrub.NAME` and `augment.NAME`. A key
+of it in a later `--set` begins it anew, without what it had.
 A name that points at code of yours is `package.module:Class`.
 `headrace schema` prints the same as a JSON Schema, for editors."""
 

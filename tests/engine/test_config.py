@@ -120,6 +120,28 @@ def test_false_takes_out_a_table_that_a_pipeline_may_lack(
     assert Pipeline.resolved(pipeline.table(), where="p").table() == pipeline.table()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "left"),
+    [
+        (["export=false", "export.keep=3"], {"keep": 3}),
+        (["export.keep=3", "export=false"], None),
+        (["export=false", "export={keep=3}", "export.every=60"], {"keep": 3, "every": 60.0}),
+        (["export.keep=3", "export.every=60"], {"keep": 3, "every": 60.0, "holdout_rows": 700}),
+    ],
+)
+def test_a_key_of_a_table_that_was_taken_out_begins_it_anew(
+    overrides: list[str], left: dict[str, Any] | None
+) -> None:
+    table = {
+        "name": "p",
+        "source": {"kind": "memory"},
+        "export": {"keep": 9, "holdout_rows": 700},
+    }
+    export = Pipeline.of(table, overrides).export
+    given = None if export is None else {k: getattr(export, k) for k in export.model_fields_set}
+    assert given == left
+
+
 def _toml(table: Mapping[str, Any], path: str = "") -> Iterator[str]:
     for key, value in table.items():
         if not isinstance(value, dict):
