@@ -208,10 +208,14 @@ def _write_model(parts: Parts, loop: Loop, files: dict[str, Path]) -> GateReport
         from engine.versions.registry import job_of, register
         from engine.versions.store import Versions
 
+        versions = Versions(pipeline.versions_path)
+        before = versions.numbers()
         added = add_version(parts, rows=loop.totals.learned, data_time=loop.reporter.event_time)
-        log_version(added)
-        number = added.number
-        files[f"version {number}"] = Versions(pipeline.versions_path).path(number)
+        if added.number in before:
+            log.info("version %d is this model already: no other is published", added.number)
+        else:
+            log_version(added)
+        files[f"version {added.number}"] = versions.path(added.number)
         if (job := job_of(pipeline)) is not None:
             register(job, parts.metrics)
     return compression

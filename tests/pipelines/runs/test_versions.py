@@ -223,6 +223,22 @@ def test_rows_are_answered_by_the_version_that_was_current(
     assert answered["prediction"][300:].to_list() == pytest.approx(wanted.tolist(), rel=1e-6)
 
 
+def test_a_model_that_is_there_already_is_not_said_to_be_published(
+    tmp_path: Path, small: Small, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that resumes at its end makes the same file again."""
+    rows_of(400).write_csv(tmp_path / "data.csv")
+    file = small(tmp_path / "data.csv", FAST, more=EXPORT)
+    caplog.set_level(logging.INFO, "headrace")
+    published = []
+    for _ in range(2):
+        caplog.clear()
+        assert "version 1" in Run(file).run().files
+        published.append([said for said in caplog.messages if said.startswith("version 1 ")])
+    assert published[0][0].startswith("version 1 published: ")
+    assert published[1] == ["version 1 is this model already: no other is published"]
+
+
 def test_an_engine_that_follows_goes_on_after_a_swap(trained: Versions, tmp_path: Path) -> None:
     """A stage with a state does not tie its checkpoint to a version."""
     file = tmp_path / "serve.toml"
