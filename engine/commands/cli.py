@@ -425,7 +425,7 @@ def _show(
     from engine.commands.output import console
 
     for part in parts:
-        console().print(part, highlight=False)
+        console().print(part, highlight=False, soft_wrap=isinstance(part, str))
     if options.html is not None:
         write_page(found, options.html)
         console().print(f"Wrote {options.html}.", highlight=False, markup=False)

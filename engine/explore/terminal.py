@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
-from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
@@ -18,23 +17,18 @@ WIDTH = 20
 
 
 def parts(findings: Findings) -> Iterator[RenderableType]:
-    """Return what to print, from top to bottom."""
+    """Return what to print, from top to bottom; a text is to be copied: it is not broken."""
     size = f"{counted(findings.rows, 'row')}, {counted(len(findings.columns), 'column')}"
     yield Text(f"{findings.name}: {size}", style="bold")
     if findings.sentences:
-        yield Panel(
-            Group(*(Text(f"• {sentence}") for sentence in findings.sentences)),
-            title="what to know",
-            title_align="left",
-        )
+        yield Text("what to know:", style="bold")
+        yield "\n".join(f"• {sentence}" for sentence in findings.sentences)
     yield columns(findings)
     if findings.stages:
         yield stages(findings)
     if findings.suggestion:
-        toml = Syntax(
-            findings.suggestion.rstrip(), "toml", background_color="default", word_wrap=True
-        )
-        yield Panel(toml, title="a [scrub] that suits it".replace("[", "\\["), title_align="left")
+        yield Text("a [scrub] that suits it:", style="bold")
+        yield findings.suggestion.rstrip()  # to be copied: no frame, no line breaks
     if findings.left_out:
         lines = (Text(f"• {sentence}", style="dim") for sentence in findings.left_out)
         yield Panel(Group(*lines), title="not looked at, or not exactly", title_align="left")

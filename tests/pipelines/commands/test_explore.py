@@ -183,6 +183,19 @@ def test_no_path_is_guessed() -> None:
         explore("no-such-place/*.csv")
 
 
+def test_what_is_to_be_copied_is_in_one_piece(headrace: Headrace, tmp_path: Path) -> None:
+    """Neither a frame nor a line break of the terminal's width goes into it."""
+    columns = [f"a rather long name of a column {i}" for i in range(12)]
+    frame = pl.DataFrame({c: [None if i % 5 == 0 else i for i in range(500)] for c in columns})
+    frame.write_csv(tmp_path / "a.csv")
+    code, said, err = headrace("explore", tmp_path / "a.csv")
+    assert code == 0, err
+    found = explore(tmp_path / "a.csv")
+    assert max(map(len, found.suggestion.splitlines())) > 120
+    assert f"\n{found.suggestion.rstrip()}\n" in said
+    assert all(f"\n• {sentence}\n" in said for sentence in found.sentences)
+
+
 def test_a_file_takes_settings_of_its_source(headrace: Headrace, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a;b\n1;x\n2;y\n")
     out = tmp_path / "found.json"
