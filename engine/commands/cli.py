@@ -236,7 +236,7 @@ def _done(options: argparse.Namespace) -> int:
     """Run the command; turn every outcome into one sentence and an exit code."""
     from engine.observing import logs
 
-    logs.setup(options.log_format, options.log_level)
+    logs.setup(options.log_format, options.log_level, spoken=lambda said: _spoken(said, options))
     try:
         for remark in environment.remarks():
             _log().warning("%s", remark)

@@ -8,6 +8,7 @@ given to `hide` is shown as ``***``, wherever it turns up.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
 import math
@@ -16,7 +17,7 @@ import re
 import sys
 import time
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 from engine.errors import UserError, nearest
@@ -35,7 +36,9 @@ _STANDARD = frozenset(
 _PLAIN = re.compile(r"[\w.,:;/+*%@#~<>()\[\]-]+")
 
 
-def setup(style: str = "auto", level: str = "info") -> None:
+def setup(
+    style: str = "auto", level: str = "info", *, spoken: Callable[[str], str] | None = None
+) -> None:
     """Send every log record of the process to stderr. May be called again with other settings.
 
     Headrace's own loggers speak from `level` on, those of libraries from warnings on (at debug
@@ -44,6 +47,7 @@ def setup(style: str = "auto", level: str = "info") -> None:
     Args:
         style: ``text``, ``json``, or ``auto``: text if stderr is a terminal.
         level: ``debug`` (errors come with their tracebacks), ``info``, ``warning`` or ``error``.
+        spoken: returns a message in the words of the command that runs.
 
     Raises: UserError for another style or level.
     """
@@ -52,7 +56,7 @@ def setup(style: str = "auto", level: str = "info") -> None:
     if style == "auto":
         style = "text" if sys.stderr.isatty() else "json"
     tracebacks = level == "debug"
-    handler = _Stderr()
+    handler = _Stderr(spoken)
     handler.setFormatter(
         TextFormatter(tracebacks) if style == "text" else JsonFormatter(tracebacks)
     )
@@ -175,8 +179,18 @@ class JsonFormatter(logging.Formatter):
 class _Stderr(logging.StreamHandler[TextIO]):
     """A handler that looks up `sys.stderr` at every write, because a progress bar replaces it."""
 
-    def __init__(self) -> None:
+    def __init__(self, spoken: Callable[[str], str] | None = None) -> None:
         logging.Handler.__init__(self)
+        self._spoken = spoken
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record, its message in the words of the command that runs."""
+        if self._spoken is not None:
+            message = record.getMessage()
+            if (said := self._spoken(message)) != message:
+                record = copy.copy(record)
+                record.msg, record.args = said, None
+        return super().format(record)
 
     @property
     def stream(self) -> TextIO:

@@ -69,6 +69,15 @@ def fail(message: str) -> None:
         log.exception("stage failed", extra={"stage": "scale"})
 
 
+def test_messages_are_in_the_words_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    logs.setup("json", spoken=lambda said: said.replace("[infer] model", "MODEL"))
+    log.warning("%s is cold at 100 %%", "[infer] model")
+    log.warning("100 %")
+    assert [one["message"] for one in objects(stream)] == ["MODEL is cold at 100 %", "100 %"]
+
+
 def test_auto_is_text_on_a_terminal_and_json_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     for stream, start in (
         (Terminal(), r"\d\d:\d\d:\d\d INFO    headrace.test"),
@@ -267,7 +276,7 @@ def test_it_writes_to_whatever_stderr_is_now(
         ({"level": "loud"}, "Unknown log level 'loud'. Known: debug, error, info, warning."),
     ],
 )
-def test_a_wrong_word_is_the_users_mistake(options: dict[str, str], sentence: str) -> None:
+def test_a_wrong_word_is_the_users_mistake(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError) as error:
         logs.setup(**options)
     assert str(error.value) == sentence
