@@ -16,8 +16,10 @@ import polars as pl
 from connectors.files.readers.table import open_table
 from connectors.formats.csv import Csv
 from connectors.formats.inference.infer import (
+    MAX_COLUMNS,
     JsonTypeInference,
     OddValues,
+    TooManyColumns,
     TypeInference,
     common_schema,
     common_type,
@@ -53,8 +55,6 @@ MIN_BYTES_PER_FILE = 64 << 10
 SAMPLE_ROWS = 1_000
 """The rows of XML, or samples of a WebDataset, in which columns are looked for."""
 SOME_ROWS = 64
-MAX_INFERRED_COLUMNS = 10_000
-"""The most columns whose types are inferred: more are data in place of names."""
 PIECE = 4 << 20
 """The bytes inspected together."""
 MAX_FILES_NAMED = 3
@@ -423,7 +423,10 @@ def inspect_json(
             for records in shares.parts(file, name, inspection):
                 seen += len(records)
                 lines = raw_lines(records)
-                keys |= guess.add(lines)
+                try:
+                    keys |= guess.add(lines)
+                except TooManyColumns as error:
+                    _check_column_count(int(error.args[0]), name)
                 _check_column_count(len(keys), name)
                 if head is None:
                     head = lines
@@ -460,9 +463,9 @@ def inspect_xml(
 
 
 def _check_column_count(columns: int, name: str) -> None:
-    if columns > MAX_INFERRED_COLUMNS:
+    if columns > MAX_COLUMNS:
         raise UserError(
-            f"{name} has {columns:,} columns, and more than {MAX_INFERRED_COLUMNS:,} are not "
+            f"{name} has {columns:,} columns, and more than {MAX_COLUMNS:,} are not "
             f"guessed: "
             'declare those that are needed in [source.schema], and "*" = "drop".'
         )

@@ -17,7 +17,7 @@ from connectors.files.inspection import (
 from connectors.files.opening import Opener
 from connectors.files.readers.table import TableFile
 from connectors.files.splits import Readable
-from connectors.formats.inference.infer import infer_json_types
+from connectors.formats.inference.infer import TooManyColumns, infer_json_types
 from connectors.formats.kernels.paths import parse_path
 from connectors.formats.webdataset import WebDatasetFormat
 from engine.types import HeadraceError, Schema
@@ -123,7 +123,15 @@ class LaterColumns:
         finally:
             beginning.close()
         inside = {str(parse_path(way, c)[0]) for c, way in paths.items()}
-        types = {} if records is None else infer_json_types(raw_lines(records), paths)
+        try:
+            types = {} if records is None else infer_json_types(raw_lines(records), paths)
+        except TooManyColumns as error:
+            log.warning(
+                "%s has %s columns: those that the run does not read are not told.",
+                name,
+                *error.args,
+            )
+            return ()
         return [c for c in types if c not in inside]
 
 

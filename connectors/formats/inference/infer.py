@@ -28,6 +28,8 @@ NULL_WORDS = (
     "NA", "N/A", "n/a", "#N/A", "NULL", "Null", "null", "None", "none", "-", "--", "?", ".", "\\N",
 )  # fmt: skip
 """Words that often stand for a missing value among numbers or times."""
+MAX_COLUMNS = 10_000
+"""The most columns whose types are guessed: more are data in place of names."""
 FIRST = 64
 """The values of a column that a type is tried with before all are."""
 CURRENCY = "(?:[\u20ac$\u00a3\u00a5]|EUR|USD|GBP|CHF|JPY)"
@@ -347,6 +349,10 @@ def infer_json_types(lines: bytes, paths: Mapping[str, str] | None = None) -> Sc
     return JsonColumns(lines, paths or {}).types()
 
 
+class TooManyColumns(ValueError):
+    """So many columns that their types are not guessed; it has their number."""
+
+
 class JsonColumns:
     """The columns of JSON objects, one per line, in types that hold all their values.
 
@@ -355,6 +361,8 @@ class JsonColumns:
 
     Attributes:
         columns: column -> the path to its value, and the values.
+
+    Raises: TooManyColumns.
     """
 
     def __init__(self, lines: bytes, paths: Mapping[str, str]) -> None:
@@ -363,6 +371,8 @@ class JsonColumns:
         good = (verdicts < json_scan.BROKEN) & ~json_scan.halved_pairs(data, bounds)
         self._objects = _objects(lines, bounds, verdicts, good)
         frame = _inferred(self._objects)
+        if frame.width > MAX_COLUMNS:
+            raise TooManyColumns(frame.width)
         again = json_scan.twice(data, bounds, frame.columns) & good
         if again.any():
             self._objects = _objects(lines, bounds, verdicts, good & ~again)

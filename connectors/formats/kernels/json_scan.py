@@ -190,8 +190,11 @@ def _hex(data, at):
 
 
 @numba.njit(nogil=True, cache=True)
-def mark_twice(data, bounds, names, ends, lines, found):
-    """Find duplicate keys, see `twice`. `lines` are the last that had each key, counted from 1."""
+def mark_twice(data, bounds, names, ends, places, lines, found):
+    """Find duplicate keys, see `twice`. `places` becomes a table of the names by their hashes, with
+    open addressing, from a power of two of -1; `lines` are the last that had each key, counted from
+    1."""
+    _place_all(names, ends, places)
     for line in range(len(found)):
         depth, key, expected = 0, False, 0
         at, stop = bounds[line], bounds[line + 1]
@@ -211,9 +214,9 @@ def mark_twice(data, bounds, names, ends, lines, found):
                     key = False
                     if odd:
                         name = _unescaped(data, start, at)
-                        i = _index(name, 0, len(name), names, ends, expected)
+                        i = _index(name, 0, len(name), names, ends, places, expected)
                     else:
-                        i = _index(data, start, at, names, ends, expected)
+                        i = _index(data, start, at, names, ends, places, expected)
                     if i >= 0:
                         found[line] |= lines[i] == line + 1
                         lines[i] = line + 1
@@ -231,14 +234,38 @@ def mark_twice(data, bounds, names, ends, lines, found):
 
 
 @compiled
-def _index(data, start, stop, names, ends, expected):
+def _place_all(names, ends, places):
+    last = len(places) - 1
+    for i in range(len(ends) - 1):
+        place = _hash(names, ends[i], ends[i + 1]) & last
+        while places[place] >= 0:
+            place = (place + 1) & last
+        places[place] = i
+
+
+@compiled
+def _hash(data, start, stop):
+    """FNV-1a (Fowler, Noll and Vo), folded to 32 bits."""
+    value = np.uint64(14695981039346656037)
+    for at in range(start, stop):
+        value = (value ^ np.uint64(data[at])) * np.uint64(1099511628211)
+    return np.int64((value ^ (value >> np.uint64(32))) & np.uint64(0xFFFFFFFF))
+
+
+@compiled
+def _index(data, start, stop, names, ends, places, expected):
     """Return which of the names is there, trying the expected one first; -1 for none."""
-    n = len(ends) - 1
-    for k in range(n):
-        i = expected + k
-        i -= n if i >= n else 0
+    if expected < len(ends) - 1 and _same(
+        data, start, stop, names, ends[expected], ends[expected + 1]
+    ):
+        return expected
+    last = len(places) - 1
+    place = _hash(data, start, stop) & last
+    while places[place] >= 0:
+        i = places[place]
         if _same(data, start, stop, names, ends[i], ends[i + 1]):
             return i
+        place = (place + 1) & last
     return -1
 
 

@@ -179,7 +179,8 @@ def twice(
     ends = np.cumsum([0, *map(len, encoded)]).astype(np.int64)
     found = np.zeros(len(bounds) - 1, np.bool_)
     lines = np.zeros(len(keys), np.int64)
-    mark_twice(read_only(data), read_only(bounds), names, ends, lines, found)
+    places = np.full(1 << (2 * len(keys)).bit_length(), -1, np.int64)  # half full at most
+    mark_twice(read_only(data), read_only(bounds), names, ends, places, lines, found)
     return found
 
 

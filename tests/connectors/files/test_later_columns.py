@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
 from connectors.files.source import FilesSource
+from connectors.formats.walks.json_scan import twice
 from engine.types import DROPPED, WILDCARD, EndOfStream, Mark, Schema, UserError
 
 Write = Callable[[pl.DataFrame, Path], None]
@@ -224,6 +227,25 @@ def test_a_file_of_objects_without_a_key_of_the_others_is_told(
     assert said.startswith(
         "d/c.ndjson has no key of the files before it: expected 'a', 'b', got 'A', 'B'; those are "
     )
+
+
+@pytest.mark.timeout(120)
+def test_a_line_with_200_000_keys_is_refused() -> None:
+    """In a second, where each key was compared with each other."""
+    many = json.dumps({f"k{i}": i for i in range(200_000)})
+    Path("d/a.ndjson").write_text(f'{{"id": 1}}\n{many}\n')
+    with pytest.raises(UserError, match=r"^d/a\.ndjson has 200,001 columns, .* are not guessed: "):
+        Run({}, format="ndjson")
+
+
+def test_keys_that_come_twice_are_found_in_any_order() -> None:
+    keys = [f"k{i}" for i in range(2_000)]
+    rows = [keys, keys[::-1], [*keys, "k7"], ["k0", "k0"], ["none"], ["k\\u0037", "k7"], []]
+    texts = ["{" + ", ".join(f'"{key}": 1' for key in row) + "}\n" for row in rows]
+    bounds = np.cumsum([0, *map(len, texts)])
+    data = np.frombuffer("".join(texts).encode(), np.uint8)
+    assert twice(data, bounds, keys).tolist() == [False, False, True, True, False, True, False]
+    assert not twice(data, bounds, []).any()
 
 
 @pytest.mark.parametrize("delimiters", [";,", ",;", "\t|"])
