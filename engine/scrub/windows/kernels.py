@@ -1367,14 +1367,12 @@ def save_some(memory, base, most):
 
 
 @_compiled
-def load(spec, memory, base, start, most):
-    """Remember the keys of a base from the one numbered `start` on, about `most` keys and entries,
-    in a memory that has room for them and has the keys before. Return the number of the next."""
+def load(spec, memory, base):
+    """Remember a base in an empty memory that has room for it."""
     cells, registers, stamps = memory.cells, memory.registers, memory.stamps
     records, parts, keys = cells.records, cells.parts, base.keys
     windows = spec.lengths.shape[0]
-    k = start
-    while k < keys.shape[0] and most > 0:
+    for k in range(keys.shape[0]):
         record = _new(memory.table, records, stamps, registers, keys[k, HASH])
         _touch(memory.queue, stamps, registers, record)
         records[record, NEWEST], records[record, SEEN] = keys[k, NEWEST], keys[k, SEEN]
@@ -1402,9 +1400,6 @@ def load(spec, memory, base, start, most):
                 if spec.shape == SLIDING:
                     _turn(spec, cells, record, window, NEVER)
                 _carry(spec, cells, record, window, split)
-        most -= 1 + count
-        k += 1
-    return k
 
 
 @_compiled

@@ -67,9 +67,6 @@ STEPS = 32
 MIN_STEP = 32_768
 """The fewest keys and entries that are written with a batch, at most a millisecond: the sooner a
 base is made, the fewer keys change before and are written out of their order."""
-MIN_CAUGHT_UP = 1_024
-"""A successor walks over half as many rows again as come with a batch, at least over so many
-more."""
 RESERVED = 512 << 20
 """Bytes of an array that are asked for at once, as far as the settings may need them: the system
 gives them when they are first used, and no copy is made to grow."""
@@ -95,25 +92,6 @@ class Making:
     origin: int
     pieces: int
     step: int
-
-
-@dataclass(slots=True, kw_only=True)
-class Successor:
-    """Memory that is to take the place of a state's: the base is loaded into it, then it catches up
-    with the log, a part with each batch.
-
-    Attributes:
-        state: that it is the memory of.
-        step: keys and entries to load with each batch.
-        keys: of the base that are loaded.
-        piece, row: of the log, up to where its rows are walked over.
-    """
-
-    state: WindowState
-    step: int
-    keys: int = 0
-    piece: int = 0
-    row: int = 0
 
 
 class WindowState:
@@ -143,8 +121,7 @@ class WindowState:
             **self._none._asdict(),
         }
         self._making: Making | None = None
-        self._successor: Successor | None = None
-        self._memory = self._room_to_load()
+        self._memory = self._loaded()
 
     def walk(
         self, hashes: Hashes, times: Ints, values: Floats
@@ -164,7 +141,7 @@ class WindowState:
         counts = {name: int(registers[at]) for name, at in COUNTED.items()} | {"ahead": ahead}
         self._log.append(rows)
         if len(times):
-            self._advance(len(times))
+            self._advance()
         shape = (len(self._results.columns), len(times))
         out, valid = self._outputs.empty(shape, np.float64), self._outputs.empty(shape, np.bool_)
         origin, whole = int(registers[ORIGIN]), out.view(np.int64)
@@ -228,12 +205,11 @@ class WindowState:
 
     def restore(self, value: Mapping[str, Any]) -> None:
         """Restore a `snapshot`."""
-        self._making = self._successor = None
+        self._making = None
         self._base = dict(value["base"])
         self._log.restore(value["log"])
         del self._memory  # before there is new memory
-        self._memory, base = self._room_to_load(), _base_of(self._base)
-        kernels.load(self._plan.spec, self._memory, base, 0, len(base.keys) + len(base.panes))
+        self._memory = self._loaded()
         for piece in self._log.pieces():
             self._walk(piece)
 
@@ -266,14 +242,11 @@ class WindowState:
 
     # ------------------------------------------------------------------------------------- a base
 
-    def _advance(self, rows: int) -> None:
-        """Go on with what takes many batches, after one of so many rows: a new base, which is begun
-        if the log has become long, and then a successor of the memory."""
+    def _advance(self) -> None:
+        """Go on with a new base, or begin one if the log has become long."""
         if self._making is not None:
             self._make(self._making.step)
-            self._plan_successor()
-        elif self._successor is not None:
-            self._catch_up(self._successor, rows)
+            self._shrink()
         elif self._log.nbytes > max(MIN_LOG_BYTES, _nbytes(self._base)):
             self._begin()
 
@@ -306,46 +279,15 @@ class WindowState:
         }
         self._log.drop(making.pieces)
 
-    def _plan_successor(self) -> None:
-        """Plan new memory if a base is whole, and much of the memory lies in segments that no key
-        has any more."""
-        if self._making is not None:
-            return
-        needed = kernels.room_for(_writable(self._base["keys"]))
-        if self._memory.registers[ARENA] > 1.5 * needed + CHUNK_ROWS:
-            twin = WindowState(self._plan, self._results, self._log.columns)
-            twin._base = self._base
-            twin._memory = twin._room_to_load()
-            items = len(self._base["keys"]) + len(self._base["panes"])
-            step = max(items // STEPS, MIN_STEP) // 2  # in memory that is new, too
-            self._successor = Successor(state=twin, step=step)
-
-    def _catch_up(self, successor: Successor, rows: int) -> None:
-        """Load some more into the successor, or walk it over more rows than have come meanwhile;
-        once it knows all of them, take its memory."""
-        twin, pieces = successor.state, self._log.pieces()
-        base = _base_of(self._base)
-        if successor.keys < len(base.keys):
-            spec, memory = self._plan.spec, twin._memory
-            successor.keys = kernels.load(spec, memory, base, successor.keys, successor.step)
-            return
-        left = rows + max(rows // 2, MIN_CAUGHT_UP)
-        while successor.piece < len(pieces) and left:
-            piece = pieces[successor.piece]
-            stop = min(successor.row + left, len(piece["keys"]))
-            twin._walk({name: array[successor.row : stop] for name, array in piece.items()})
-            left -= stop - successor.row
-            successor.row = stop
-            if stop < len(piece["keys"]):
-                return
-            if successor.piece == len(pieces) - 1:
-                self._memory, self._successor = twin._memory, None
-                return
-            successor.piece, successor.row = successor.piece + 1, 0
+    def _shrink(self) -> None:
+        """Take new memory if much of it lies in segments that no key has any more."""
+        if self._making is None:
+            needed = kernels.room_for(_writable(self._base["keys"]))
+            if self._memory.registers[ARENA] > 1.5 * needed + CHUNK_ROWS:
+                self.restore(self.snapshot())
 
     def _finish(self) -> None:
-        """Write all that is left of a new base; have no successor."""
-        self._successor = None
+        """Write all that is left of a new base."""
         if self._making is not None:
             self._make(self._making.step * STEPS)
 
@@ -365,8 +307,8 @@ class WindowState:
             marks=_room(pool, (marks,), np.int32),
         )
 
-    def _room_to_load(self) -> Memory:
-        """Return empty memory with room for the base and more, and go back to the clock of that."""
+    def _loaded(self) -> Memory:
+        """Return memory that holds the base, with room for more."""
         plan, base = self._plan, _base_of(self._base)
         self._clock = Clock.restore(self._base["clock"])
         windows, keys = len(plan.spec.lengths), len(base.keys)
@@ -382,7 +324,7 @@ class WindowState:
         arena = _aligned((-(-max(2 * entries, reserve) // BLOCK) * BLOCK, width), np.float64)
         runs = _aligned((len(arena) // BLOCK + 1, windows * plan.spec.words), np.float64)
         sketched = records if slots else 0
-        return Memory(
+        memory = Memory(
             cells=_cells(_aligned((records, words), np.int64), arena, runs),
             table=np.full(_power(2 * min(records, 65_536 + keys)), EMPTY),
             queue=np.empty(max(3 * keys, CHUNK_ROWS), np.int32),
@@ -393,6 +335,9 @@ class WindowState:
             befores=np.empty((HOT, windows * plan.spec.words)),
             registers=registers,
         )
+        if keys:
+            kernels.load(plan.spec, memory, base)
+        return memory
 
 
 class RowLog:

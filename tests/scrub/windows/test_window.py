@@ -400,44 +400,6 @@ def test_keys_come_and_go_while_bases_are_made(
     assert pl.concat(done).drop("_position").equals(whole.frame.drop("_position"))
 
 
-def test_memory_is_replaced_a_part_with_each_batch(
-    stage: Make, batch: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Once much of it lies in segments of keys that are gone: over many batches, and each row sees
-    the same, resumed too."""
-    rng = np.random.default_rng(6)
-    n = 8_000
-    keys = rng.integers(0, np.where(np.arange(n) < 4_000, 150, 10))
-    frame = pl.DataFrame({"k": keys, "t": np.arange(n) // 4, "x": rng.normal(size=n)})
-    options: dict[str, Any] = {
-        "by": ["k"], "time": "t", "length": 300, "lateness": 9,
-        "aggregates": {"x": ["sum", "deviation", "last", "distinct"]},
-    }  # fmt: skip
-
-    def build() -> Any:
-        made = stage("window", **options)
-        made.bind(dict(frame.schema))
-        return made
-
-    whole = build().apply(batch(frame)).frame
-    small = {"MIN_LOG_BYTES": 0, "CHUNK_ROWS": 64, "MIN_STEP": 512, "MIN_CAUGHT_UP": 8}
-    for name, value in small.items():
-        monkeypatch.setattr(f"engine.scrub.windows.state.{name}", value)
-    made, done, used = build(), [], []
-    waits: list[bool] = []
-    for part in frame.iter_slices(50):
-        done.append(made.apply(batch(part)).frame)
-        used.append(int(made._state._memory.registers[ARENA]))
-        waits.append(made._state._successor is not None)
-        if sum(waits) == 40:  # amid the second one
-            assert min(np.diff(used)) < 0, "the first one never took the place"
-            snapshot = made.snapshot()
-            made = build()
-            made.restore(snapshot)
-            waits.clear()
-    assert pl.concat(done).drop("_position").equals(whole.drop("_position"))
-
-
 def test_states_of_other_keys_are_merged(stage: Make, batch: Make) -> None:
     """As an engine that takes over another's partitions does."""
     rng = np.random.default_rng(3)
