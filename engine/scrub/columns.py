@@ -12,6 +12,8 @@ from engine.types.arrays import Ints
 
 RENAME = 'rename that one where it comes from, or leave it out with "*" = "drop" in [source.schema]'
 """The remedy of `extended` where new names follow from those of columns."""
+MADE_A_NUMBER = "make a number of it with a 'derive' stage"
+"""The remedy of `numbers` where a stage computes with the values."""
 
 
 def expand_columns(patterns: Iterable[str], schema: Schema, *, where: str) -> tuple[str, ...]:
@@ -38,14 +40,21 @@ def expand_columns(patterns: Iterable[str], schema: Schema, *, where: str) -> tu
     return tuple(columns)
 
 
-def numbers(columns: Iterable[str], schema: Schema, *, where: str) -> None:
-    """Raises: UserError when one of the columns does not hold numbers."""
+def numbers(
+    columns: Iterable[str], schema: Schema, *, where: str, remedy: str = MADE_A_NUMBER
+) -> None:
+    """Check that columns hold numbers.
+
+    Args:
+        remedy: what else to do with the column; ends a sentence.
+
+    Raises: UserError when one of the columns does not.
+    """
     for column in columns:
         if not schema[column].is_numeric():
             raise UserError(
                 f"{where} expects numbers in column '{column}', got "
-                f"{type_name(schema[column])}: take it out, "
-                "or make a number of it with a 'derive' stage."
+                f"{type_name(schema[column])}: take it out, or {remedy}."
             )
 
 

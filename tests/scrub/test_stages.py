@@ -561,7 +561,12 @@ SCHEMA = {
         ),
         ("missing", {"columns": ["z*"]}, "expects columns like 'z*', and no column matches"),
         ("missing", {"columns": []}, "names no columns"),
-        ("missing", {"columns": ["text"]}, "expects numbers in column 'text', got string"),
+        (
+            "missing",
+            {"columns": ["text"], "value": ""},
+            "'mean' expects numbers in column 'text', got string: take it out, or set strategy = "
+            '"constant"',
+        ),
         ("missing", {"columns": ["d"], "strategy": "constant"}, "use strategy 'last' or 'drop'"),
         (
             "missing",

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from engine import types
 from engine.columnar.hashing import hashes, spans, utf8_buffer
-from engine.scrub.columns import expand_columns, replaced
+from engine.scrub.columns import expand_columns, nulls, replaced
 from engine.types import (
     Batch,
     Name,
@@ -41,7 +41,10 @@ class Tokens(Stage):
     Without a vocabulary a token's number is 1 + its hash modulo `size`, the same in every process;
     tokens may share one (Weinberger et al., "Feature Hashing for Large Scale Multitask Learning",
     2009). With one it is the number of its line. 0 is what the vocabulary does not know, a null in
-    a list, and what padding is filled with. Empty tokens are left out; null stays null.
+    a list, and what padding is filled with. Empty tokens are left out.
+
+    A row without a text has no tokens: null gives an empty list, as "" does, and is counted as
+    ``null``. Whoever wants no such rows drops them with a `missing` stage before this one.
     """
 
     class Settings(types.Settings):
@@ -102,8 +105,9 @@ class Tokens(Stage):
     def apply(self, batch: Batch) -> Batch:
         lists = [self._numbered(batch.frame.get_column(name)) for name in self._columns]
         unknown = sum(n for _, n in lists)
+        absent = sum(nulls(batch.frame, self._columns).values())
         frame = replaced(batch.frame, [column_of_ids for column_of_ids, _ in lists])
-        return batch.with_frame(frame).counted(self.name, unknown=unknown)
+        return batch.with_frame(frame).counted(self.name, unknown=unknown, null=absent)
 
     def digest(self) -> str | None:
         """Return the digest of the vocabulary, which must match the checkpoint's; None for
@@ -184,9 +188,8 @@ class Tokens(Stage):
 
 
 def _lists(column: pl.Series, bounds: Ints, numbers: Ints) -> pl.Series:
-    """Return the ids as lists, null where the column is null."""
-    null = pa.array(column.is_null().to_numpy())
-    return pl.Series(column.name, pa.LargeListArray.from_arrays(bounds, numbers, mask=null))
+    """Return the ids as lists, named as the column."""
+    return pl.Series(column.name, pa.LargeListArray.from_arrays(bounds, numbers))
 
 
 @numba.njit(nogil=True, cache=True)

@@ -47,6 +47,9 @@ STATISTICS: dict[str, type[Statistic]] = {
     "most_frequent": Counts,
 }
 
+NO_NUMBERS = 'set strategy = "constant" (and a \'value\') or "most_frequent", which fill text too'
+"""What to do with a column that has no mean."""
+
 
 class Missing(FittedStage, Fusible):
     """Fills missing values (null; NaN too in floating-point columns), or rejects their rows.
@@ -124,7 +127,8 @@ class Missing(FittedStage, Fusible):
     def _check(self, schema: Schema) -> None:
         settings = self.settings
         if settings.strategy in ("mean", "median"):
-            numbers(self._columns, schema, where=self.where)
+            where = f"{self.where} strategy '{settings.strategy}'"
+            numbers(self._columns, schema, where=where, remedy=NO_NUMBERS)
         if settings.strategy == "drop" and settings.indicator:
             raise UserError(f"{self.where} drops the rows it would indicate: set one of the two.")
         if settings.by and settings.strategy != "last":

@@ -81,6 +81,9 @@ path = "{folder / "rows.ndjson"}"
 text = "string"
 more = "string"
 label = "string"
+[scrub.missing]
+columns = ["text"]
+strategy = "drop"
 [scrub.tokens]
 columns = ["text", "more"]
 size = 500
