@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
 from connectors.formats.kernels.paths import JsonShape, PathStep, parse_path, value_at
-from connectors.formats.values.casts import Coerce, cast, may_be_another, swap_points_and_commas
+from connectors.formats.values.casts import (
+    BOOLEAN_WORDS,
+    Coerce,
+    cast,
+    may_be_another,
+    swap_points_and_commas,
+)
 from connectors.formats.walks import json_scan
 from engine.types import RESERVED, Schema, Unit, element_type, is_deep
 
@@ -48,6 +54,7 @@ NUMBERS = {int, float}
 PADDED = r"^[+-]?0\d"
 """A number whose leading zeros or sign show that it is an identifier."""
 DIGITS = r"^[+-]?\d+$"
+WHOLE = re.compile(r"-?[0-9]+")
 DATED = r"^\d{4}-\d\d-\d\d"
 INTEGERS = (pl.Int64(), pl.UInt64())
 MOMENTS = (pl.Date(), pl.Datetime("us"))
@@ -262,9 +269,12 @@ def infer_type(values: pl.Series, decimal: str = ".") -> pl.DataType:
         number = infer_type(swap_points_and_commas(values))
         other = number if number.is_numeric() else infer_type(values)
         return pl.String() if other.is_numeric() and other != number else other
-    if _all(values, pl.Boolean(), strict=True):
+    first = values[
+        0
+    ]  # which rules out most types at no cost, as each file has thousands of columns
+    if first.strip().lower() in BOOLEAN_WORDS and _all(values, pl.Boolean(), strict=True):
         return pl.Boolean()
-    for integer in INTEGERS:
+    for integer in INTEGERS if WHOLE.fullmatch(first) else ():
         if _same_text(values.head(FIRST), integer) and _same_text(values, integer):
             return integer
     if _all(values, pl.Float64()) and _are_floats(values):
@@ -284,10 +294,8 @@ def _moment(texts: pl.Series, kinds: Iterable[pl.DataType]) -> pl.DataType:
 def _all(values: pl.Series, dtype: pl.DataType, *, strict: bool = False) -> bool:
     """Return whether the cast accepts every one."""
     coerce: Coerce = "strict" if strict else "lossless"
-    return all(
-        cast(part, dtype, coerce, written=True).null_count() == 0
-        for part in (values.head(FIRST), values)
-    )
+    parts = (values.head(FIRST), values) if len(values) > 4 * FIRST else (values,)
+    return all(cast(part, dtype, coerce, written=True).null_count() == 0 for part in parts)
 
 
 def _same_text(values: pl.Series, integer: pl.DataType) -> bool:
