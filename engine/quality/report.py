@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -122,7 +123,7 @@ def _blocks(whole: Mapping[str, Any]) -> list[str]:
 
 
 def _no_better(report: Mapping[str, Any]) -> list[str]:
-    """Return a remark where a baseline is as good as the model."""
+    """Return a remark where a baseline, or the best constant, is as good as the model."""
     whole = report["all"]
     best = best_baseline(whole)
     if best is None:
@@ -141,6 +142,12 @@ def _no_better(report: Mapping[str, Any]) -> list[str]:
         remark = (
             f"The most frequent class is no worse than the model: it has {share:.4g} of all "
             f"{counted(whole['rows'], 'row')}, and the model's accuracy over them is {ours:.4g}."
+        )
+    elif whole.get("r2", math.nan) <= 0 and "quantiles" not in whole:
+        constant = whole["rmse"] / math.sqrt(1 - whole["r2"])
+        remark = (
+            f"The mean of the target is no worse than the model: RMSE {constant:.4g} against "
+            f"{whole['rmse']:.4g}, over {counted(whole['rows'], 'row')}."
         )
     else:
         return []

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
+from engine.quality.evaluation import Evaluation
 from engine.quality.report import remarks
+from engine.types import Features
 
 
 def report_of(labels: list[int]) -> dict[str, Any]:
@@ -62,3 +65,22 @@ def test_classes_without_a_row_are_told() -> None:
     grows["all"]["outside_confusion"] = [0, 0]
     for report in (report_of([0, 1]), grows):
         assert not any("No row has" in line for line in remarks(report))
+
+
+@pytest.mark.parametrize(("part", "told"), [(0.0, True), (-0.1, True), (0.5, False)])
+def test_a_regression_that_a_constant_beats_is_told(part: float, told: bool) -> None:
+    """Of rows that do not follow one another, which the last value says little of."""
+    target = np.random.default_rng(0).normal(50, 10, 4_000).astype(np.float32)
+    evaluation = Evaluation(
+        Evaluation.Settings(), Features(numeric=(), target="y", task="regression")
+    )
+    scores = 50.2 + part * (target.astype(np.float64) - 50)
+    evaluation.update(pl.DataFrame({"n": range(4_000)}), target, scores)
+    report = evaluation.report()
+    errors = [float(np.sqrt(np.mean((x - target) ** 2))) for x in (target.mean(), scores)]
+    sentence = (
+        f"The mean of the target is no worse than the model: RMSE {errors[0]:.4g} against "
+        f"{errors[1]:.4g}, over 4,000 rows."
+    )
+    assert report["all"]["mae"] < report["all"]["baselines"]["last value"]["mae"]
+    assert remarks(report) == ([sentence] if told else [])
