@@ -87,7 +87,9 @@ def preflight(run: Run, rows: int = 1_000) -> bool:
         problems += problem(run)
     for sentence in dict.fromkeys(problems):
         out.print(Text(f"! {sentence}", style="yellow"), soft_wrap=True)
-    if not problems:
+    if problems:
+        out.print(f"{run.pipeline.file} is not ready to run: look at what is marked '!' above.")
+    else:
         out.print(f"{run.pipeline.file} is ready to run.")
     return not problems
 
@@ -406,7 +408,8 @@ def _labels(run: Run, batch: Batch) -> Iterator[str]:
     yield (
         f"[model] classes are {', '.join(map(repr, run.features.classes))}, and {rows:,} of "
         f"{counted(batch.raw_rows, 'sampled row')} {'has' if rows == 1 else 'have'} another label "
-        f"in '{target}': {shown}: add them to classes, or choose another target."
+        f"in '{target}': {shown}. A run rejects such rows as unknown_label: add the labels to "
+        "classes, correct them in a 'derive' stage, or choose another target."
     )
 
 

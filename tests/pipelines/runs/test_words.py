@@ -172,7 +172,9 @@ def test_labels_are_spelt_as_the_classes_are(
     )
     code, out, _ = headrace("check", file)
     assert code == 2
-    assert "have another label in 'label': 'true' (20)" in " ".join(out.split())
+    said = " ".join(out.split())
+    assert "have another label in 'label': 'true' (20). A run rejects such rows as unknown" in said
+    assert said.endswith(f"{file.name} is not ready to run: look at what is marked '!' above.")
 
 
 # ----------------------------------------------------------------------------------- who set it
