@@ -47,12 +47,15 @@ from engine.types import (
     parse_schema,
 )
 from engine.types.plural import counted
+from engine.types.toml import toml_key, toml_value
 from engine.user_code import calls
 
 LEARNED_ROWS = 32
 """Sampled rows the model learns: enough to try it."""
 MAX_DETAILS = 3
 """Distinct values or details that a sentence shows."""
+MAX_NAMES = 6
+"""Columns that a sentence names."""
 UNKNOWN_LABEL_SHARE = 0.01
 """The share of sampled rows with an unknown label above which the labels are wrong, not single
 rows."""
@@ -82,7 +85,10 @@ def preflight(run: Run, rows: int = 1_000) -> bool:
     else:
         with _closing(run.source), _closing(_detached_source(run)) as source:
             run.assemble()
-            problems = list(_check_sample(run, _sample(run, source, rows), source))
+            sample = _sample(run, source, rows)
+            problems = list(_check_sample(run, sample, source))
+            if sample is not None:
+                problems += _empty_columns(run, sample, source, rows)
     for problem in checks:
         problems += problem(run)
     for sentence in dict.fromkeys(problems):
@@ -176,6 +182,52 @@ def _check_sample(run: Run, sample: Batch | None, source: Source) -> Iterator[st
         elif isinstance(stage, SideStage) and stage.side is not None:
             for sentence in stage.remarks():
                 out.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def _empty_columns(run: Run, sample: Batch, source: Source, rows: int) -> Iterator[str]:
+    """Print the columns without a value in the sample; describe those whose name is a path to one
+    inside the records."""
+    if sample.frame.is_empty():
+        return
+    given = {*RESERVED, *source.origin_columns()}
+    empty = [
+        column.name
+        for column in sample.frame.get_columns()
+        if column.name not in given and column.null_count() == len(column)
+    ]
+    nested = _nested(run, [name for name in empty if "." in name], rows)
+    for name in nested:
+        yield (
+            f"No record of the sample has a value for '{name}', but some have one inside: "
+            f"write [source.paths] {toml_key(name)} = {toml_value(name)}."
+        )
+    if others := [name for name in empty if name not in nested]:
+        more = f" and {len(others) - MAX_NAMES:,} more" if len(others) > MAX_NAMES else ""
+        console().print(
+            f"No record of the sample has a value for {', '.join(map(repr, others[:MAX_NAMES]))}"
+            f"{more}: leave the column out unless later records have one, or correct its name; "
+            "values inside of records are read by [source.paths].",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _nested(run: Run, names: Sequence[str], rows: int) -> list[str]:
+    """Return those of the names that are paths to values inside the sampled records."""
+    if not names:
+        return []
+    table = detached_tables(run.pipeline)
+    paths = {**table["source"].get("paths", {}), **{name: name for name in names}}
+    table["source"] = {**table["source"], "paths": paths}
+    schema = {name: run.parts.scrub.source_schema[name] for name in names}
+    try:
+        with _closing(Run(run.pipeline.model_copy(update=table)).source) as source:
+            own = [p for p in calls.sample(source, rows, 10.0) if not is_of_labels(p)]
+            frame, _ = Decoder(source.format, schema).decode(own)
+    except HeadraceError:  # it has no paths
+        return []
+    return [name for name in names if frame.get_column(name).count()]
 
 
 def _read_by_stages(run: Run, batch: Batch) -> set[str]:

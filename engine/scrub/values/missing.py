@@ -302,7 +302,8 @@ class Missing(FittedStage, Fusible):
         return [
             f"{self.where} found no value in column '{c}' to learn from, and filled "
             f"{'what is missing in it' if c in large else 'all of it'} with {filled[c]!r}: leave "
-            "the column out, or set a 'value'."
+            "the column out, set a 'value', or, if its values lie inside of records, name their "
+            "place in [source.paths]."
             for c in empty
         ] + super().remarks()
 

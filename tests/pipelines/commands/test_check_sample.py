@@ -136,3 +136,36 @@ def test_a_reason_of_several_files_is_told_once(folder: Path, headrace: Headrace
     flat = " ".join(out.split())
     assert flat.count("rejected in decode as wrong_type") == 1
     assert "3 of 303 sampled rows are rejected in decode as wrong_type: Expected float64" in flat
+
+
+@pytest.mark.parametrize(
+    ("record", "code", "told"),
+    [
+        (
+            '{"trip": {"km": 1.5}, "y": 1.0}',
+            2,
+            "! No record of the sample has a value for 'trip.km', but some have one inside: "
+            'write [source.paths] "trip.km" = "trip.km".',
+        ),
+        (
+            '{"trip": {"miles": 1.5}, "y": 1.0}',
+            0,
+            "No record of the sample has a value for 'trip.km': leave the column out unless later",
+        ),
+        ('{"trip.km": 1.5, "y": 1.0}', 0, None),
+    ],
+)
+def test_columns_without_any_value_are_told(
+    folder: Path, headrace: Headrace, record: str, code: int, told: str | None
+) -> None:
+    (folder / "a.ndjson").write_text(f"{record}\n" * 50)
+    missing = '[scrub.missing]\ncolumns = ["trip.km"]\n[model]'
+    text = PIPELINE.replace("a = ", '"trip.km" = ').replace('["a"]', '["trip.km"]')
+    Path("p.toml").write_text(text.replace("[model]", missing))
+    done, out, err = headrace("check", "p.toml")
+    assert done == code, out + err
+    assert told in out if told else "No record of the sample" not in out
+    if code:
+        paths = '[source.paths]\n"trip.km" = "trip.km"\n[model]'
+        Path("p.toml").write_text(text.replace("[model]", paths))
+        assert headrace("check", "p.toml")[0] == 0
