@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import re
 import shlex
@@ -911,7 +912,7 @@ def _is_memory_short(error: BaseException) -> bool:
 
 def _open_streams() -> None:
     """Point a closed standard stream at nowhere; otherwise the next opened file would take its
-    descriptor and receive its output."""
+    descriptor and receive its output. Let a stream that is not UTF-8 show what it can."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -919,6 +920,9 @@ def _open_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _log() -> Any:

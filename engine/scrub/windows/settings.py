@@ -23,7 +23,8 @@ class WindowSettings(types.Settings):
         aggregates: column -> what of it: count, sum, mean, min, max, deviation (of a sample),
             last, time_since (seconds since its last value in the window), rate (count a
             second), ratio (of the row's own value to the window's mean), distinct (how many
-            different values, by a sketch: within about 5 % up to 300).
+            different values, by a sketch with a standard error of about 5 % up to 300; two of a
+            few may count as one).
         shape: sliding (the `length` before a row), tumbling (since the last whole multiple of
             `length`), session (since a pause longer than `gap`) or fading (all earlier rows,
             each with weight 2 ** (-age / `halflife`)).

@@ -322,6 +322,21 @@ def test_a_home_that_cannot_be_reached_is_no_home(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_standard_output_that_is_not_utf_8_shows_what_it_can(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "d.csv"
+    file.write_text("a,n\u00e4me\u2713\n1,2\n3,4\n5,6\n", encoding="utf-8")
+    done = subprocess.run(
+        [*HEADRACE, "explore", str(file)],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        text=True,
+        encoding=encoding,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "me\\u2713" in done.stdout
+
+
 @pytest.mark.parametrize("words", ["--help", "run --help", "--version", "schema", "reference"])
 def test_standard_output_that_takes_nothing_is_a_sentence(words: str) -> None:
     with Path("/dev/full").open("w") as full:
