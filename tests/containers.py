@@ -33,7 +33,7 @@ PACKERS: Mapping[str, Callable[[bytes], bytes]] = {
 
 
 def varint(number: int) -> bytes:
-    """A number as Avro has it."""
+    """A number as Avro has it, and Thrift's compact protocol: zigzag."""
     rest, out = (number << 1) ^ (number >> 63), bytearray()
     while rest >= 0x80:
         out.append(rest & 0x7F | 0x80)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -182,7 +183,7 @@ class SplitStream(RowStream):
                 file.next,
             )
         elif file.unfinished and self._yielded:
-            age = time.time() - self._catalog.files[split.file].stat().st_mtime
+            age = time.time() - os.fstat(file.fileno()).st_mtime
             if age < STILL_WRITTEN:
                 log.warning(
                     "%s was written to %d s ago and ends in a line without a line end: it is read "

@@ -321,6 +321,18 @@ def test_an_unfinished_line_of_a_file_that_was_just_written_is_told(
     assert caplog.text.count("it is read as it stands; [source] last_line") == told
 
 
+def test_a_file_that_is_deleted_while_its_unfinished_last_line_is_read() -> None:
+    path = Path("d/a.csv")
+    path.write_text("id,x\n1,1\n2,2")
+    source = FilesSource(FilesSource.Settings(path=str(path)))
+    source.schema({})
+    source.seek(Mark())
+    assert [len(source.read(2, 1 << 20, 0.0) or ()) for _ in range(2)] == [1, 1]
+    path.unlink()
+    with pytest.raises(EndOfStream):
+        source.read(2, 1 << 20, 0.0)
+
+
 def test_a_line_that_was_taken_unfinished_and_goes_on() -> None:
     path = Path("d/a.log")
     path.write_text("alpha\nbra")

@@ -14,6 +14,7 @@ import pytest
 
 from connectors.files.readers.table import ParquetFile
 from engine.types import HeadraceError
+from tests.containers import varint
 
 N = 24
 """Rows; a varint of one byte in every header that counts them."""
@@ -24,15 +25,6 @@ def plain(**options: object) -> bytes:
     table = pa.table({"a": [*range(N - 1), None], "b": [[i, None] for i in range(N)]})
     pq.write_table(table, out, compression="none", use_dictionary=["a"], **options)
     return out.getvalue()
-
-
-def varint(number: int) -> bytes:
-    """Zigzag, as Thrift's compact protocol has it."""
-    rest, out = (number << 1) ^ (number >> 63), bytearray()
-    while rest >= 0x80:
-        out.append(rest & 0x7F | 0x80)
-        rest >>= 7
-    return bytes([*out, rest])
 
 
 def opened(raw: bytes, folder: Path, columns: list[str] | None = None) -> ParquetFile:

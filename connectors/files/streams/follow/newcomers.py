@@ -9,7 +9,7 @@ from pathlib import Path
 
 from connectors.files.fingerprint import HEAD_BYTES, digest, segments, whereabouts
 from connectors.files.readers.text import compression
-from connectors.files.streams.follow.scan import FileId, SeenFile, is_at, settled
+from connectors.files.streams.follow.scan import FileId, SeenFile, settled
 from connectors.files.streams.follow.tail import Tail
 from engine.types import HeadraceError
 
@@ -137,12 +137,8 @@ def _is_copy(file: SeenFile, head: bytes, tail: Tail) -> bool:
             same = own == segments(at, [(0, len(head)), end], raw=False)
     except (OSError, HeadraceError):
         return True  # one of them just disappeared
-    return same or not _is_at(tail)  # renamed since the scan: the next one finds out
-
-
-def _is_at(tail: Tail) -> bool:
-    """Return whether what was read of a tail's file is of that file."""
-    return tail.text is not None or (tail.file_id is not None and is_at(tail.path, tail.file_id))
+    # An open text is its own; any other may be renamed since the scan: the next one finds out.
+    return same or not (tail.text or tail.is_there())
 
 
 def _is_same_file(tail: Tail, file: SeenFile) -> bool:

@@ -81,6 +81,10 @@ class Tail:
         be another file's by now; see `is_at`."""
         return self.path if self.text is None else self.text.fileno()
 
+    def is_there(self) -> bool:
+        """Return whether what is read at its `place` is its file."""
+        return self.file_id is not None and is_at(self.place, self.file_id)
+
     def close(self) -> None:
         """Close the file."""
         if self.file is not None:
@@ -108,7 +112,7 @@ class Tail:
         self.file = file
         # It may have been renamed since the scan, and another one have its path.
         opened_at = file.fileno() if isinstance(file, TextFile) else self.path
-        if self._is_at(opened_at) and self._begin(whole=not lines):
+        if is_at(opened_at, self.file_id) and self._begin(whole=not lines):
             return file
         self.close()
         self.retry = True
@@ -126,22 +130,18 @@ class Tail:
         """
         if self.watched is not None:
             return True
-        at = self.place
         try:
-            watched = FingerprintTracker(at, whole=whole, before=self.known)
+            watched = FingerprintTracker(self.place, whole=whole, before=self.known)
         except OSError:
             return False
         except HeadraceError:
-            if self._is_at(at):
+            if self.is_there():
                 raise
             return False
-        if not self._is_at(at):
+        if not self.is_there():
             return False
         self.watched = watched
         return True
-
-    def _is_at(self, place: Path | int) -> bool:
-        return self.file_id is not None and is_at(place, self.file_id)
 
     def finish_line(self, policy: Policy) -> None:
         """Skip the line end of a last line that an earlier run read as a row without one.
