@@ -122,6 +122,13 @@ def _blocks(whole: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _has_r2(report: Mapping[str, Any]) -> bool:
+    """Return whether R2 compares the error with that of the target's mean: of several targets it is
+    a mean of theirs, which the newest rows together have not."""
+    whole = report["all"]
+    return "r2" in whole and "r2" in report["window"] and "quantiles" not in whole
+
+
 def _no_better(report: Mapping[str, Any]) -> list[str]:
     """Return a remark where a baseline, or the best constant, is as good as the model."""
     whole = report["all"]
@@ -143,7 +150,7 @@ def _no_better(report: Mapping[str, Any]) -> list[str]:
             f"The most frequent class is no worse than the model: it has {share:.4g} of all "
             f"{counted(whole['rows'], 'row')}, and the model's accuracy over them is {ours:.4g}."
         )
-    elif whole.get("r2", math.nan) <= 0 and "quantiles" not in whole:
+    elif _has_r2(report) and whole["r2"] <= 0:
         constant = whole["rmse"] / math.sqrt(1 - whole["r2"])
         remark = (
             f"The mean of the target is no worse than the model: RMSE {constant:.4g} against "

@@ -84,3 +84,14 @@ def test_a_regression_that_a_constant_beats_is_told(part: float, told: bool) -> 
     )
     assert report["all"]["mae"] < report["all"]["baselines"]["last value"]["mae"]
     assert remarks(report) == ([sentence] if told else [])
+
+
+def test_no_constant_is_named_for_several_targets() -> None:
+    """Their R2 is a mean, and their errors are of different sizes."""
+    target = np.random.default_rng(0).normal((50, 5), (10, 1), (4_000, 2)).astype(np.float32)
+    features = Features(numeric=(), target="a", targets=("a", "b"), task="regression")
+    evaluation = Evaluation(Evaluation.Settings(), features)
+    evaluation.update(pl.DataFrame({"n": range(4_000)}), target, np.tile((50.2, 5.1), (4_000, 1)))
+    report = evaluation.report()
+    assert report["all"]["r2"] <= 0
+    assert remarks(report) == []
